@@ -1,0 +1,52 @@
+"""lipstream: LatentSync lip-sync inference, streamed and dependable.
+
+from lipstream import LipSync, SyncSettings
+sync = LipSync.load("latentsync-1.6", device="cuda")
+result = sync("in.mp4", "speech.wav", "out.mp4", SyncSettings(num_inference_steps=20, guidance_scale=1.5))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lipstream.errors import InputError, LipstreamError, ModelError, NoFaceError, OutputError, SettingsError
+
+if TYPE_CHECKING:
+    from lipstream.lipsync import LipSync, Progress, StageTime, SyncResult
+    from lipstream.settings import RuntimeSettings, SyncSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "LipSync",
+    "LipstreamError",
+    "ModelError",
+    "NoFaceError",
+    "OutputError",
+    "Progress",
+    "RuntimeSettings",
+    "SettingsError",
+    "StageTime",
+    "SyncResult",
+    "SyncSettings",
+    "__version__",
+]
+
+_HOMES = {
+    "LipSync": "lipstream.lipsync",
+    "Progress": "lipstream.lipsync",
+    "StageTime": "lipstream.lipsync",
+    "SyncResult": "lipstream.lipsync",
+    "RuntimeSettings": "lipstream.settings",
+    "SyncSettings": "lipstream.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: `lipstream --help` and an error in the words should not wait for it.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lipstream' has no attribute {name!r}")

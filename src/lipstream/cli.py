@@ -1,0 +1,280 @@
+"""The command line: words to settings to LipSync. The only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lipstream import __version__
+from lipstream.errors import LipstreamError
+
+if TYPE_CHECKING:
+    from lipstream.lipsync import Progress, SyncResult
+
+# torch, diffusers and PyAV take seconds to import: each command imports what it needs, so that words are checked at
+# once and --help is quick.
+
+EXIT_FAULT = 1
+EXIT_WORDS = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_WORDS, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see lipstream.errors); errors are one line on stderr."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.WARNING, format="lipstream: %(levelname)s: %(message)s"
+    )
+    try:
+        with _terminable():
+            return int(args.command(args))
+    except LipstreamError as error:
+        return _fail(args, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted; nothing was written", EXIT_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  (the last resort: a fault of ours)
+        return _fail(
+            args,
+            f"a fault in lipstream ({type(error).__name__}: {error}); run again with --debug",
+            EXIT_FAULT,
+        )
+
+
+def _fail(args: argparse.Namespace, message: str, exit_code: int) -> int:
+    if args.debug:
+        traceback.print_exc()
+    print(f"lipstream: error: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl-C, so that no half-written file stays behind."""
+
+    def interrupt(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lipstream", description="Repaint a video's mouth so that it says a recording.")
+    parser.add_argument("--version", action="version", version=f"lipstream {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    sync = _command(commands, "sync", _sync, "sync a video to a recording")
+    sync.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads")
+    sync.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
+    sync.add_argument("-o", "--output", metavar="OUT", help=".mp4, .mov or .mkv [VIDEO's name with -synced, here]")
+    sync.add_argument("--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models` [tiny]")
+    sync.add_argument("--preset", default="exact", metavar="exact|balanced|fast", help="share of the steps [exact]")
+    sync.add_argument("--steps", type=int, metavar="N", help="denoising steps [the model's own]")
+    sync.add_argument("--guidance-scale", type=float, metavar="G", help="weight of the speech [the model's own]")
+    sync.add_argument("--seed", type=int, default=1247, metavar="N", help="of the noise [1247]")
+    sync.add_argument(
+        "--loop",
+        default="pingpong",
+        metavar="pingpong|hold|trim",
+        help="when the speech is longer than the video: play it back and forth, hold the last frame, or stop [pingpong]",
+    )
+    sync.add_argument(
+        "--no-face",
+        default="pass",
+        metavar="pass|error",
+        help="a frame without a face: pass it through or stop [pass]",
+    )
+    sync.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
+    _add_runtime(sync)
+    sync.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    sync.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+
+    demo = _command(commands, "demo", _demo, "the bundled sample with the bundled model, no network")
+    demo.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for the result [demo]")
+    _add_runtime(demo)
+    demo.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+
+    models = _command(commands, "models", _models_list, "the models: list, download, verify")
+    actions = models.add_subparsers(metavar="list|download|verify")
+    _command(actions, "list", _models_list, "what there is, and what is on this machine")
+    download = _command(
+        actions, "download", _models_download, "fetch a model from the hub, or go on where it broke off"
+    )
+    download.add_argument("model", metavar="NAME")
+    verify = _command(actions, "verify", _models_verify, "check that a model's files are whole and safe to load")
+    verify.add_argument("model", nargs="?", default="tiny", metavar="NAME|FOLDER")
+
+    doctor = _command(commands, "doctor", _doctor, "what this machine has and what is missing, with the mend")
+    doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object on stdout")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    parser.add_argument("--debug", action="store_true", help="tell more, and show a traceback with an error")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="[auto]")
+    parser.add_argument("--precision", default="auto", metavar="auto|fp32|fp16|bf16", help="[auto]")
+    parser.add_argument(
+        "--detector",
+        default="auto",
+        metavar="auto|buffalo_s|buffalo_l|mediapipe",
+        help="finds the face [auto]",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="for face work [one a core]")
+    parser.add_argument("--batch", type=int, default=1, metavar="WINDOWS", help="windows in one U-Net call [1]")
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from lipstream.settings import SyncSettings
+
+    settings = SyncSettings(
+        preset=args.preset,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        loop=args.loop,
+        no_face=args.no_face,
+        crf=args.crf,
+    )
+    output = args.output or f"{Path(args.video).stem}-synced.mp4"
+    result = _run(args, args.model, args.video, args.audio, output, settings, overwrite=args.overwrite)
+    return _tell(args, result)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from lipstream import sample
+    from lipstream.errors import OutputError
+    from lipstream.settings import SyncSettings
+
+    folder = Path(args.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made a folder ({error.strerror}); choose another with -o") from error
+    output = str(folder / "lipstream-demo.mp4")
+    return _tell(args, _run(args, "tiny", sample.VIDEO, sample.SPEECH, output, SyncSettings(), overwrite=True))
+
+
+def _run(
+    args: argparse.Namespace,
+    model: str,
+    video: Any,
+    speech: Any,
+    output: str,
+    settings: Any,
+    *,
+    overwrite: bool,
+) -> SyncResult:
+    from lipstream.lipsync import LipSync, check_files
+
+    runtime = {name: getattr(args, name) for name in ("device", "precision", "detector", "threads", "batch")}
+    check_files(video, speech, output, overwrite=overwrite)  # before the model is loaded, or downloaded
+    sync = LipSync.load(model, **runtime)
+    with _progress() as on_progress:
+        return sync(video, speech, output, settings, overwrite=overwrite, on_progress=on_progress)
+
+
+def _tell(args: argparse.Namespace, result: SyncResult) -> int:
+    if args.json:
+        print(json.dumps(result.to_dict()))
+        return 0
+    untouched = f", {result.frames_without} without a face left as they were" if result.frames_without else ""
+    print(
+        f"{result.output}: {result.frames} frames, {result.duration_s:.2f} s, in {result.wall_s:.1f} s"
+        f" (real-time factor {result.real_time_factor:.2f}){untouched}"
+    )
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None] | None]:
+    """A bar a stage with frames, rate and time left, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(progress: Progress) -> None:
+            for stage in progress.stages:
+                if stage.name not in tasks:
+                    tasks[stage.name] = bars.add_task(stage.name, total=progress.n_frames, rate="")
+                task = tasks[stage.name]
+                speed = bars.tasks[task].speed
+                bars.update(task, completed=stage.frames, rate=f"{speed:.1f} frames/s" if speed else "")
+
+        yield show
+
+
+def _models_list(args: argparse.Namespace) -> int:
+    from lipstream.models.load import describe_models
+
+    for model in describe_models():
+        mend = "" if model.is_here else f"; lipstream models download {model.name}"
+        print(f"{model.name:15} {model.resolution:4} px   {model.place}{mend}")
+    return 0
+
+
+def _models_download(args: argparse.Namespace) -> int:
+    from lipstream.models.load import locate, read_config
+
+    config, folder = read_config(args.model)
+    paths = locate(config, folder)
+    print(f"{config.name}: {paths.unet.parent}")
+    return 0
+
+
+def _models_verify(args: argparse.Namespace) -> int:
+    from lipstream.models.load import verify_model
+
+    for file in verify_model(args.model):
+        print(f"ok  {file.tensors:5} tensors  {file.size_bytes / 1e6:8.1f} MB  {file.path}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from lipstream.doctor import examine
+
+    findings = examine()
+    if args.json:
+        print(json.dumps({finding.name: {"ok": finding.ok, "detail": finding.detail} for finding in findings}))
+    else:
+        for finding in findings:
+            print(f"{'ok ' if finding.ok else '-- '} {finding.name:12} {finding.detail}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

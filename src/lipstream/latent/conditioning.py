@@ -1,0 +1,61 @@
+"""Between pixels and latents: what the U-Net sees beside the noise, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that stays the same over the steps, for windows of `num_frames` frames lying one after another.
+
+    channels: (windows * num_frames, 1 + 2 C, h, w): mask, latents of the masked crop, latents of the whole crop.
+    audio: (windows * num_frames, tokens, dim).
+    """
+
+    channels: Tensor
+    audio: Tensor
+    num_frames: int
+
+
+def to_pixels(faces: Tensor) -> Tensor:
+    """Crops (n, 3, h, w) uint8 RGB to float32 in [-1, 1]."""
+    return faces.float() / 127.5 - 1.0
+
+
+def encode(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents (n, C, h / factor, w / factor) of pixels (n, 3, h, w) in [-1, 1], at the mode of the distribution.
+
+    vae: diffusers' AutoencoderKL. The published code draws from the distribution; the mode needs no random numbers.
+    """
+    latents: Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pixels (n, 3, h, w), about [-1, 1] and float32, of latents (n, C, h / factor, w / factor)."""
+    scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    pixels: Tensor = vae.decode(scaled.to(vae.dtype)).sample
+    return pixels.float()
+
+
+def condition(vae: Any, pixels: Tensor, mask: Tensor, audio: Tensor, num_frames: int) -> Conditioning:
+    """Encode the masked and the whole crops.
+
+    pixels: (n, 3, res, res) in [-1, 1]. mask: (1, res, res), 1 = keep; scaled to the latents by nearest neighbour.
+    audio: (n, tokens, dim).
+    """
+    masked_latents, latents = encode(vae, torch.cat((pixels * mask, pixels))).chunk(2)
+    mask_latents = F.interpolate(mask[None], size=latents.shape[-2:]).expand(len(pixels), -1, -1, -1)
+    channels = torch.cat((mask_latents.to(latents.dtype), masked_latents, latents), dim=1)
+    return Conditioning(channels, audio, num_frames)
+
+
+def keep_surroundings(decoded: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
+    """Decoded pixels where the mask is 0, the crop's own where it is 1 (all (n, 3, res, res) and (1, res, res))."""
+    return decoded * (1.0 - mask) + pixels * mask

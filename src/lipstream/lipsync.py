@@ -1,0 +1,170 @@
+"""LipSync: load a model once, sync as many clips as you like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lipstream.face.detect import Detector, make_detector
+from lipstream.latent.denoise import UNetDenoiser
+from lipstream.media.audio import n_output_frames, probe_speech
+from lipstream.media.reader import probe
+from lipstream.media.writer import VideoWriter, check_output
+from lipstream.models.load import Model, load_model
+from lipstream.pipeline import Clocks, Line, run
+from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Busy seconds of one stage, summed over its threads, and the frames it handled."""
+
+    name: str
+    seconds: float
+    frames: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sync has come: frames written of `n_frames`, and what each stage has done."""
+
+    frames: int
+    n_frames: int
+    stages: tuple[StageTime, ...]
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What one sync did. real_time_factor: wall seconds a second of video; below 1 is faster than real time."""
+
+    output: Path
+    frames: int
+    duration_s: float
+    wall_s: float
+    real_time_factor: float
+    stages: tuple[StageTime, ...]
+    frames_with_face: int
+    frames_without: int
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as the command line's JSON object."""
+        words = asdict(self)
+        faces = {name: words.pop(name) for name in ("frames_with_face", "frames_without")}
+        return {**words, "output": str(self.output), "faces": faces, "settings": words["settings"]}
+
+
+class LipSync:
+    """A loaded model and its face detector. Calls may follow one another; one call at a time."""
+
+    def __init__(self, model: Model, detector: Detector, runtime: RuntimeSettings) -> None:
+        self._runtime = runtime
+        self._line = Line(
+            model=model,
+            denoiser=UNetDenoiser(model.unet),
+            detector=detector,
+            device=runtime.torch_device(),
+            threads=runtime.face_threads(),
+            batch=runtime.batch,
+        )
+
+    @classmethod
+    def load(cls, model: str | Path = "tiny", **runtime: Any) -> LipSync:
+        """Load a named model or a model folder.
+
+        runtime: the fields of RuntimeSettings (device, precision, detector, threads, batch). Raises SettingsError for
+        a device this machine has not, ModelError for a model or a detector that cannot be loaded.
+        """
+        settings = RuntimeSettings(**runtime)
+        device = settings.torch_device()
+        detector = make_detector(settings.detector, device)
+        return cls(load_model(model, device, settings.torch_dtype(device)), detector, settings)
+
+    def __call__(
+        self,
+        video: str | Path,
+        speech: str | Path,
+        output: str | Path,
+        settings: SyncSettings | None = None,
+        *,
+        overwrite: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> SyncResult:
+        """Write `video` to `output` with the mouth saying `speech`; the file is whole or absent.
+
+        video: anything PyAV reads. speech: a recording, or a video with a sound track. output: .mp4, .mov or .mkv.
+        on_progress: called after each written frame. Raises InputError, NoFaceError, OutputError.
+        """
+        settings = settings or SyncSettings()
+        begun_s = time.perf_counter()
+        video_info, speech_info = probe(Path(video)), probe_speech(Path(speech))
+        n_frames = n_output_frames(speech_info, FRAME_RATE_HZ)
+        clocks = Clocks.start()
+
+        def advance() -> None:
+            if on_progress is not None:
+                on_progress(Progress(clocks.write.frames, n_frames, _times(clocks)))
+
+        writer = VideoWriter(
+            Path(output),
+            width=video_info.width,
+            height=video_info.height,
+            frame_rate=FRAME_RATE_HZ,
+            color=video_info.color,
+            speech=speech_info,
+            inputs=(video_info.path, speech_info.path),
+            crf=settings.crf,
+            overwrite=overwrite,
+            metadata=ai_metadata(self._line.model.config.name),
+        )
+        with writer:
+            counts = run(self._line, video_info, speech_info, writer, n_frames, settings, clocks, advance)
+        frames = counts.frames_with_face + counts.frames_without
+        wall_s = time.perf_counter() - begun_s
+        return SyncResult(
+            output=Path(output),
+            frames=frames,
+            duration_s=frames / FRAME_RATE_HZ,
+            wall_s=wall_s,
+            real_time_factor=wall_s * FRAME_RATE_HZ / frames,
+            stages=_times(clocks),
+            frames_with_face=counts.frames_with_face,
+            frames_without=counts.frames_without,
+            settings=self._settings_used(settings),
+        )
+
+    def _settings_used(self, settings: SyncSettings) -> dict[str, Any]:
+        """The settings with every choice made: what the result really ran with."""
+        config, device = self._line.model.config, self._line.device
+        scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+        return {
+            "model": config.name,
+            **asdict(settings),
+            "num_inference_steps": settings.steps(config.num_inference_steps),
+            "guidance_scale": scale,
+            "device": str(device),
+            "precision": str(self._runtime.torch_dtype(device)).removeprefix("torch."),
+            "detector": self._line.detector.name,
+            "threads": self._line.threads,
+            "batch": self._line.batch,
+        }
+
+
+def check_files(video: str | Path, speech: str | Path, output: str | Path, *, overwrite: bool) -> None:
+    """Raise the InputError or OutputError that a sync of these files would begin with. Takes a moment, no model."""
+    inputs = (probe(Path(video)).path, probe_speech(Path(speech)).path)
+    check_output(Path(output), inputs=inputs, overwrite=overwrite)
+
+
+def ai_metadata(model: str) -> dict[str, str]:
+    """What the written file says of itself."""
+    from lipstream import __version__
+
+    return {"comment": f"Made with AI: lip movements generated by lipstream {__version__} with the model {model}."}
+
+
+def _times(clocks: Clocks) -> tuple[StageTime, ...]:
+    return tuple(StageTime(clock.name, round(clock.seconds, 4), clock.frames) for clock in clocks.in_order())

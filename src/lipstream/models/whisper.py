@@ -1,0 +1,99 @@
+"""Whisper's audio encoder (Radford et al. 2022, https://arxiv.org/abs/2212.04356), kept to the part that is used here.
+
+Parameter names are those of OpenAI's checkpoints below `encoder.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lipstream.errors import ModelError
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """Sizes of the encoder, in the words of OpenAI's checkpoints (`dims`); the defaults are Whisper tiny."""
+
+    n_mels: int = 80
+    n_audio_ctx: int = 1500
+    n_audio_state: int = 384
+    n_audio_head: int = 6
+    n_audio_layer: int = 4
+
+    @classmethod
+    def from_dict(cls, words: Mapping[str, Any]) -> AudioEncoderConfig:
+        """Read `dims`, leaving out the text decoder's sizes. Raises ModelError when a size is missing."""
+        names = [f.name for f in fields(cls)]
+        missing = [n for n in names if n not in words]
+        if missing:
+            raise ModelError(f"audio encoder: the sizes lack {', '.join(missing)}")
+        return cls(**{n: int(words[n]) for n in names})
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention with Whisper's names; the key projection has no bias."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(blocks, rows, channels) to the same shape."""
+        query, key, value = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), self.key(x), self.value(x))
+        )
+        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attn = MultiHeadAttention(channels, heads)
+        self.attn_ln = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+        self.mlp_ln = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(blocks, rows, channels) to the same shape."""
+        x = x + self.attn(self.attn_ln(x))
+        return x + self.mlp(self.mlp_ln(x))  # type: ignore[no-any-return]
+
+
+class AudioEncoder(nn.Module):
+    """From a block of log-mel frames to the hidden states that condition the U-Net."""
+
+    positional_embedding: Tensor
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.n_audio_state
+        self.conv1 = nn.Conv1d(config.n_mels, channels, 3, padding=1)
+        self.conv2 = nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+        self.register_buffer("positional_embedding", torch.zeros(config.n_audio_ctx, channels))
+        self.blocks = nn.ModuleList(EncoderBlock(channels, config.n_audio_head) for _ in range(config.n_audio_layer))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Encode blocks of 2 * n_audio_ctx mel frames.
+
+        mel: (blocks, n_mels, 2 * n_audio_ctx). Returns (blocks, n_audio_ctx, n_audio_layer + 1, n_audio_state): the
+        hidden states after the positions and after every block, without Whisper's final norm (published behaviour).
+        """
+        x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2) + self.positional_embedding
+        states = [x]
+        for block in self.blocks:
+            x = block(x)
+            states.append(x)
+        return torch.stack(states, 2)

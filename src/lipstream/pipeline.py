@@ -1,0 +1,251 @@
+"""The straight line: a clip and a recording go in, a lip-synced clip comes out.
+
+    read -> detect -> track -> align -> windows -> denoise -> composite -> write
+    speech -> features -------------------^
+
+Every stage is an iterator over small records, in order, with a bounded number of frames in flight: memory does not
+grow with the clip. State that depends on order lives in the one sequential stage `_track`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipstream.errors import InputError, NoFaceError
+from lipstream.face.align import crop_face
+from lipstream.face.composite import paste_face, resize_face
+from lipstream.face.detect import Detector
+from lipstream.face.track import FaceTrack
+from lipstream.latent import conditioning, denoise
+from lipstream.latent.mask import face_mask
+from lipstream.media.audio import SpeechInfo, read_mono
+from lipstream.media.looping import read_looped
+from lipstream.media.reader import Frame, VideoInfo
+from lipstream.media.writer import VideoWriter
+from lipstream.models.load import Model
+from lipstream.settings import SyncSettings
+from lipstream.speech.features import feature_rows, frame_windows
+from lipstream.stages import StageClock, ordered_map, prefetch, timed
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face."""
+
+    frame: Frame
+    affine_matrix: Matrix | None
+    crop: Tensor | None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames repainted together: `faces` of them have a face, and each of those hears its own audio."""
+
+    frames: tuple[Aligned, ...]
+    audio: tuple[Tensor, ...]
+
+    @property
+    def faces(self) -> int:
+        """Number of frames with a face."""
+        return sum(aligned.crop is not None for aligned in self.frames)
+
+
+@dataclass(frozen=True)
+class Repainted:
+    """A frame and its new crop (3, res, res) in [-1, 1]; None without a face."""
+
+    frame: Frame
+    affine_matrix: Matrix | None
+    face: Tensor | None
+
+
+@dataclass
+class Counts:
+    """How many frames were written with a face repainted, and how many passed through untouched."""
+
+    frames_with_face: int = 0
+    frames_without: int = 0
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """One clock a stage, in the order of the line."""
+
+    read: StageClock
+    detect: StageClock
+    align: StageClock
+    features: StageClock
+    denoise: StageClock
+    composite: StageClock
+    write: StageClock
+
+    @classmethod
+    def start(cls) -> Clocks:
+        """All at zero."""
+        return cls(**{name: StageClock(name) for name in cls.__dataclass_fields__})
+
+    def in_order(self) -> list[StageClock]:
+        """The clocks from the first stage to the last."""
+        return [getattr(self, name) for name in self.__dataclass_fields__]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the line is made of. threads: for detection, alignment and compositing. batch: windows a U-Net call."""
+
+    model: Model
+    denoiser: denoise.Denoiser
+    detector: Detector
+    device: torch.device
+    threads: int
+    batch: int
+
+
+def run(
+    line: Line,
+    video: VideoInfo,
+    speech: SpeechInfo,
+    writer: VideoWriter,
+    n_frames: int,
+    settings: SyncSettings,
+    clocks: Clocks,
+    advance: Callable[[], None],
+) -> Counts:
+    """Sync `n_frames` frames of `video` (fewer with loop="trim") to `speech` and write them.
+
+    advance: called after each written frame. Raises NoFaceError, and what the stages raise.
+    """
+    threads, resolution = line.threads, line.model.config.resolution
+
+    frames: Iterable[Frame] = timed(read_looped(video.path, n_frames, settings.loop), clocks.read)
+    found = ordered_map(lambda frame: _detect(line.detector, frame), frames, threads, clocks.detect)
+    tracked = _track(found, resolution, settings)
+    aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
+
+    rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder)
+    audio = timed(frame_windows(rows, n_frames), clocks.features)
+
+    windows = _gather(prefetch(aligned, 2 * line.model.config.num_frames), audio, line.model.config.num_frames)
+    repainted = _repaint(line, windows, settings, clocks.denoise)
+    ready = prefetch(repainted, line.model.config.num_frames)
+    pictures = ordered_map(lambda item: _composite(item, resolution), ready, threads, clocks.composite)
+
+    counts = Counts()
+    for picture, has_face in pictures:
+        with clocks.write.running():
+            writer.write(picture)
+        counts.frames_with_face += has_face
+        counts.frames_without += not has_face
+        advance()
+    if counts.frames_with_face + counts.frames_without == 0:
+        raise InputError(f"{speech.path}: too short to hear anything in; give at least 0.04 s of speech")
+    if counts.frames_with_face == 0:
+        raise _no_face(video.path, counts.frames_without)
+    return counts
+
+
+def _detect(detector: Detector, frame: Frame) -> tuple[Frame, NDArray[np.float64] | None]:
+    """A frame's landmarks (3, 2), or None; a repeated frame's are known already."""
+    face = None if frame.is_repeat else detector.detect(frame.image)
+    return frame, None if face is None else face.landmarks
+
+
+def _track(
+    found: Iterable[tuple[Frame, NDArray[np.float64] | None]], resolution: int, settings: SyncSettings
+) -> Iterator[tuple[Frame, Matrix | None]]:
+    """Smooth the alignment over time. The only stage with a memory."""
+    track = FaceTrack(resolution)
+    for frame, landmarks in found:
+        affine_matrix = track.update(frame.source_index, frame.is_repeat, landmarks)
+        if affine_matrix is None and settings.no_face == "error":
+            raise NoFaceError(f"frame {frame.index}: no usable face; leave out --no-face error to pass it through")
+        yield frame, affine_matrix
+
+
+def _align(frame: Frame, affine_matrix: Matrix | None, resolution: int) -> Aligned:
+    """Cut the face out of its frame."""
+    crop = None if affine_matrix is None else crop_face(frame.image, affine_matrix, resolution)
+    return Aligned(frame, affine_matrix, crop)
+
+
+def _gather(aligned: Iterable[Aligned], audio: Iterable[Tensor], num_frames: int) -> Iterator[Window]:
+    """Windows of `num_frames` faces. Frames without one ride along, up to as many again as a window holds."""
+    held: list[tuple[Aligned, Tensor]] = []
+    for pair in zip(aligned, audio, strict=False):  # a video that is trimmed ends before the speech
+        held.append(pair)
+        if sum(a.crop is not None for a, _ in held) == num_frames or len(held) == 2 * num_frames:
+            yield _window(held)
+            held = []
+    if held:
+        yield _window(held)
+
+
+def _window(held: Sequence[tuple[Aligned, Tensor]]) -> Window:
+    heard = tuple(audio for aligned, audio in held if aligned.crop is not None)
+    return Window(tuple(aligned for aligned, _ in held), heard)
+
+
+def _repaint(line: Line, windows: Iterable[Window], settings: SyncSettings, clock: StageClock) -> Iterator[Repainted]:
+    """Give every face of every window its new mouth; windows of as many faces share a call."""
+    config, size = line.model.config, line.model.latent_size
+    mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(line.device)
+    noise = denoise.initial_noise(config.unet.out_channels, size, size, settings.seed).to(line.device)
+    for batch in _batches(windows, line.batch):
+        with clock.running(frames=sum(len(window.frames) for window in batch)):
+            faces = iter(_repaint_batch(line, batch, settings, mask, noise) if batch[0].faces else ())
+        for aligned in itertools.chain.from_iterable(window.frames for window in batch):
+            face = None if aligned.crop is None else next(faces)
+            yield Repainted(aligned.frame, aligned.affine_matrix, face)
+
+
+def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
+    """Up to `batch` windows on end with the same number of faces: a shorter one is run at its own length."""
+    for _, alike in itertools.groupby(windows, key=lambda window: window.faces):
+        while group := list(itertools.islice(alike, batch)):
+            yield group
+
+
+@torch.inference_mode()
+def _repaint_batch(line: Line, batch: Sequence[Window], settings: SyncSettings, mask: Tensor, noise: Tensor) -> Tensor:
+    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU."""
+    vae, config = line.model.vae, line.model.config
+    crops = [a.crop for window in batch for a in window.frames if a.crop is not None]
+    audio = torch.stack([heard for window in batch for heard in window.audio])
+    pixels = conditioning.to_pixels(torch.stack(crops).to(line.device))
+    seen = conditioning.condition(vae, pixels, mask, audio, batch[0].faces)
+    guidance_scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    latents = denoise.sample(
+        line.denoiser,
+        config.scheduler,
+        noise,
+        seen,
+        num_inference_steps=settings.steps(config.num_inference_steps),
+        guidance_scale=guidance_scale,
+    )
+    return conditioning.keep_surroundings(conditioning.decode(vae, latents), pixels, mask).cpu()
+
+
+def _composite(repainted: Repainted, resolution: int) -> tuple[NDArray[np.uint8], bool]:
+    """The frame with its new mouth, and whether it has one."""
+    image = repainted.frame.image
+    if repainted.face is None or repainted.affine_matrix is None:
+        return image, False
+    face = resize_face(repainted.face, resolution)
+    return paste_face(image, face, repainted.affine_matrix).numpy(), True
+
+
+def _no_face(video: Path, n_frames: int) -> NoFaceError:
+    return NoFaceError(
+        f"{video}: no usable face in the {n_frames} frames looked at; it takes one at least 50 px wide and 80 px high,"
+        " turned towards the camera"
+    )

@@ -1,0 +1,119 @@
+"""What can be chosen: frozen records, the presets, and how `auto` is decided."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from lipstream.errors import SettingsError
+
+Loop = Literal["pingpong", "hold", "trim"]
+NoFace = Literal["pass", "error"]
+PresetName = Literal["exact", "balanced", "fast"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
+
+FRAME_RATE_HZ = 25
+WINDOW_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much of the model's own sampling is done. `step_share` scales the model's number of steps."""
+
+    step_share: float
+
+
+PRESETS: dict[str, Preset] = {
+    "exact": Preset(step_share=1.0),
+    "balanced": Preset(step_share=0.5),
+    "fast": Preset(step_share=0.25),
+}
+
+
+@dataclass(frozen=True)
+class SyncSettings:
+    """How one clip is synced. `None` leaves the choice to the model and the preset.
+
+    num_inference_steps: 1 to 1000. guidance_scale: above 1.0 doubles the work. seed: of the noise. loop: what the
+    video does when the speech outlasts it. no_face: pass a frame without a face through, or stop at it (published
+    behaviour). crf: x264's constant rate factor, 0 (lossless) to 51.
+    """
+
+    preset: PresetName = "exact"
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 1247
+    loop: Loop = "pingpong"
+    no_face: NoFace = "pass"
+    crf: int = 18
+
+    def __post_init__(self) -> None:
+        _among("preset", self.preset, tuple(PRESETS))
+        _among("loop", self.loop, get_args(Loop))
+        _among("no_face", self.no_face, get_args(NoFace))
+        _between("num_inference_steps", self.num_inference_steps, 1, 1000)
+        _between("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _between("seed", self.seed, 0, 2**63 - 1)
+        _between("crf", self.crf, 0, 51)
+
+    def steps(self, model_steps: int) -> int:
+        """Number of steps for a model whose own number is `model_steps`: as asked, else by the preset."""
+        if self.num_inference_steps is not None:
+            return self.num_inference_steps
+        return max(1, round(model_steps * PRESETS[self.preset].step_share))
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """What the work runs on. threads: for face work; None takes one a core. batch: windows in one U-Net call."""
+
+    device: str = "auto"
+    precision: Precision = "auto"
+    detector: DetectorName = "auto"
+    threads: int | None = None
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        _among("precision", self.precision, get_args(Precision))
+        _among("detector", self.detector, get_args(DetectorName))
+        _between("threads", self.threads, 1, 256)
+        _between("batch", self.batch, 1, 256)
+
+    def torch_device(self) -> torch.device:
+        """The device, with `auto` decided. Raises SettingsError for one that this machine has not."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise SettingsError(f"device {self.device!r} is not a device; use auto, cpu, cuda, cuda:N or mps") from None
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise SettingsError(f"device {self.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise SettingsError(f"device {self.device!r}: this machine has no Metal device; use --device cpu")
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise SettingsError(f"device {self.device!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
+        return device
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of the networks, with `auto` decided: float16 on CUDA (published behaviour), else float32."""
+        precision = self.precision if self.precision != "auto" else "fp16" if device.type == "cuda" else "fp32"
+        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+    def face_threads(self) -> int:
+        """Number of threads for face work, with None decided."""
+        return self.threads or os.cpu_count() or 1
+
+
+def _among(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{name} = {value!r}: must be one of {', '.join(allowed)}")
+
+
+def _between(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise SettingsError(f"{name} = {value!r}: must be from {low} to {high}")

@@ -1,0 +1,63 @@
+"""From a recording to what the U-Net hears at each frame of 25 fps video (published numbers: DESIGN, "Audio")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipstream.models.whisper import AudioEncoder
+from lipstream.speech import mel
+
+ROWS_PER_FRAME = 2
+ROWS_BEFORE = 4
+ROWS_AFTER = 5
+
+SampleSource = Callable[[], Iterable[NDArray[np.float32]]]
+
+
+def feature_rows(open_samples: SampleSource, encoder: AudioEncoder) -> Iterator[Tensor]:
+    """Hidden states of a recording, 50 rows a second, in blocks of up to 30 s.
+
+    open_samples: called twice, gives the recording from its beginning each time (mono, 16 kHz, in [-1, 1], in
+    pieces): once to find the maximum that sets the floor, once to encode. Yields (rows, layers + 1, dim) in the
+    encoder's dtype on its device. A block of n mel frames gives n // 2 rows.
+    """
+    n_mels = encoder.config.n_mels
+    weight = encoder.conv1.weight
+    maximum = max((float(block.max()) for block in mel.log_mel_blocks(open_samples(), n_mels)), default=0.0)
+    block_frames = 2 * encoder.config.n_audio_ctx
+    for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames):
+        n_frames = block.shape[1]
+        padded = F.pad(mel.normalise(block, maximum), (0, block_frames - n_frames))
+        with torch.inference_mode():
+            states = encoder(padded[None].to(weight.device, weight.dtype))[0]
+        yield states[: n_frames // ROWS_PER_FRAME]
+
+
+def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:
+    """What each frame hears: rows 2i - 4 to 2i + 5, clamped to the recording: (10 * (layers + 1), dim).
+
+    rows: blocks (rows, layers + 1, dim) in order; only those still needed are held. Frames past the recording's end
+    hear its last rows. A recording too short for a single row yields nothing.
+    """
+    source = iter(rows)
+    held: Tensor | None = None
+    first, ended = 0, False  # index of held[0] in the recording; whether the source is exhausted
+    for i in range(n_frames):
+        start, stop = ROWS_PER_FRAME * i - ROWS_BEFORE, ROWS_PER_FRAME * i + ROWS_AFTER
+        while not ended and (held is None or first + len(held) <= stop):
+            block = next(source, None)
+            ended = block is None
+            if block is not None:
+                held = block if held is None else torch.cat((held, block))
+        if held is None or len(held) == 0:
+            return
+        drop = min(max(start - first, 0), len(held) - 1)
+        held, first = held[drop:], first + drop
+        index = torch.arange(start, stop + 1, device=held.device).clamp(0, first + len(held) - 1) - first
+        yield held[index.clamp_min(0)].flatten(0, 1)
