@@ -14,7 +14,8 @@ from models_helpers import make_model_folder
 
 from lipstream.errors import ModelError
 from lipstream.models.load import describe_models, load_model, read_config, verify_model
-from lipstream.models.unet import UNet, UNetConfig
+from lipstream.models.unet import UNet
+from lipstream.models.unet_config import UNetConfig
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,7 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, monkeyp
     torch.save({"state_dict": _Bomb()}, folder / "latentsync_unet.pt")
     with pytest.raises(ModelError, match="not a readable checkpoint"):
         load(folder)
-    (folder / "latentsync_unet.pt").write_bytes(pickle.dumps(_Bomb()))
+    (folder / "latentsync_unet.pt").write_bytes(pickle.dumps(_Bomb(), protocol=2))
     with pytest.raises(ModelError, match="not a readable checkpoint"):
         load(folder)
     assert not (tmp_path / "exploded").exists()

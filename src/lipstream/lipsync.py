@@ -100,7 +100,8 @@ class LipSync:
         """
         settings = settings or SyncSettings()
         begun_s = time.perf_counter()
-        video_info, speech_info = probe(Path(video)), probe_speech(Path(speech))
+        video_info, speech_info = probe(video), probe_speech(speech)
+        check_output(output, inputs=(video_info.path, speech_info.path), overwrite=overwrite)
         n_frames = n_output_frames(speech_info, FRAME_RATE_HZ)
         clocks = Clocks.start()
 
@@ -109,13 +110,13 @@ class LipSync:
                 on_progress(Progress(clocks.write.frames, n_frames, _times(clocks)))
 
         writer = VideoWriter(
-            Path(output),
+            output,
             width=video_info.width,
             height=video_info.height,
             frame_rate=FRAME_RATE_HZ,
             color=video_info.color,
             speech=speech_info,
-            inputs=(video_info.path, speech_info.path),
+            n_frames=n_frames,
             crf=settings.crf,
             overwrite=overwrite,
             metadata=ai_metadata(self._line.model.config.name),
@@ -155,8 +156,7 @@ class LipSync:
 
 def check_files(video: str | Path, speech: str | Path, output: str | Path, *, overwrite: bool) -> None:
     """Raise the InputError or OutputError that a sync of these files would begin with. Takes a moment, no model."""
-    inputs = (probe(Path(video)).path, probe_speech(Path(speech)).path)
-    check_output(Path(output), inputs=inputs, overwrite=overwrite)
+    check_output(output, inputs=(probe(video).path, probe_speech(speech).path), overwrite=overwrite)
 
 
 def ai_metadata(model: str) -> dict[str, str]:

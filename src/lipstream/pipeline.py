@@ -138,7 +138,7 @@ def run(
     windows = _gather(prefetch(aligned, 2 * line.model.config.num_frames), audio, line.model.config.num_frames)
     repainted = _repaint(line, windows, settings, clocks.denoise)
     ready = prefetch(repainted, line.model.config.num_frames)
-    pictures = ordered_map(lambda item: _composite(item, resolution), ready, threads, clocks.composite)
+    pictures = ordered_map(_composite, ready, threads, clocks.composite)
 
     counts = Counts()
     for picture, has_face in pictures:
@@ -235,13 +235,12 @@ def _repaint_batch(line: Line, batch: Sequence[Window], settings: SyncSettings, 
     return conditioning.keep_surroundings(conditioning.decode(vae, latents), pixels, mask).cpu()
 
 
-def _composite(repainted: Repainted, resolution: int) -> tuple[NDArray[np.uint8], bool]:
+def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:
     """The frame with its new mouth, and whether it has one."""
     image = repainted.frame.image
     if repainted.face is None or repainted.affine_matrix is None:
         return image, False
-    face = resize_face(repainted.face, resolution)
-    return paste_face(image, face, repainted.affine_matrix).numpy(), True
+    return paste_face(image, resize_face(repainted.face), repainted.affine_matrix), True
 
 
 def _no_face(video: Path, n_frames: int) -> NoFaceError:

@@ -62,7 +62,7 @@ def sample(
     Above a guidance scale of 1.0, zero audio is computed beside the audio and
     noise(zero) + guidance_scale * (noise(audio) - noise(zero)) is taken (Ho and Salimans 2022).
     """
-    scheduler = DDIMScheduler.from_config(dict(scheduler_words))
+    scheduler: Any = DDIMScheduler.from_config(dict(scheduler_words))  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(num_inference_steps)
     guided = guidance_scale > 1.0
     seen = _with_zero_audio(conditioning) if guided else conditioning

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.imaging import lanczos4_resize
@@ -26,7 +27,7 @@ def face_mask(polygon_xy: Sequence[Sequence[float]], size: int, resolution: int)
     return lanczos4_resize(picture, (resolution, resolution)).float() / 255.0
 
 
-def _fill(polygon: np.ndarray, size: int) -> np.ndarray:
+def _fill(polygon: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
     y, x = np.mgrid[:size, :size].astype(np.float64)
     inside = np.zeros((size, size), dtype=bool)
     distance = np.full((size, size), np.inf)

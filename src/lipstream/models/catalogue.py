@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lipstream.errors import ModelError
-from lipstream.models.unet import UNetConfig
+from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoderConfig
 
 BUNDLED = ("tiny",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from lipstream.errors import ModelError
 
@@ -24,11 +25,12 @@ def fetch(repo: str, filename: str, model: str, *, download: bool = True) -> Pat
     if not download:
         raise ModelError(f"{repo}/{filename}: not on this machine; {mend}")
     # The library's transport (httpx since 1.0, requests before) has errors of its own: the parent of the one it wraps.
-    transport_errors = tuple(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
+    parents = [c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError"]
+    network_errors = cast("tuple[type[Exception], ...]", (OSError, *parents))
     try:
         # One quick question first: the download itself would ask an unreachable hub six times before giving up.
         get_hf_file_metadata(hf_hub_url(repo, filename), timeout=_TIMEOUT_S)
         return Path(hf_hub_download(repo, filename, etag_timeout=_TIMEOUT_S))
-    except (HfHubHTTPError, OSError, *transport_errors) as error:
+    except network_errors as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{repo}/{filename}: can't be had from the hub ({reason}); {mend}") from error

@@ -9,89 +9,14 @@ https://arxiv.org/abs/2307.04725), Li et al. 2024 (LatentSync, https://arxiv.org
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipstream.errors import ModelError
-
-
-@dataclass(frozen=True)
-class MotionConfig:
-    """Settings of the motion modules, in the published configuration's words (`motion_module_kwargs`)."""
-
-    num_attention_heads: int = 8
-    num_transformer_block: int = 1
-    attention_block_types: tuple[str, ...] = ("Temporal_Self", "Temporal_Self")
-    temporal_position_encoding: bool = True
-    temporal_position_encoding_max_len: int = 24
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Settings of the U-Net, in the published configuration's words; the defaults are LatentSync 1.5 and 1.6.
-
-    `attention_head_dim` is the number of heads (the name is Stable Diffusion 1.5's own slip).
-    """
-
-    in_channels: int = 13
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",)
-    up_block_types: tuple[str, ...] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3
-    layers_per_block: int = 2
-    cross_attention_dim: int = 384
-    attention_head_dim: int = 8
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    use_motion_module: bool = True
-    motion_module_resolutions: tuple[int, ...] = (1, 2, 4, 8)
-    motion_module_mid_block: bool = False
-    motion_module_decoder_only: bool = False
-    motion_module_kwargs: MotionConfig = MotionConfig()
-
-    @classmethod
-    def from_dict(cls, words: Mapping[str, Any]) -> UNetConfig:
-        """Read the published words. Raises ModelError for a word whose value this U-Net does not compute."""
-        for word, value in _FIXED_WORDS.items():
-            if words.get(word, value) != value:
-                raise ModelError(f"U-Net configuration: {word} = {words[word]!r}; only {value!r} is supported")
-        known = {f.name for f in fields(cls)}
-        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in words.items() if k in known}
-        motion = dict(chosen.get("motion_module_kwargs", {}))
-        for word, value in _FIXED_MOTION_WORDS.items():
-            if motion.get(word, value) != value:
-                raise ModelError(f"U-Net configuration: {word} = {motion[word]!r}; only {value!r} is supported")
-        names = {f.name for f in fields(MotionConfig)}
-        chosen["motion_module_kwargs"] = MotionConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in motion.items() if k in names}
-        )
-        unknown = set(words) - known - set(_FIXED_WORDS) - _UNUSED_WORDS
-        if unknown:
-            raise ModelError(f"U-Net configuration: unknown words {', '.join(sorted(unknown))}")
-        return cls(**chosen)
-
-
-# Words of the published configuration with the one value that is computed here, and words that change nothing.
-_FIXED_WORDS: dict[str, Any] = {
-    "act_fn": "silu",
-    "add_audio_layer": True,
-    "center_input_sample": False,
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
-    "downsample_padding": 1,
-    "mid_block_scale_factor": 1,
-    "resnet_time_scale_shift": "default",
-    "motion_module_type": "Vanilla",
-    "use_linear_projection": False,
-}
-_FIXED_MOTION_WORDS: dict[str, Any] = {"temporal_attention_dim_div": 1}
-_UNUSED_WORDS = {"sample_size"}
+from lipstream.models.unet_config import MotionConfig, UNetConfig
 
 
 class PooledGroupNorm(nn.GroupNorm):
@@ -171,7 +96,7 @@ class Attention(nn.Module):
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         hidden = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return self.to_out[0](hidden)  # type: ignore[no-any-return]
+        return self.to_out[0](hidden)
 
 
 class GEGLU(nn.Module):
@@ -196,7 +121,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to the same shape."""
-        return self.net(x)  # type: ignore[no-any-return]
+        return self.net(x)
 
 
 class SpatialBlock(nn.Module):
@@ -215,7 +140,7 @@ class SpatialBlock(nn.Module):
         """`x` (n, h * w, channels), `audio` (n, tokens, audio channels) to the shape of `x`."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), audio)
-        return x + self.ff(self.norm3(x))  # type: ignore[no-any-return]
+        return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -236,7 +161,7 @@ class SpatialTransformer(nn.Module):
         tokens = hidden.flatten(1, 2)
         for block in self.transformer_blocks:
             tokens = block(tokens, audio)
-        return x + self.proj_out(tokens.view_as(hidden).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        return x + self.proj_out(tokens.view_as(hidden).permute(0, 3, 1, 2))
 
 
 class TemporalBlock(nn.Module):
@@ -257,7 +182,7 @@ class TemporalBlock(nn.Module):
         """`x` (windows * pixels, frames, channels) to the same shape."""
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
             x = x + attention(norm(x))
-        return x + self.ff(self.ff_norm(x))  # type: ignore[no-any-return]
+        return x + self.ff(self.ff_norm(x))
 
 
 class TemporalTransformer(nn.Module):
@@ -294,7 +219,7 @@ class MotionModule(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """`x` (windows * num_frames, channels, h, w) to the same shape."""
-        return self.temporal_transformer(x, num_frames)  # type: ignore[no-any-return]
+        return self.temporal_transformer(x, num_frames)
 
 
 class Resample(nn.Module):
@@ -306,7 +231,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """`x` (n, channels, h, w); enlarged to `size` (height, width) first where it is given."""
-        return self.conv(x if size is None else F.interpolate(x, size=size))  # type: ignore[no-any-return]
+        return self.conv(x if size is None else F.interpolate(x, size=size))
 
 
 class Block(nn.Module):
@@ -332,10 +257,8 @@ class Block(nn.Module):
         self.attentions = nn.ModuleDict({n: SpatialTransformer(out, config) for n in names} if attention else {})
         motion_config = config.motion_module_kwargs
         self.motion_modules = nn.ModuleDict({n: MotionModule(out, motion_config) for n in names} if motion else {})
-        if scale == "down":
-            self.downsamplers = nn.ModuleList([Resample(out, stride=2)])
-        elif scale == "up":
-            self.upsamplers = nn.ModuleList([Resample(out, stride=1)])
+        self.downsamplers = nn.ModuleList([Resample(out, stride=2)]) if scale == "down" else None
+        self.upsamplers = nn.ModuleList([Resample(out, stride=1)]) if scale == "up" else None
 
     def layer(self, index: int, x: Tensor, time: Tensor, audio: Tensor, num_frames: int) -> Tensor:
         """Layer `index` of the block on `x` (windows * num_frames, channels, h, w)."""
@@ -362,7 +285,7 @@ class MidBlock(Block):
 
     def forward(self, x: Tensor, time: Tensor, audio: Tensor, num_frames: int) -> Tensor:
         """`x` (windows * num_frames, channels, h, w) to the same shape."""
-        return self.resnets[1](self.layer(0, x, time, audio, num_frames), time, num_frames)  # type: ignore[no-any-return]
+        return self.resnets[1](self.layer(0, x, time, audio, num_frames), time, num_frames)
 
 
 class TimeEmbedding(nn.Module):
@@ -375,7 +298,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels) to (n, out_channels)."""
-        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class UNet(nn.Module):
@@ -432,21 +355,21 @@ class UNet(nn.Module):
         time = self._embed_time(timestep, sample, num_frames)
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         skips = [x]
-        for block in self.down_blocks:
+        for block in cast(Iterable[Block], self.down_blocks):
             for i in range(len(block.resnets)):
                 x = block.layer(i, x, time, audio, num_frames)
                 skips.append(x)
-            if hasattr(block, "downsamplers"):
+            if block.downsamplers is not None:
                 x = block.downsamplers[0](x)
                 skips.append(x)
         x = self.mid_block(x, time, audio, num_frames)
-        for block in self.up_blocks:
+        for block in cast(Iterable[Block], self.up_blocks):
             for i in range(len(block.resnets)):
                 x = block.layer(i, torch.cat((x, skips.pop()), 1), time, audio, num_frames)
-            if hasattr(block, "upsamplers"):
+            if block.upsamplers is not None:
                 height, width = skips[-1].shape[-2:]
                 x = block.upsamplers[0](x, size=(height, width))
-        return self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
 
     def _embed_time(self, timestep: Tensor, sample: Tensor, num_frames: int) -> Tensor:
         windows = sample.shape[0] // num_frames
@@ -456,4 +379,4 @@ class UNet(nn.Module):
         angle = timestep.to(sample.device).float().expand(windows)[:, None] * rate
         halves = (torch.cos(angle), torch.sin(angle))
         wave = torch.cat(halves if self.config.flip_sin_to_cos else halves[::-1], -1).to(sample.dtype)
-        return self.time_embedding(wave).repeat_interleave(num_frames, 0)  # type: ignore[no-any-return]
+        return self.time_embedding(wave).repeat_interleave(num_frames, 0)

@@ -52,7 +52,7 @@ class MultiHeadAttention(nn.Module):
         query, key, value = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), self.key(x), self.value(x))
         )
-        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class EncoderBlock(nn.Module):
@@ -68,7 +68,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(blocks, rows, channels) to the same shape."""
         x = x + self.attn(self.attn_ln(x))
-        return x + self.mlp(self.mlp_ln(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.mlp_ln(x))
 
 
 class AudioEncoder(nn.Module):

@@ -1,0 +1,117 @@
+"""Colour between the video's YUV and the RGB that the models see.
+
+Reading and writing go through one pair of functions with the same matrix and range, so a frame that is read and written
+untouched keeps its colour: luma is returned exactly, chroma to a fraction of a level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+FULL_RANGE = int(ColorRange.JPEG)
+LIMITED_RANGE = int(ColorRange.MPEG)
+UNSPECIFIED = 2
+"""libav's "unspecified" for matrix, primaries and transfer (for the range it is 0)."""
+
+# Without the last three flags swscale takes a short cut that darkens every pixel by about one level of 255.
+_SCALING = (
+    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+
+_MATRIX_RGB = 0
+_MATRIX_BT709 = 1
+_MATRIX_BT601 = 6
+_SWSCALE_MATRIX = {
+    _MATRIX_BT709: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    _MATRIX_BT601: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+
+
+@dataclass(frozen=True)
+class ColorTags:
+    """How a stream's pixels are to be read, in libav's numbers; the reader fills it, the writer repeats it.
+
+    `range`: 0 unspecified, 1 limited, 2 full. `space`: the YUV matrix (AVColorSpace). `primaries` and `transfer`:
+    AVColorPrimaries and AVColorTransferCharacteristic, carried along and never converted.
+    """
+
+    range: int = 0
+    space: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+
+
+def matrix_by_size(width: int, height: int) -> int:
+    """The matrix players assume for a stream that names none: BT.709 for high definition, else BT.601."""
+    return _MATRIX_BT709 if max(width, height) >= 1280 or min(width, height) > 576 else _MATRIX_BT601
+
+
+def tags_of_frame(frame: av.VideoFrame, primaries: int, transfer: int) -> ColorTags:
+    """The tags of a decoded frame; RGB sources get those that a YUV file made from them will carry.
+
+    Matrix and range stay unspecified where the source does not say: players then assume for the output what they
+    assumed for the input.
+    """
+    space = int(frame.colorspace)
+    if is_rgb(frame) or space == _MATRIX_RGB:  # grey pictures may be tagged as RGB too
+        space = matrix_by_size(frame.width, frame.height)
+    if is_rgb(frame):
+        return ColorTags(LIMITED_RANGE, space, primaries, transfer)
+    is_full = int(frame.color_range) == FULL_RANGE or frame.format.name.startswith("yuvj")
+    return ColorTags(FULL_RANGE if is_full else int(frame.color_range), space, primaries, transfer)
+
+
+def is_rgb(frame: av.VideoFrame) -> bool:
+    """Whether the pixels are stored as RGB (a palette counts)."""
+    return frame.format.is_rgb or frame.format.has_palette
+
+
+def to_rgb(
+    frame: av.VideoFrame, tags: ColorTags, width: int, height: int, reformatter: VideoReformatter
+) -> NDArray[np.uint8]:
+    """A decoded frame as (height, width, 3) uint8 RGB, C-contiguous; alpha is dropped, size changes are scaled."""
+    source_range = FULL_RANGE if is_rgb(frame) else _range(tags)
+    rgb = reformatter.reformat(
+        frame,
+        width=width,
+        height=height,
+        format="rgb24",
+        src_colorspace=_swscale_matrix(tags, width, height),
+        dst_colorspace=_swscale_matrix(tags, width, height),
+        src_color_range=source_range,
+        dst_color_range=FULL_RANGE,
+        interpolation=_SCALING,
+    )
+    return np.ascontiguousarray(rgb.to_ndarray())
+
+
+def to_yuv420p(image: NDArray[np.uint8], tags: ColorTags, reformatter: VideoReformatter) -> av.VideoFrame:
+    """A (height, width, 3) uint8 RGB image of even size as a yuv420p frame with the given matrix and range."""
+    height, width = image.shape[:2]
+    return reformatter.reformat(
+        av.VideoFrame.from_ndarray(image, format="rgb24"),
+        format="yuv420p",
+        src_colorspace=_swscale_matrix(tags, width, height),
+        dst_colorspace=_swscale_matrix(tags, width, height),
+        src_color_range=FULL_RANGE,
+        dst_color_range=_range(tags),
+        interpolation=_SCALING,
+    )
+
+
+def _range(tags: ColorTags) -> int:
+    return FULL_RANGE if tags.range == FULL_RANGE else LIMITED_RANGE
+
+
+def _swscale_matrix(tags: ColorTags, width: int, height: int) -> Colorspace:
+    return _SWSCALE_MATRIX.get(tags.space) or _SWSCALE_MATRIX[matrix_by_size(width, height)]

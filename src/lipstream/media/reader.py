@@ -1,0 +1,247 @@
+"""Reading a video: any container and codec that libav knows, upright, in RGB, at a constant frame rate, streamed.
+
+Frames come one at a time; nothing is held but the decoder's own few frames. Looping for speech that outlasts the video
+is in looping.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, cast
+
+import numpy as np
+from av.buffer import Buffer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from lipstream.errors import InputError
+from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
+from lipstream.media.container import decode, open_input
+from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
+
+OUTPUT_FRAME_RATE = 25
+"""Frames per second of the published model's training videos, and of everything this package writes."""
+
+_NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264, say) holds no times
+_TOLERATED_LOSS_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video is, as its first decoded frame shows it.
+
+    `width` and `height` are those of the upright picture in pixels. `rotation_deg` (0, 90, 180, 270, clockwise) and
+    `mirrored` (left-right, before the rotation) are what the reader applies to the stored picture. `frame_rate` is the
+    source's average in frames per second, 0 where unknown. `duration_s` is what the container claims, if it does.
+    """
+
+    path: Path
+    width: int
+    height: int
+    rotation_deg: int
+    mirrored: bool
+    frame_rate: Fraction
+    duration_s: float | None
+    sample_aspect_ratio: Fraction
+    color: ColorTags
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of the output. `image`: (height, width, 3) uint8 RGB, C-contiguous, the receiver's own copy.
+
+    `index`: position in the output, from 0. `source_index`: position in the resampled source; looped passes repeat it.
+    `is_repeat`: True from the second pass on, when the frame at `source_index` has been seen before.
+    """
+
+    index: int
+    source_index: int
+    is_repeat: bool
+    image: NDArray[np.uint8]
+
+
+class Picture(NamedTuple):
+    """A decoded frame before conversion: its place in the order of decoding, its own time in stream units."""
+
+    ordinal: int
+    pts: int
+    frame: VideoFrame
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Open a video and decode its first frame.
+
+    Raises InputError, naming the file and the mend, when there is no such file or no frame in it.
+    """
+    with VideoSource(Path(path)) as source:
+        next(source.pictures())
+        return source.info
+
+
+def read_frames(path: str | Path, frame_rate: int | Fraction = OUTPUT_FRAME_RATE) -> Iterator[Frame]:
+    """Yield the video's frames at a constant rate: those that `ffmpeg -r 25` would show (see frame_rate.py).
+
+    Raises InputError when the video cannot be used; a damaged part is left out and logged.
+    """
+    with VideoSource(Path(path)) as source:
+        for index, picture in enumerate(source.at_rate(Fraction(frame_rate))):
+            yield Frame(index, index, False, source.image(picture.item))
+
+
+class VideoSource:
+    """An open video file: its pictures in order, with times, and their conversion to upright RGB."""
+
+    info: VideoInfo
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.container = open_input(path, "video")
+        try:
+            self.stream = _video_stream(path, self.container.streams.video)
+        except BaseException:
+            self.container.close()
+            raise
+        self.stream.thread_type = "AUTO"
+        self.has_times = not self.container.format.flags & _NO_TIMESTAMPS
+        self._reformatter = VideoReformatter()
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.container.close()
+
+    def pictures(self) -> Generator[Timed[Picture], None, None]:
+        """Decode from the container's position to the end; raises InputError if not one frame was ever decoded."""
+        clock = _Clock(self.stream, self.has_times)
+        start_s = Fraction(self.container.start_time or 0, 1_000_000)
+        start_pts = round_half_away(start_s / clock.time_base)
+        frames = decode(self.path, self.container, self.stream)
+        for ordinal, frame in enumerate(frames):
+            if not hasattr(self, "info"):
+                self.info = _describe(self.path, self.container.duration, self.stream, frame)
+            pts, duration = clock.time(frame)
+            yield Timed(Picture(ordinal, pts, frame), pts - start_pts, duration, clock.time_base)
+        if not hasattr(self, "info"):
+            raise InputError(f"{self.path}: no frame can be decoded; the file is damaged, export it again")
+
+    def at_rate(self, frame_rate: Fraction) -> Generator[Timed[Picture], None, None]:
+        """The picture of each output frame in turn; a picture shown twice comes twice."""
+        keep_initial_gap = len(self.container.streams) > 1
+        last: Timed[Picture] | None = None
+        for last in constant_rate(self.pictures(), frame_rate, keep_initial_gap=keep_initial_gap):
+            yield last
+        if last is not None and self.info.duration_s is not None:
+            end_s = float((last.pts + last.duration) * last.time_base)
+            if end_s < self.info.duration_s - _TOLERATED_LOSS_S:
+                told_s = self.info.duration_s
+                logger.warning("%s: the picture ends at %.2f s, the file says %.2f s", self.path, end_s, told_s)
+
+    def seek(self, pts: int) -> None:
+        """Go to the last key frame at or before `pts` (stream units), or where the container thinks it is."""
+        self.container.seek(pts, stream=self.stream, backward=True)
+
+    def image(self, picture: Picture) -> NDArray[np.uint8]:
+        """The picture as the viewer sees it: (height, width, 3) uint8 RGB, C-contiguous."""
+        is_turned = self.info.rotation_deg % 180 == 90
+        width, height = self.info.width, self.info.height
+        if is_turned:
+            width, height = height, width
+        image = to_rgb(picture.frame, self.info.color, width, height, self._reformatter)
+        if self.info.mirrored:
+            image = image[:, ::-1]
+        return np.ascontiguousarray(np.rot90(image, -self.info.rotation_deg // 90))
+
+
+class _Clock:
+    """Times and durations of decoded frames, estimated where the file does not tell, as ffmpeg estimates them."""
+
+    def __init__(self, stream: VideoStream, has_times: bool) -> None:
+        self.time_base = stream.time_base or Fraction(1, 1000)
+        self.has_times = has_times
+        coded_rate = stream.codec_context.framerate
+        self.coded_duration = round(1 / coded_rate / self.time_base) if coded_rate else 0
+        average_rate = stream.average_rate
+        self.average_duration = round(1 / average_rate / self.time_base) if average_rate else 0
+        self.last_pts: int | None = None
+        self.last_duration = 0
+
+    def time(self, frame: VideoFrame) -> tuple[int, int]:
+        """(pts, duration) in `time_base` units."""
+        pts = (frame.pts if frame.pts is not None else frame.dts) if self.has_times else None
+        if pts is None:
+            pts = 0 if self.last_pts is None else self.last_pts + self.last_duration
+        step = 0 if self.last_pts is None else max(0, pts - self.last_pts)
+        self.last_duration = self._duration(frame.duration or 0, step)
+        self.last_pts = pts
+        return pts, self.last_duration
+
+    def _duration(self, told: int, step: int) -> int:
+        is_made_up = told == 1 and step > 2
+        if told > 0 and self.has_times and not is_made_up:
+            return told
+        if self.coded_duration > 0 and not self.has_times:
+            return self.coded_duration
+        return step or told or self.coded_duration or self.average_duration or max(self.last_duration, 1)
+
+
+def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
+    """The file's main video: the largest picture that is not cover art."""
+    films = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        raise InputError(f"{path}: no video stream in it (cover art does not count); name a video file")
+    best = max(films, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    if best.codec_context is None:
+        raise InputError(f"{path}: no decoder for its video codec here; convert it to H.264 first")
+    return best
+
+
+def _describe(path: Path, duration_us: int | None, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
+    rotation_deg, mirrored = _orientation(frame)
+    width, height = frame.width, frame.height
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    if rotation_deg % 180 == 90:
+        width, height, aspect = height, width, 1 / aspect
+    context = stream.codec_context
+    return VideoInfo(
+        path=path,
+        width=width,
+        height=height,
+        rotation_deg=rotation_deg,
+        mirrored=mirrored,
+        frame_rate=stream.average_rate or Fraction(0),
+        duration_s=duration_us / 1e6 if duration_us else None,
+        sample_aspect_ratio=aspect,
+        color=tags_of_frame(frame, int(context.color_primaries), int(context.color_trc)),
+    )
+
+
+def _orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """(clockwise rotation in degrees, to the nearest quarter; mirrored first) from the frame's display matrix."""
+    side_data = cast("Mapping[SideDataType, Buffer]", frame.side_data)
+    if SideDataType.DISPLAYMATRIX not in side_data:
+        return 0, False
+    matrix = bytes(side_data[SideDataType.DISPLAYMATRIX])
+    # x' = a x + c y, y' = b x + d y, with y pointing down
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored

@@ -1,0 +1,281 @@
+"""Writing the result: one H.264 encode, the speech beside it, whole or not at all.
+
+Everything goes to a hidden file beside the output, which takes the output's name only when it is complete; whatever
+goes wrong before, that file is removed and an existing output is untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import av.error
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from lipstream.errors import OutputError
+from lipstream.media.audio import SpeechInfo, read_planar
+from lipstream.media.color import ColorTags, to_yuv420p
+
+logger = logging.getLogger(__name__)
+
+_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+_AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+_AAC_LAYOUTS = {"mono", "stereo", "2.1", "3.0", "4.0", "quad", "5.0", "5.0(side)", "5.1", "5.1(side)", "6.1", "7.1"}
+_AAC_LAYOUT_OF_COUNT = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same file, links of both kinds included; False where either is missing."""
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
+
+
+def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
+    """Refuse, before any work is done, an output that cannot or must not be written.
+
+    Raises OutputError: container other than mp4, mov, mkv; a folder; no such folder; not writable; one of the `inputs`
+    (even with `overwrite`); already there (without).
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _CONTAINERS:
+        raise OutputError(f"{path}: cannot write this kind of file; name it .mp4, .mov or .mkv")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: its folder does not exist; create {path.parent} first")
+    for source in inputs:
+        if same_file(path, source):
+            raise OutputError(f"{path}: is also an input ({source}); choose another name")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is not a regular file; choose another name")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path}: already exists; choose another name or allow overwriting (--overwrite)")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {path.parent}; choose another folder")
+
+
+class VideoWriter:
+    """Encodes frames and the speech into one file; a context manager that leaves the whole file or nothing.
+
+        with VideoWriter("out.mp4", width=720, height=1280, color=info.color, speech=speech, n_frames=n) as writer:
+            for image in images:
+                writer.write(image)
+
+    H.264 (yuv420p, `crf`, `preset`) with the given colour tags; an odd width or height is padded by repeating the last
+    column or row, which H.264 in 4:2:0 needs. The speech is AAC at its own sample rate and channel count (the nearest
+    rate AAC knows; beyond 8 channels, mono), cut or filled up with silence to the end of the video. `n_frames` is the
+    most that will be written.
+
+    Raises OutputError at construction for an output that must not be written (see check_output), and from any method
+    when writing fails (disk full, no permission).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        width: int,
+        height: int,
+        frame_rate: int | Fraction = 25,
+        color: ColorTags | None,
+        speech: SpeechInfo | None,
+        n_frames: int,
+        crf: float = 18,
+        preset: str = "medium",
+        sample_aspect_ratio: Fraction = Fraction(1),
+        overwrite: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        check_output(self.path, inputs=[speech.path] if speech else [], overwrite=overwrite)
+        self.width, self.height = width, height
+        self.frame_rate = Fraction(frame_rate)
+        self.color = color or ColorTags()
+        self.n_frames = n_frames
+        self.n_written = 0
+        self.overwrite = overwrite
+        self._reformatter = VideoReformatter()
+        self._temporary = _create_hidden(self.path)
+        try:
+            with _output_errors(self.path):
+                self._container = _open_container(self._temporary, _CONTAINERS[self.path.suffix.lower()])
+                self._container.metadata.update(metadata or {})
+                self._video = self._add_video(crf, preset, sample_aspect_ratio)
+                self._speech = _SpeechTrack(self._container, speech) if speech else None
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:
+        options = {"crf": str(crf), "preset": preset}
+        stream = self._container.add_stream("libx264", rate=self.frame_rate, options=options)
+        context = stream.codec_context
+        context.width, context.height = self.width + self.width % 2, self.height + self.height % 2
+        context.pix_fmt = "yuv420p"
+        context.time_base = 1 / self.frame_rate
+        context.sample_aspect_ratio = sample_aspect_ratio
+        context.thread_count = 0
+        context.color_range = self.color.range
+        context.colorspace = self.color.space
+        context.color_primaries = self.color.primaries
+        context.color_trc = self.color.transfer
+        return stream
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def write(self, image: NDArray[np.uint8]) -> None:
+        """Append one frame: (height, width, 3) uint8 RGB. The speech up to its end goes with it."""
+        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
+            expected = f"({self.height}, {self.width}, 3) uint8"
+            raise ValueError(f"frame {self.n_written}: {image.shape} {image.dtype} is not {expected}")
+        if self.n_written == self.n_frames:
+            raise ValueError(f"frame {self.n_written}: only {self.n_frames} were announced")
+        if self.width % 2 or self.height % 2:
+            image = np.pad(image, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
+        frame = to_yuv420p(np.ascontiguousarray(image), self.color, self._reformatter)
+        frame.pts = self.n_written
+        frame.time_base = 1 / self.frame_rate
+        with _output_errors(self.path):
+            self._container.mux(self._video.encode(frame))
+            self.n_written += 1
+            if self._speech:
+                self._speech.advance(self.n_written / self.frame_rate)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._abandon()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _finish(self) -> None:
+        if self.n_written == 0:
+            raise OutputError(f"{self.path}: there was no frame to write")
+        with _output_errors(self.path):
+            self._container.mux(self._video.encode(None))
+            if self._speech:
+                self._speech.finish()
+            self._container.close()
+            if self.overwrite:
+                self._temporary.replace(self.path)
+            else:
+                _rename_to_new(self._temporary, self.path)
+
+    def _abandon(self) -> None:
+        container = getattr(self, "_container", None)
+        if container is not None:
+            # Closing writes the rest of a file that nobody wants; that it cannot is of no interest now.
+            with contextlib.suppress(av.error.FFmpegError, OSError):
+                container.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class _SpeechTrack:
+    """The speech as an AAC stream, fed as far as the video has come."""
+
+    def __init__(self, container: OutputContainer, speech: SpeechInfo) -> None:
+        self.container = container
+        self.speech = speech
+        self.is_mixed_down = speech.channels > len(_AAC_LAYOUT_OF_COUNT)
+        n_channels = 1 if self.is_mixed_down else speech.channels
+        known = speech.layout in _AAC_LAYOUTS
+        self.layout = speech.layout if known else _AAC_LAYOUT_OF_COUNT[n_channels - 1]
+        rate_hz = min(_AAC_RATES_HZ, key=lambda rate: abs(rate - speech.sample_rate_hz))
+        if rate_hz != speech.sample_rate_hz:
+            logger.warning("%s: AAC has no %d Hz, writing %d Hz", speech.path, speech.sample_rate_hz, rate_hz)
+        if self.is_mixed_down:
+            logger.warning("%s: %d channels are more than AAC takes, writing mono", speech.path, speech.channels)
+        self.stream: AudioStream = container.add_stream("aac", rate=rate_hz, layout=self.layout)
+        self.stream.bit_rate = n_channels * min(128_000, 4 * rate_hz)
+        self.blocks = read_planar(speech)
+        self.pending = np.zeros((n_channels, 0), np.float32)
+        self.n_fed = 0
+
+    def advance(self, time_s: Fraction) -> None:
+        """Feed the encoder up to `time_s`; silence follows the end of the speech."""
+        until = round(time_s * self.speech.sample_rate_hz)
+        while self.n_fed < until:
+            if self.pending.shape[1] == 0:
+                self.pending = self._next_block(until - self.n_fed)
+            n = min(self.pending.shape[1], until - self.n_fed)
+            self._feed(self.pending[:, :n])
+            self.pending = self.pending[:, n:]
+
+    def finish(self) -> None:
+        self.blocks.close()
+        self.container.mux(self.stream.encode(None))
+
+    def _next_block(self, n_silent: int) -> NDArray[np.float32]:
+        block = next(self.blocks, None)
+        if block is None:
+            return np.zeros((len(self.pending), n_silent), np.float32)
+        return block.mean(0, keepdims=True) if self.is_mixed_down else block
+
+    def _feed(self, samples: NDArray[np.float32]) -> None:
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=self.layout)
+        frame.sample_rate = self.speech.sample_rate_hz
+        frame.time_base = Fraction(1, self.speech.sample_rate_hz)
+        frame.pts = self.n_fed
+        self.n_fed += samples.shape[1]
+        self.container.mux(self.stream.encode(frame))
+
+
+def _create_hidden(path: Path) -> Path:
+    """Create an empty hidden file beside `path` with the rights a new file has."""
+    hidden = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    with _output_errors(path):
+        os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return hidden
+
+
+def _open_container(path: Path, container_format: str) -> OutputContainer:
+    # The index goes to the front, so that a browser can start before it has the whole file.
+    options = {} if container_format == "matroska" else {"movflags": "+faststart"}
+    return av.open(f"file:{path}", "w", format=container_format, options=options)
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Rename, refusing a target that appeared meanwhile: only who creates the name may replace it."""
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError as error:
+        raise OutputError(f"{target}: appeared while its replacement was being made; choose another name") from error
+    try:
+        source.replace(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from error

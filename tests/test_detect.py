@@ -1,0 +1,445 @@
+"""Which face is chosen, how each back end fills in a Face, and what is said where a back end is missing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lipstream.errors import ModelError
+from lipstream.face import detect, insight
+from lipstream.face.detect import Detector, DetectorStatus, detector_report, make_detector
+from lipstream.face.faces import Face, choose
+from lipstream.face.libraries import import_mend, native_logs_hidden, own_prints_dropped
+from lipstream.face.mesh import MediapipeDetector
+from lipstream.imaging import lanczos4_resize
+
+
+def face(left: float, top: float, width: float, height: float, score: float = 0.9) -> Face:
+    return Face((left, top, left + width, top + height), score, np.zeros((3, 2)))
+
+
+# Choosing
+
+
+def test_the_largest_usable_face_is_chosen():
+    small, large, unsure = face(0, 0, 60, 90), face(200, 0, 100, 120), face(0, 0, 300, 300, score=0.49)
+    assert choose([small, large, unsure]) is large
+    assert choose([large, unsure, small]) is large
+    assert choose([]) is None
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "score", "usable"),
+    [
+        (50, 80, 0.5, True),
+        (49.9, 80, 0.9, False),
+        (50, 79.9, 0.9, False),
+        (50, 80, 0.499, False),
+        (150, 100, 0.9, True),
+        (151, 100, 0.9, False),
+        (60, 300, 0.9, True),
+        (59, 300, 0.9, False),
+    ],
+)
+def test_filters(width, height, score, usable):
+    candidate = face(10, 20, width, height, score)
+    assert choose([candidate]) is (candidate if usable else None)
+
+
+# InsightFace, with a stand-in for the library
+
+
+class StandInAnalysis:
+    """What FaceAnalysis looks like from outside, in 0.7 and 2.1: it prints, it prepares, it gives faces."""
+
+    instances: list[StandInAnalysis] = []  # noqa: RUF012
+
+    def __init__(self, name: str, allowed_modules: list[str], providers: list) -> None:
+        print("find model:", name)
+        self.name, self.providers = name, providers
+        self.models = dict.fromkeys(allowed_modules)
+        self.instances.append(self)
+
+    def prepare(self, ctx_id: int, det_size: tuple[int, int]) -> None:
+        print("set det-size:", det_size)
+        self.ctx_id, self.det_size = ctx_id, det_size
+
+    def get(self, image: np.ndarray) -> list[types.SimpleNamespace]:
+        assert image.flags.c_contiguous
+        self.seen = image
+        points = np.full((106, 2), 999.0)
+        points[[43, 48, 49, 51, 50]] = [[100.4, 50.6], [101.4, 50.6], [102.4, 50.6], [103.4, 50.6], [104.4, 50.6]]
+        points[101:106] = [[200, 52], [201, 52], [202, 52], [203, 52], [204, 54]]
+        points[[74, 77, 83, 86]] = [[150, 90], [140, 101], [160, 101], [150, 100]]
+        big = types.SimpleNamespace(
+            bbox=np.array([80, 20, 240, 220], np.float32), det_score=np.float32(0.8), landmark_2d_106=points
+        )
+        small = types.SimpleNamespace(
+            bbox=np.array([300, 20, 390, 120], np.float32), det_score=np.float32(0.9), landmark_2d_106=points * 0
+        )
+        return [small, big]
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
+    """A stand-in insightface whose files are present; answers of the network are refused."""
+    app = types.ModuleType("insightface.app")
+    app.FaceAnalysis = StandInAnalysis
+    storage = types.ModuleType("insightface.utils.storage")
+    storage.BASE_REPO_URL = "http://models.invalid/files"
+    utils = types.ModuleType("insightface.utils")
+    utils.storage = storage
+    errors = types.ModuleType("onnxruntime.capi.onnxruntime_pybind11_state")
+    errors.InvalidProtobuf = type("InvalidProtobuf", (Exception,), {})
+    runtime = types.ModuleType("onnxruntime")
+    runtime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    for module in (app, utils, storage, errors, runtime):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
+    monkeypatch.setattr(StandInAnalysis, "instances", [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("buffalo_s", "buffalo_l"):
+        folder = tmp_path / ".insightface/models" / name
+        folder.mkdir(parents=True)
+        (folder / "2d106det.onnx").touch()
+        (folder / "det_500m.onnx").touch()
+    monkeypatch.setattr(insight, "_answers", lambda url: False)
+    return app
+
+
+def forget_files(tmp_path: Path, *, folder_too: bool) -> None:
+    folder = tmp_path / ".insightface/models/buffalo_s"
+    for file in folder.iterdir():
+        file.unlink()
+    if folder_too:
+        folder.rmdir()
+
+
+def test_insightface_landmarks_are_means_of_rounded_points(library):
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[..., 0] = 200
+    found = make_detector("buffalo_s", "cpu").detect(image)
+    # 50.6 counts as 51 before the mean; 52.4 and 98.0 after it as 52 and 98.
+    assert found.landmarks.tolist() == [[102, 51], [202, 52], [150, 98]]
+    assert found.landmarks.dtype == np.float64
+    assert found.box == (80, 20, 240, 220)
+    assert found.score == pytest.approx(0.8)
+    assert StandInAnalysis.instances[0].seen[0, 0].tolist() == [0, 0, 200]  # BGR
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (79, 400), (3000, 49)])
+def test_insightface_is_not_asked_about_frames_without_room_for_a_face(library, shape):
+    detector = make_detector("buffalo_s", "cpu")
+    assert detector.detect(np.zeros((*shape, 3), np.uint8)) is None
+    assert not hasattr(StandInAnalysis.instances[0], "seen")
+
+
+@pytest.mark.parametrize(
+    ("device", "providers", "context"),
+    [
+        ("cpu", ["CPUExecutionProvider"], -1),
+        ("mps", ["CPUExecutionProvider"], -1),
+        ("cuda:1", [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"], 1),
+    ],
+)
+def test_insightface_is_set_up_for_the_device_in_silence(library, capfd, device, providers, context):
+    detector = make_detector("buffalo_l", torch.device(device))
+    analysis = StandInAnalysis.instances[0]
+    assert detector.name == analysis.name == "buffalo_l"
+    assert (analysis.providers, analysis.ctx_id, analysis.det_size) == (providers, context, (512, 512))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_files_without_a_network_name_the_folder_and_the_mend(library, tmp_path):
+    forget_files(tmp_path, folder_too=True)
+    with pytest.raises(ModelError, match=r"buffalo_s: the files in .*buffalo_s cannot be fetched .*mediapipe"):
+        make_detector("buffalo_s", "cpu")
+
+
+def test_missing_files_are_left_to_the_library_to_fetch(library, tmp_path, monkeypatch):
+    forget_files(tmp_path, folder_too=True)
+    asked = []
+    monkeypatch.setattr(insight, "_answers", lambda url: asked.append(url) or True)
+    assert make_detector("auto", "cpu").name == "buffalo_s"
+    assert asked == ["http://models.invalid/files/buffalo_s.zip"]
+
+
+def test_an_unreachable_server_is_given_up_within_seconds(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    start = time.monotonic()
+    assert not insight._answers("http://127.0.0.1:9/buffalo_s.zip")
+    assert time.monotonic() - start < 6
+
+
+@pytest.mark.parametrize("failure", [AssertionError(), OSError("truncated"), "InvalidProtobuf"])
+def test_damaged_files_are_a_model_error(library, monkeypatch, tmp_path, failure):
+    if failure == "InvalidProtobuf":
+        failure = sys.modules["onnxruntime.capi.onnxruntime_pybind11_state"].InvalidProtobuf("bad\nmodel")
+
+    def refuse(self, **words):
+        raise failure
+
+    monkeypatch.setattr(StandInAnalysis, "__init__", refuse)
+    with pytest.raises(ModelError, match=r"buffalo_s: the files in .* cannot be used .*delete that folder") as error:
+        make_detector("buffalo_s", "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_landmark_model_is_a_model_error(library, monkeypatch):
+    prepare = StandInAnalysis.prepare
+
+    def without_landmarks(self, **words):
+        prepare(self, **words)
+        del self.models["landmark_2d_106"]
+
+    monkeypatch.setattr(StandInAnalysis, "prepare", without_landmarks)
+    with pytest.raises(ModelError, match=r"cannot be used \(a model is missing\)"):
+        make_detector("buffalo_s", "cpu")
+
+
+# Which one
+
+
+class StandInMediapipe:
+    name = "mediapipe"
+
+
+def test_auto_prefers_insightface_and_falls_back_to_mediapipe(library, monkeypatch, tmp_path):
+    monkeypatch.setattr(detect, "MediapipeDetector", StandInMediapipe)
+    assert make_detector("auto", "cpu").name == "buffalo_s"
+    forget_files(tmp_path, folder_too=True)
+    assert make_detector("auto", "cpu").name == "mediapipe"
+    assert make_detector("mediapipe", "cpu").name == "mediapipe"
+
+
+def test_auto_without_any_back_end_names_both_mends(monkeypatch):
+    for name in ("insightface", "insightface.app", "mediapipe"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModelError, match=r"lipstream\[insightface\].*lipstream\[mediapipe\]"):
+        make_detector("auto", "cpu")
+
+
+class NoLibGL:
+    """An importer for which OpenCV's system library is missing."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in ("mediapipe", "cv2"):
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+
+@pytest.fixture
+def without_libgl(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mediapipe", "cv2"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoLibGL(), *sys.meta_path])
+
+
+def test_a_missing_system_library_is_a_model_error_with_the_mend(without_libgl):
+    with pytest.raises(ModelError, match=r"libGL.so.1.*apt-get install libgl1"):
+        make_detector("mediapipe", "cpu")
+
+
+def test_a_release_of_mediapipe_without_models_is_a_model_error(monkeypatch):
+    bare = types.ModuleType("mediapipe")
+    bare.__version__ = "0.10.99"
+    monkeypatch.setitem(sys.modules, "mediapipe", bare)
+    with pytest.raises(ModelError, match=r"0\.10\.99 holds no face models.*lipstream\[mediapipe\]"):
+        make_detector("mediapipe", "cpu")
+
+
+def test_import_mends():
+    absent = ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+    assert import_mend("insightface", absent) == 'onnxruntime is not installed; pip install "lipstream[insightface]"'
+    assert "numpy" in import_mend("mediapipe", ImportError("numpy is too new"))
+
+
+# The report
+
+
+def test_report_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(detect, "_package_folder", lambda name: None)
+    assert detector_report() == [
+        DetectorStatus(name, False, False, f'not installed; pip install "lipstream[{extra}]"')
+        for name, extra in [("buffalo_s", "insightface"), ("buffalo_l", "insightface"), ("mediapipe", "mediapipe")]
+    ]
+
+
+def test_report_tells_present_files_from_absent_ones(library, monkeypatch, tmp_path):
+    monkeypatch.setattr(detect, "_package_folder", lambda name: tmp_path)
+    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
+    forget_files(tmp_path, folder_too=False)
+    small, large, mediapipe = detector_report()
+    assert (small.models_present, large.models_present, mediapipe.models_present) == (False, True, False)
+    assert "fetched at the first use" in small.problem
+    assert large.problem is None
+    assert "no face models" in mediapipe.problem
+
+
+def test_report_names_a_missing_system_library(monkeypatch, tmp_path, without_libgl):
+    monkeypatch.setattr(detect, "_package_folder", lambda name: tmp_path)
+    assert all("libgl1" in status.problem for status in detector_report())
+
+
+# Chatter
+
+
+def test_only_the_own_prints_are_dropped(capsys):
+    with own_prints_dropped():
+        print("mine")
+        other = threading.Thread(target=print, args=("of another thread",))
+        other.start()
+        other.join()
+        assert not sys.stdout.closed
+    print("after")
+    assert capsys.readouterr().out == "of another thread\nafter\n"
+
+
+def test_native_logs_are_dropped_and_the_rest_is_kept(capfd):
+    with native_logs_hidden():
+        os.write(2, b"W0000 00:00:1.5 7 file.cc:114] chatter\n")
+        os.write(2, b"a traceback\n")
+    os.write(2, b"W0000 after\n")
+    assert capfd.readouterr().err == "a traceback\nW0000 after\n"
+
+
+# mediapipe, with a stand-in for the library
+
+
+class StandInSolver:
+    """One face at (500, 300) in a frame of 1000 x 600, and another that its mesh model sees first."""
+
+    def __init__(self, max_num_faces: int = 1, **words: object) -> None:
+        self.max_num_faces = max_num_faces
+
+    def process(self, image: np.ndarray) -> types.SimpleNamespace:
+        box = types.SimpleNamespace(xmin=0.45, ymin=0.4, width=0.1, height=0.2)
+        place = types.SimpleNamespace(score=[0.7], location_data=types.SimpleNamespace(relative_bounding_box=box))
+        meshes = [self.mesh(0.8), self.mesh(0.5)]
+        return types.SimpleNamespace(detections=[place], multi_face_landmarks=meshes[: self.max_num_faces])
+
+    @staticmethod
+    def mesh(x: float) -> types.SimpleNamespace:
+        spread = np.linspace(-0.2, 0.2, 478)
+        return types.SimpleNamespace(landmark=[types.SimpleNamespace(x=x + d, y=0.5 + d) for d in spread])
+
+    def close(self) -> None:
+        pass
+
+
+def test_mediapipe_takes_the_mesh_at_the_place_it_was_asked_for(monkeypatch):
+    module = types.ModuleType("mediapipe")
+    solvers = types.SimpleNamespace(FaceDetection=StandInSolver, FaceMesh=StandInSolver)
+    module.solutions = types.SimpleNamespace(face_detection=solvers, face_mesh=solvers)
+    monkeypatch.setitem(sys.modules, "mediapipe", module)
+    found = MediapipeDetector().detect(np.zeros((600, 1000, 3), np.uint8))
+    # A square three times as large as the box, 360 px, is cut out round its centre.
+    assert found.box == pytest.approx((500 - 72, 300 - 72, 500 + 72, 300 + 72))
+    assert found.score == 0.7
+
+
+# mediapipe itself
+
+
+@pytest.fixture(scope="module")
+def mediapipe_detector() -> Iterator[MediapipeDetector]:
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    detector = MediapipeDetector()
+    yield detector
+    detector.close()
+
+
+@pytest.fixture(scope="module")
+def portraits() -> list[np.ndarray]:
+    """The frames of the goldens, which show one face some 70 px wide, at twice their size."""
+    with np.load(Path(__file__).parent / "goldens/align_io.npz") as recorded:
+        frames = torch.from_numpy(recorded["frames"]).permute(0, 3, 1, 2)
+    size = (2 * frames.shape[2], 2 * frames.shape[3])
+    return list(lanczos4_resize(frames, size).permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def test_mediapipe_finds_brows_and_nose(mediapipe_detector: Detector, portraits):
+    before = portraits[0].copy()
+    found = mediapipe_detector.detect(portraits[0])
+    np.testing.assert_array_equal(portraits[0], before)
+    # Read off the enlarged picture: the middles of the brows' upper edges and the nose between bridge and wings.
+    assert np.abs(found.landmarks - [[302, 134], [378, 138], [337, 187]]).max() <= 8
+    np.testing.assert_array_equal(found.landmarks, np.round(found.landmarks))
+    left, top, right, bottom = found.box
+    assert left < 290 < 390 < right
+    assert top < 125 < 240 < bottom
+    assert found.score >= 0.5
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_mediapipe_gives_the_same_whatever_the_threads(mediapipe_detector: Detector, portraits, threads):
+    frames = portraits * 3
+    alone = [mediapipe_detector.detect(frame) for frame in frames]
+    with ThreadPoolExecutor(threads) as pool:
+        together = list(pool.map(mediapipe_detector.detect, frames))
+        backwards = list(pool.map(mediapipe_detector.detect, frames[::-1]))[::-1]
+    for one, two, three in zip(alone, together, backwards, strict=True):
+        assert (one.box, one.score) == (two.box, two.score) == (three.box, three.score)
+        assert one.landmarks.tolist() == two.landmarks.tolist() == three.landmarks.tolist()
+
+
+def test_mediapipe_chooses_the_larger_of_two(mediapipe_detector: Detector, portraits):
+    large, small = portraits[1], portraits[1][::2, ::2]
+    for large_first in (True, False):
+        frame = np.full((520, 1200, 3), 90, np.uint8)
+        x_large, x_small = (0, 790) if large_first else (420, 10)
+        frame[:512, x_large : x_large + 768] = large
+        frame[:256, x_small : x_small + 384] = small
+        expected = np.add(mediapipe_detector.detect(large).landmarks, [x_large, 0])
+        assert np.abs(mediapipe_detector.detect(frame).landmarks - expected).max() <= 4
+
+
+def test_mediapipe_finds_a_small_face_in_a_large_frame(mediapipe_detector: Detector, portraits):
+    frame = np.full((2160, 3840, 3), 90, np.uint8)
+    frame[1500:2012, 2900:3668] = portraits[0]
+    found = mediapipe_detector.detect(frame)
+    assert np.abs(found.landmarks - [3202, 1634] - ([0, 0], [76, 4], [35, 53])).max() <= 8
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (80, 50), (80, 3000), (3000, 64)])
+def test_mediapipe_sees_no_face_in_noise(mediapipe_detector: Detector, shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    assert mediapipe_detector.detect(noise) is None
+
+
+def test_mediapipe_sees_no_face_in_a_plain_large_frame(mediapipe_detector: Detector):
+    assert mediapipe_detector.detect(np.full((720, 1280, 3), 128, np.uint8)) is None
+
+
+def test_a_face_that_is_too_small_is_none(mediapipe_detector: Detector, portraits):
+    assert mediapipe_detector.detect(portraits[0][::4, ::4]) is None
+
+
+def test_mediapipe_takes_flipped_and_read_only_frames(mediapipe_detector: Detector, portraits):
+    mirrored = portraits[0][:, ::-1]
+    copy = mirrored.copy()
+    copy.flags.writeable = False
+    assert mediapipe_detector.detect(mirrored).box == mediapipe_detector.detect(copy).box
+
+
+def test_mediapipe_is_quiet(portraits, capfd):
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    detector = make_detector("mediapipe", "cpu")
+    assert detector.detect(portraits[0]) is not None
+    detector.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_report_of_this_machine():
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    assert detector_report()[-1] == DetectorStatus("mediapipe", True, True, None)

@@ -1,0 +1,261 @@
+"""The straight line on real files, with a small model of the published layout and landmarks that are known."""
+
+from __future__ import annotations
+
+import hashlib
+import wave
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from models_helpers import make_model_folder
+from numpy.typing import NDArray
+
+from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SyncSettings
+from lipstream.face.detect import Face
+from lipstream.media.writer import VideoWriter
+from lipstream.models.load import Model, load_model
+from lipstream.pipeline import Aligned, _batches, _gather
+
+FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
+
+
+class KnownFace:
+    """A detector that knows where the face is, and sees none in a dark frame."""
+
+    name = "known"
+
+    def __init__(self, landmarks: NDArray[np.float64]) -> None:
+        self.landmarks = landmarks
+        self.calls = 0
+
+    def detect(self, image: NDArray[np.uint8]) -> Face | None:
+        self.calls += 1
+        if image.mean() < 20:
+            return None
+        return Face((0.0, 0.0, 100.0, 100.0), 1.0, self.landmarks)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def model(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = make_model_folder(goldens, tmp_path_factory.mktemp("models") / "small")
+    return load_model(folder, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def recorded(goldens: Path) -> dict[str, NDArray[Any]]:
+    with np.load(goldens / "align_io.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture
+def sync(model: Model, recorded: dict[str, NDArray[Any]]) -> Callable[..., Any]:
+    def run(*files: Path, settings: SyncSettings = FAST, threads: int = 2, batch: int = 1, **more: Any) -> Any:
+        detector = KnownFace(recorded["landmarks"][0])
+        line = LipSync(model, detector, RuntimeSettings(device="cpu", threads=threads, batch=batch))
+        return line(*files, settings, **more)
+
+    return run
+
+
+def write_clip(path: Path, images: list[NDArray[np.uint8]]) -> Path:
+    height, width = images[0].shape[:2]
+    with VideoWriter(path, width=width, height=height, color=None, speech=None, n_frames=len(images), crf=10) as writer:
+        for image in images:
+            writer.write(image)
+    return path
+
+
+def write_speech(path: Path, duration_s: float, sample_rate_hz: int = 22050, channels: int = 1) -> Path:
+    n_samples = round(duration_s * sample_rate_hz)
+    noise = np.random.default_rng(0).normal(0, 3000, (n_samples, channels)).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate_hz)
+        file.writeframes(noise.tobytes())
+    return path
+
+
+def read_images(path: Path) -> list[NDArray[np.uint8]]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(10 * np.log10(255**2 / max(np.square(one.astype(float) - other).mean(), 1e-9)))
+
+
+@pytest.fixture
+def clip(recorded: dict[str, NDArray[Any]], tmp_path: Path) -> Path:
+    frames = recorded["frames"]
+    return write_clip(tmp_path / "clip.mp4", [frames[i % len(frames)] for i in range(20)])
+
+
+def test_a_clip_is_synced_whole(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.77, 44100, channels=2)
+    before = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (clip, speech)]
+    progress: list[Any] = []
+    result = sync(clip, speech, tmp_path / "out.mp4", on_progress=progress.append)
+
+    assert result.frames == round(25 * 0.77) == 19
+    assert (result.frames_with_face, result.frames_without) == (19, 0)
+    assert result.duration_s == 19 / 25
+    assert result.real_time_factor == pytest.approx(result.wall_s / result.duration_s)
+    assert [stage.frames for stage in result.stages] == [19] * 7
+    assert [p.frames for p in progress] == list(range(1, 20))
+    assert {p.n_frames for p in progress} == {19}
+    assert before == [hashlib.sha256(path.read_bytes()).hexdigest() for path in (clip, speech)]
+
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (audio.rate, audio.channels) == (44100, 2)
+        assert "Made with AI" in container.metadata["comment"]
+        assert "model small" in container.metadata["comment"]
+    assert len(read_images(tmp_path / "out.mp4")) == 19
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4", "speech.wav"]
+
+
+def test_only_the_face_changes(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    sync(clip, write_speech(tmp_path / "speech.wav", 0.4), tmp_path / "out.mp4")
+    before, after = read_images(clip)[0], read_images(tmp_path / "out.mp4")[0]
+    assert psnr_db(before[:, 300:], after[:, 300:]) > 35
+    assert psnr_db(before[60:170, 110:230], after[60:170, 110:230]) < 30
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_threads_do_not_change_the_result(sync: Callable[..., Any], clip: Path, tmp_path: Path, threads: int) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 1.0)
+    sync(clip, speech, tmp_path / "two.mp4", threads=2)
+    sync(clip, speech, tmp_path / "other.mp4", threads=threads)
+    assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "other.mp4").read_bytes()
+
+
+def test_windows_in_one_call_give_the_same_pictures(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 1.5)
+    settings = replace(FAST, guidance_scale=1.5)
+    sync(clip, speech, tmp_path / "one.mp4", settings=settings)
+    sync(clip, speech, tmp_path / "two.mp4", settings=settings, batch=2)
+    one, two = read_images(tmp_path / "one.mp4"), read_images(tmp_path / "two.mp4")
+    assert len(one) == len(two) == 38
+    assert min(psnr_db(a, b) for a, b in zip(one, two, strict=True)) > 50
+
+
+def test_the_same_seed_is_the_same_file_and_another_is_not(
+    sync: Callable[..., Any], clip: Path, tmp_path: Path
+) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.4)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        sync(clip, speech, tmp_path / f"{name}.mp4", settings=replace(FAST, seed=seed))
+    a, b, c = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_frames_without_a_face_pass_through_and_are_counted(
+    sync: Callable[..., Any], recorded: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    face = recorded["frames"][0]
+    dark = np.full_like(face, 8)
+    dark[::16] = 30
+    images = [face] * 3 + [dark] * 4 + [face] * 5 + [dark] * 3
+    clip = write_clip(tmp_path / "clip.mp4", images)
+    speech = write_speech(tmp_path / "speech.wav", 15 / 25)
+    result = sync(clip, speech, tmp_path / "out.mp4")
+    assert (result.frames_with_face, result.frames_without) == (8, 7)
+    written = read_images(tmp_path / "out.mp4")
+    assert len(written) == 15
+    for index, source in enumerate(read_images(clip)):
+        untouched = psnr_db(source, written[index]) > 40
+        assert untouched == (images[index] is dark), index
+
+    with pytest.raises(NoFaceError, match="frame 3"):
+        sync(clip, speech, tmp_path / "strict.mp4", settings=replace(FAST, no_face="error"))
+    assert not (tmp_path / "strict.mp4").exists()
+
+
+def test_a_video_without_a_face_is_an_error_that_counts(sync: Callable[..., Any], tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [np.zeros((96, 128, 3), np.uint8)] * 50)
+    speech = write_speech(tmp_path / "speech.wav", 1.6)
+    with pytest.raises(NoFaceError, match="no usable face in the 40 frames looked at"):
+        sync(clip, speech, tmp_path / "out.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
+
+
+def test_longer_speech_plays_back_and_forth(
+    sync: Callable[..., Any], clip: Path, model: Model, recorded: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 2.0)
+    detector = KnownFace(recorded["landmarks"][0])
+    result = LipSync(model, detector, RuntimeSettings(device="cpu"))(clip, speech, tmp_path / "out.mp4", FAST)
+    assert result.frames == 50
+    assert detector.calls == 20  # a repeated frame is not searched for its face again
+    source, written = read_images(clip), read_images(tmp_path / "out.mp4")
+    order = [*range(20), *reversed(range(20)), *range(10)]
+    outside = np.s_[:, 300:]
+    for index, source_index in enumerate(order):
+        errors = [np.abs(written[index][outside].astype(int) - image[outside]).mean() for image in source[:5]]
+        assert int(np.argmin(errors)) == source_index % 5, index
+
+    assert sync(clip, speech, tmp_path / "hold.mp4", settings=replace(FAST, loop="hold")).frames == 50
+    assert sync(clip, speech, tmp_path / "trim.mp4", settings=replace(FAST, loop="trim")).frames == 20
+
+
+def test_a_fault_on_the_way_leaves_nothing(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.8)
+
+    def fail(progress: Any) -> None:
+        if progress.frames == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sync(clip, speech, tmp_path / "out.mp4", on_progress=fail)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
+
+
+def test_outputs_that_must_not_be_written(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.2)
+    with pytest.raises(OutputError, match="also an input"):
+        sync(clip, speech, clip, overwrite=True)
+    (tmp_path / "out.mp4").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="already exists"):
+        sync(clip, speech, tmp_path / "out.mp4")
+    assert (tmp_path / "out.mp4").read_bytes() == b"mine"
+    sync(clip, speech, tmp_path / "out.mp4", overwrite=True)
+    assert len(read_images(tmp_path / "out.mp4")) == 5
+
+
+def test_speech_too_short_to_hear_is_refused(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"speech\.wav"):
+        sync(clip, write_speech(tmp_path / "speech.wav", 0.005), tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def aligned(has_face: bool) -> Aligned:
+    crop = torch.zeros(3, 1, 1, dtype=torch.uint8) if has_face else None
+    return Aligned(frame=None, affine_matrix=None, crop=crop)  # type: ignore[arg-type]
+
+
+def test_windows_are_full_of_faces_and_bounded_without() -> None:
+    audio = torch.zeros(1000, 1, 1)
+    full = list(_gather([aligned(True)] * 40, audio, 16))
+    assert [window.faces for window in full] == [16, 16, 8]
+    mixed = list(_gather([aligned(i % 3 != 0) for i in range(40)], audio, 16))
+    assert [window.faces for window in mixed] == [16, 10]
+    assert all(len(window.audio) == window.faces for window in mixed)
+    none = list(_gather([aligned(False)] * 100, audio, 16))
+    assert max(len(window.frames) for window in none) == 32
+    assert sum(len(window.frames) for window in none) == 100
+
+
+def test_windows_of_different_lengths_never_share_a_call() -> None:
+    windows = list(_gather([aligned(True)] * 87, torch.zeros(87, 1, 1), 16))
+    assert [[w.faces for w in group] for group in _batches(windows, 3)] == [[16] * 3, [16] * 2, [7]]
