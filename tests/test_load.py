@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from models_helpers import make_model_folder
 
 from lipstream.errors import ModelError
 from lipstream.models.load import describe_models, load_model, read_config, verify_model
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
+from models_helpers import make_model_folder
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from models_helpers import make_model_folder
 from numpy.typing import NDArray
 
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SyncSettings
@@ -21,6 +20,7 @@ from lipstream.face.detect import Face
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline import Aligned, _batches, _gather
+from models_helpers import make_model_folder
 
 FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
 

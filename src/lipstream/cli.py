@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--loop",
         default="pingpong",
         metavar="pingpong|hold|trim",
-        help="when the speech is longer than the video: play it back and forth, hold the last frame, or stop [pingpong]",
+        help="speech longer than the video: play it back and forth, hold the last frame, or stop [pingpong]",
     )
     sync.add_argument(
         "--no-face",

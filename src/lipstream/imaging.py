@@ -89,11 +89,18 @@ def lanczos4_resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     Lanczos over 8 pixels, no antialias, edges replicated, rounded to uint8.
     """
     height, width = size
-    index, weight = _lanczos4_taps(image.shape[-1], width, image.device)
-    wide = (image[..., index].float() * weight).sum(-1)
-    index, weight = _lanczos4_taps(image.shape[-2], height, image.device)
-    resized = (wide[..., index, :] * weight[:, :, None]).sum(-2)
-    return resized.add(0.5).floor().clamp(0, 255).to(torch.uint8)
+    wide = _lanczos4_rows(image.float().transpose(-1, -2).contiguous(), width).transpose(-1, -2)
+    resized = _lanczos4_rows(wide.contiguous(), height)
+    return resized.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+def _lanczos4_rows(image: Tensor, new_size: int) -> Tensor:
+    """A float image (..., h, w) with `new_size` rows. Whole rows are gathered, which is what memory is good at."""
+    index, weight = _lanczos4_taps(image.shape[-2], new_size, image.device)
+    rows = image.new_zeros(*image.shape[:-2], new_size, image.shape[-1])
+    for tap in range(8):
+        rows.addcmul_(image.index_select(-2, index[:, tap]), weight[:, tap, None])
+    return rows
 
 
 def erode(mask: Tensor, before: int, after: int) -> Tensor:

@@ -21,9 +21,7 @@ def mouth_weight(size: int, gain: float) -> Tensor:
 
 def laplacian(x: Tensor) -> Tensor:
     """The five-point Laplacian of each channel, borders dropped: (n, c, h, w) to (n, c, h - 2, w - 2)."""
-    return (
-        4 * x[..., 1:-1, 1:-1] - x[..., :-2, 1:-1] - x[..., 2:, 1:-1] - x[..., 1:-1, :-2] - x[..., 1:-1, 2:]
-    )
+    return 4 * x[..., 1:-1, 1:-1] - x[..., :-2, 1:-1] - x[..., 2:, 1:-1] - x[..., 1:-1, :-2] - x[..., 1:-1, 2:]
 
 
 def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain: float = 0.5) -> Tensor:
@@ -36,9 +34,7 @@ def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain
     total = total + laplacian_gain * ((laplacian(predicted) - laplacian(target)).abs() * inner).mean()
     half_predicted, half_target = F.avg_pool2d(predicted, 2), F.avg_pool2d(target, 2)
     half_weight = F.avg_pool2d(weight, 2)[..., 1:-1, 1:-1]
-    return total + laplacian_gain * (
-        (laplacian(half_predicted) - laplacian(half_target)).abs() * half_weight
-    ).mean()
+    return total + laplacian_gain * ((laplacian(half_predicted) - laplacian(half_target)).abs() * half_weight).mean()
 
 
 def psnr_db(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> float:

@@ -1,0 +1,389 @@
+"""Reading video and speech: which frames, which samples, and what happens to files that are not right."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from media_helpers import (
+    number_of,
+    numbered_image,
+    set_display_matrix,
+    smooth_image,
+    write_images,
+    write_numbered,
+    write_wav,
+)
+
+from lipstream.errors import InputError
+from lipstream.media import looping
+from lipstream.media.audio import n_output_frames, probe_speech, read_mono, read_planar
+from lipstream.media.color import ColorTags
+from lipstream.media.looping import read_looped
+from lipstream.media.reader import probe, read_frames
+
+# The numbers that ffmpeg 9.0 shows of clips written by write_numbered:
+#   ffmpeg -i CLIP.mp4 -r 25 -crf 10 -preset ultrafast -an OUT.mp4
+FFMPEG_PICKS = {
+    "25": [*range(20)],
+    "30": [*range(12), *range(13, 18), *range(19, 24), *range(25, 30), *range(31, 36), 37, 38, 39],
+    "30000/1001": [*range(12), *range(13, 18), *range(19, 24), *range(25, 30), *range(31, 36), 37, 38, 39],
+    "24": [*range(12), *range(11, 36), *range(35, 40)],
+    "24000/1001": [*range(12), *range(11, 36), *range(35, 40)],
+    "60": [0, 1, 2, 4, 6, 9, 11, 14, 16, 18, 21, 23, 26, 28, 30, 33, 35, 38, 40, 42, 45, 47, 50, 52, 54, 57, 59],
+    "50": [0, 1, 2, *range(3, 51, 2)],
+    "25/2": [*np.repeat(range(14), 2), 14],
+    "15": [0, 0, 1, 2, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 9, 10, 11, 11, 12, 12, 13, 14, 14, 15, 15, 16, 17, 17, 18]
+    + [18, 19],
+    "1": [0] * 25 + [1] * 25 + [2],
+}
+N_SOURCE = {"25": 20, "60": 60, "50": 50, "25/2": 15, "15": 20, "1": 3}
+VARIABLE_MS = [0, 33, 66, 110, 150, 300, 310, 320, 330, 500, 540, 580, 700, 740, 780, 820, 1000]
+VARIABLE_PICKS = [0, 1, 2, 3, 4, 4, 4, 4, 5, 6, 8, 8, 8, 9, 10, 11, 11, 11, 12, 13, 14, 15, 15, 15, 15, 16]
+MS = Fraction(1, 1000)
+
+
+def numbers(path: Path) -> list[int]:
+    return [number_of(frame.image) for frame in read_frames(path)]
+
+
+@pytest.fixture(scope="module")
+def long_gop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 frames at 25 fps, B-frames, one key frame only."""
+    path = tmp_path_factory.mktemp("clips") / "long.mp4"
+    return write_numbered(path, [*range(50)], Fraction(1, 25), preset="veryfast", g="250", bf="3")
+
+
+# --- frame rate
+
+
+@pytest.mark.parametrize("rate", FFMPEG_PICKS)
+def test_shows_the_frames_that_ffmpeg_shows(rate: str, tmp_path: Path) -> None:
+    step = 1 / Fraction(rate)
+    pts = [i * step.numerator for i in range(N_SOURCE.get(rate, 40))]
+    clip = write_numbered(tmp_path / "clip.mp4", pts, Fraction(1, step.denominator))
+    assert numbers(clip) == FFMPEG_PICKS[rate]
+
+
+def test_variable_frame_rate_as_ffmpeg(tmp_path: Path) -> None:
+    assert numbers(write_numbered(tmp_path / "clip.mp4", VARIABLE_MS, MS)) == VARIABLE_PICKS
+
+
+def test_a_late_start_is_filled_only_beside_sound(tmp_path: Path) -> None:
+    pts = [500 + 40 * i for i in range(10)]
+    alone = write_numbered(tmp_path / "alone.mp4", pts, MS)
+    beside_sound = write_numbered(tmp_path / "beside.mp4", pts, MS, with_sound=True)
+    assert numbers(alone) == [*range(10)]
+    assert numbers(beside_sound) == [0] * 13 + [*range(10)]
+
+
+def test_a_stream_without_times_goes_by_its_coded_rate(tmp_path: Path) -> None:
+    assert numbers(write_numbered(tmp_path / "raw.h264", [*range(30)], Fraction(1, 25))) == [*range(30)]
+
+
+def test_frames_are_numbered_and_their_images_are_private(tmp_path: Path) -> None:
+    clip = write_numbered(tmp_path / "clip.mp4", [0, 2, 4], Fraction(1, 25))
+    frames = list(read_frames(clip))
+    assert [(f.index, f.source_index, f.is_repeat) for f in frames] == [(i, i, False) for i in range(5)]
+    assert frames[0].image.flags.c_contiguous and frames[0].image.dtype == np.uint8
+    frames[0].image[:] = 0
+    assert number_of(frames[1].image) == 0 and frames[1].image.any()
+
+
+# --- geometry and pixel formats
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rotation_deg", "mirrored", "upright"),
+    [
+        ((1, 0, 0, 1), 0, False, lambda image: image),
+        ((0, 1, -1, 0), 90, False, lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, -1), 180, False, lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), 270, False, lambda image: np.rot90(image, 1)),
+        ((-1, 0, 0, 1), 0, True, lambda image: image[:, ::-1]),
+        ((0, 1, 1, 0), 270, True, lambda image: image.transpose(1, 0, 2)),
+    ],
+)
+def test_pictures_are_turned_upright(
+    matrix: tuple[int, int, int, int],
+    rotation_deg: int,
+    mirrored: bool,
+    upright: Callable[[np.ndarray], np.ndarray],
+    tmp_path: Path,
+) -> None:
+    image = smooth_image(48, 80)
+    clip = write_images(tmp_path / "clip.mp4", [image] * 2, "libx264", "yuv444p", crf="1")
+    set_display_matrix(clip, matrix)
+    info, frame = probe(clip), next(read_frames(clip))
+    expected = upright(image)
+    assert (info.rotation_deg, info.mirrored) == (rotation_deg, mirrored)
+    assert frame.image.shape == expected.shape == (info.height, info.width, 3)
+    assert np.abs(frame.image.astype(int) - expected).mean() < 3
+
+
+def test_odd_sizes_are_kept(tmp_path: Path) -> None:
+    image = smooth_image(77, 101)
+    clip = write_images(tmp_path / "odd.mkv", [image])
+    assert (probe(clip).width, probe(clip).height) == (101, 77)
+    assert np.array_equal(next(read_frames(clip)).image, image)
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "tolerance"), [("gray", 0), ("bgra", 0), ("yuv444p10le", 1), ("yuva420p", 3), ("yuvj420p", 3)]
+)
+def test_any_pixel_format_becomes_rgb(pix_fmt: str, tolerance: float, tmp_path: Path) -> None:
+    image = smooth_image(48, 64)
+    if pix_fmt == "gray":
+        image[:] = image[..., :1]
+    codec = "mjpeg" if pix_fmt == "yuvj420p" else "ffv1"
+    clip = write_images(tmp_path / "clip.mkv", [image], codec, pix_fmt)
+    assert np.abs(next(read_frames(clip)).image.astype(int) - image).mean() <= tolerance
+
+
+@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("still.png", "png", "rgb24"), ("still.jpg", "mjpeg", "yuvj420p")])
+def test_a_still_image_is_a_video_of_one_frame(name: str, codec: str, pix_fmt: str, tmp_path: Path) -> None:
+    image = smooth_image(50, 70)
+    with av.open(str(tmp_path / name), "w", format="image2", options={"update": "1"}) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 50, 70, pix_fmt
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    frames = list(read_frames(tmp_path / name))
+    assert len(frames) == 1 and np.abs(frames[0].image.astype(int) - image).mean() < 4
+    looped = list(read_looped(tmp_path / name, 5, "pingpong"))
+    assert [f.source_index for f in looped] == [0] * 5 and looped[4].is_repeat
+
+
+def test_probe_tells_the_stream_s_own_colour(tmp_path: Path) -> None:
+    image = smooth_image(48, 64)
+    assert probe(write_images(tmp_path / "a.mp4", [image], "libx264", "yuv420p")).color == ColorTags()
+    rgb = probe(write_images(tmp_path / "b.mkv", [image])).color
+    assert (rgb.range, rgb.space) == (1, 6)  # what a small YUV file made of it has to say
+
+
+# --- looping
+
+
+def test_pingpong_shows_both_ends_twice_and_the_very_same_pictures(long_gop: Path) -> None:
+    first_pass = [frame.image for frame in read_frames(long_gop)]
+    frames = list(read_looped(long_gop, 130, "pingpong", max_held_frames=7))
+    order = [*range(50), *reversed(range(50)), *range(30)]
+    assert [f.index for f in frames] == [*range(130)]
+    assert [f.source_index for f in frames] == order
+    assert [f.is_repeat for f in frames] == [False] * 50 + [True] * 80
+    assert all(np.array_equal(f.image, first_pass[f.source_index]) for f in frames)
+
+
+@pytest.mark.parametrize("name", ["clip.ts", "clip.mkv", "raw.h264", "clip.avi"])
+def test_pingpong_in_containers_that_seek_badly(name: str, tmp_path: Path) -> None:
+    codec = "mpeg4" if name.endswith("avi") else "libx264"
+    options = {"bf": "2", "g": "12"} | ({"x264-params": "open-gop=1"} if codec == "libx264" else {})
+    clip = write_numbered(tmp_path / name, [*range(40)], Fraction(1, 25), codec=codec, **options)
+    first_pass = [frame.image for frame in read_frames(clip)]
+    frames = list(read_looped(clip, 80, "pingpong", max_held_frames=6))
+    assert [f.source_index for f in frames] == [*range(40), *reversed(range(40))]
+    assert all(np.array_equal(f.image, first_pass[f.source_index]) for f in frames)
+
+
+def test_pingpong_never_holds_more_than_it_may(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    load = looping._Stretches.load
+
+    def watched(self: looping._Stretches, start: int, stop: int) -> dict[int, np.ndarray]:
+        images = load(self, start, stop)
+        held.append(len(images))
+        return images
+
+    monkeypatch.setattr(looping._Stretches, "load", watched)
+    list(read_looped(long_gop, 100, "pingpong", max_held_frames=9))
+    assert sum(held) == 50 and max(held) == 9
+
+
+def test_a_seek_that_brings_wrong_pictures_is_noticed(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: looping._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, np.ndarray]:
+        return {ordinal: numbered_image(999) for ordinal in wanted.values()}
+
+    monkeypatch.setattr(looping._Stretches, "_decode_by_time", wrong)
+    frames = list(read_looped(long_gop, 100, "pingpong", max_held_frames=20))
+    assert [number_of(f.image) for f in frames] == [*range(50), *reversed(range(50))]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_pingpong_of_a_tiny_clip(n: int, tmp_path: Path) -> None:
+    clip = write_numbered(tmp_path / "tiny.mp4", [*range(n)], Fraction(1, 25))
+    frames = list(read_looped(clip, 9, "pingpong"))
+    assert [f.source_index for f in frames] == ([0] * 9 if n == 1 else [0, 1, 1, 0, 0, 1, 1, 0, 0])
+    frames[2].image[:] = 0
+    assert frames[5].image.any()
+
+
+def test_hold_trim_and_stopping_early(long_gop: Path) -> None:
+    held = list(read_looped(long_gop, 53, "hold"))
+    assert [f.source_index for f in held[48:]] == [48, 49, 49, 49, 49]
+    assert [f.is_repeat for f in held[48:]] == [False, False, True, True, True]
+    assert np.array_equal(held[52].image, held[49].image)
+    assert len(list(read_looped(long_gop, 53, "trim"))) == 50
+    for loop in ("pingpong", "hold", "trim"):
+        assert [f.index for f in read_looped(long_gop, 10, loop)] == [*range(10)]
+
+
+def test_a_video_that_shrinks_between_the_passes_is_an_error(tmp_path: Path) -> None:
+    clip = write_numbered(tmp_path / "clip.mp4", [*range(20)], Fraction(1, 25))
+    frames = read_looped(clip, 60, "pingpong", max_held_frames=5)
+    for _ in range(20):
+        next(frames)
+    write_numbered(clip, [*range(10)], Fraction(1, 25))
+    with pytest.raises(InputError, match="second time"):
+        list(frames)
+
+
+@pytest.mark.parametrize("n_taken", [1, 60])
+def test_an_abandoned_reader_closes_its_files(n_taken: int, long_gop: Path) -> None:
+    def n_open() -> int:
+        return sum(1 for link in Path("/proc/self/fd").iterdir() if link.is_symlink() and link.resolve() == long_gop)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    frames = read_looped(long_gop, 100, "pingpong", max_held_frames=5)
+    for _ in range(n_taken):
+        next(frames)
+    assert n_open() > 0
+    frames.close()
+    assert n_open() == 0
+
+
+# --- files that are not right
+
+
+def test_a_truncated_video_is_read_as_far_as_it_goes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clip = write_numbered(tmp_path / "clip.mkv", [*range(100)], Fraction(1, 25), g="10")
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) * 6 // 10])
+    with caplog.at_level(logging.WARNING, "lipstream"):
+        seen = numbers(clip)
+    assert 40 < len(seen) < 70 and seen == [*range(len(seen))]
+    assert "ends at" in caplog.text and str(clip) in caplog.text
+
+
+def test_a_damaged_tail_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clip = write_numbered(tmp_path / "clip.mp4", [*range(50)], Fraction(1, 25), g="5", movflags="+faststart")
+    content = clip.read_bytes()
+    start = content.index(b"mdat") + 4
+    end = start + (len(content) - start) * 2 // 3
+    clip.write_bytes(content[:end] + bytes(len(content) - end))
+    with caplog.at_level(logging.WARNING, "lipstream"):
+        seen = numbers(clip)
+    assert len(seen) > 25 and seen[:25] == [*range(25)]
+    assert "damaged" in caplog.text
+
+
+UNUSABLE = {
+    "missing.mp4": (None, "no such file"),
+    "empty.mp4": (b"", "empty"),
+    "text.mp4": (b"not a video\n" * 99, "not a readable video"),
+    "notes.txt": (b"some text\n" * 99, "is text"),
+    "noise.mp4": (np.random.default_rng(0).bytes(9999), "not a readable video"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_videos_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    content, reason = UNUSABLE[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        probe(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=reason):
+        next(read_frames(tmp_path / name))
+
+
+def test_folders_and_files_without_the_wanted_stream_are_refused(tmp_path: Path) -> None:
+    sound = write_wav(tmp_path / "sound.wav", np.ones(100, np.int16), 16000)
+    silent = write_numbered(tmp_path / "silent.mp4", [0, 1], Fraction(1, 25))
+    with pytest.raises(InputError, match="folder"):
+        probe(tmp_path)
+    with pytest.raises(InputError, match="no video stream"):
+        probe(sound)
+    with pytest.raises(InputError, match="no audio stream"):
+        probe_speech(silent)
+    with pytest.raises(InputError, match="folder"):
+        probe_speech(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        next(read_mono(tmp_path / "missing.wav"))
+
+
+def test_a_video_without_one_good_frame_is_refused(tmp_path: Path) -> None:
+    clip = write_numbered(tmp_path / "clip.mp4", [0, 1, 2], Fraction(1, 25), movflags="+faststart")
+    content = clip.read_bytes()
+    start = content.index(b"mdat") + 4
+    clip.write_bytes(content[:start] + bytes(len(content) - start))
+    with pytest.raises(InputError, match="no frame"):
+        probe(clip)
+
+
+@pytest.mark.parametrize("name", ["a: colon.mp4", "50%d.mp4", "[x] ünï.mp4", "-dash.mp4"])
+def test_awkward_names(name: str, tmp_path: Path) -> None:
+    clip = write_numbered(tmp_path / "plain.mp4", [0, 1], Fraction(1, 25)).rename(tmp_path / name)
+    assert numbers(clip) == [0, 1]
+
+
+# --- speech
+
+
+def test_16_khz_mono_is_handed_through_exactly(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, 40_001).astype(np.int16)
+    path = write_wav(tmp_path / "speech.wav", samples, 16000)
+    read = np.concatenate(list(read_mono(path)))
+    assert read.dtype == np.float32 and np.array_equal(read, samples / np.float32(32768))
+    assert probe_speech(path).duration_s == Fraction(40_001, 16000)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate_hz", [8000, 22050, 44100, 48000])
+def test_speech_at_any_rate_becomes_16_khz_mono(rate_hz: int, channels: int, tmp_path: Path) -> None:
+    n = rate_hz * 6 // 5 + 7
+    tone = np.sin(np.arange(n) / rate_hz * 2 * np.pi * 440) * 9000
+    # The second channel is silent: the mean halves the tone.
+    samples = np.stack([tone, 0 * tone], 1)[:, :channels].astype(np.int16)
+    path = write_wav(tmp_path / "speech.wav", samples, rate_hz)
+    info = probe_speech(path)
+    assert (info.sample_rate_hz, info.channels, info.n_samples) == (rate_hz, channels, n)
+    mono = np.concatenate(list(read_mono(path)))
+    assert len(mono) == round(Fraction(n * 16000, rate_hz))
+    expected = np.sin(np.arange(len(mono)) / 16000 * 2 * np.pi * 440) * 9000 / 32768 / channels
+    assert np.abs(mono - expected)[200:-200].max() < 0.002
+    planar = np.concatenate(list(read_planar(info)), 1)
+    assert np.array_equal(planar, samples.T / np.float32(32768))
+
+
+def test_n_output_frames_rounds_exactly(tmp_path: Path) -> None:
+    def frames(n_samples: int, rate_hz: int) -> int:
+        path = write_wav(tmp_path / "speech.wav", np.zeros(n_samples, np.int16), rate_hz)
+        return n_output_frames(probe_speech(path))
+
+    assert frames(16000, 16000) == 25
+    assert frames(16000 + 319, 16000) == 25
+    assert frames(16000 + 321, 16000) == 26
+    assert frames(44100 * 2 + 883, 44100) == 51
+    assert frames(1, 48000) == 1
+
+
+def test_a_recording_without_samples_is_refused(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "speech.wav", np.zeros(0, np.int16), 16000)
+    with pytest.raises(InputError, match="zero samples"):
+        probe_speech(path)
+    with pytest.raises(InputError, match="zero samples"):
+        next(read_mono(path))
+
+
+def test_the_sound_track_of_a_video_is_speech(tmp_path: Path) -> None:
+    clip = write_numbered(tmp_path / "clip.mp4", [*range(25)], Fraction(1, 25), with_sound=True)
+    info = probe_speech(clip)
+    assert (info.sample_rate_hz, info.channels, info.layout) == (16000, 1, "mono")
+    assert n_output_frames(info) in (25, 26, 27)  # AAC comes in whole blocks
