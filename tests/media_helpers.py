@@ -87,6 +87,17 @@ def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(content)
 
 
+def wipe_pictures(path: Path, kept: Fraction) -> None:
+    """Overwrite the coded pictures of an mp4 with zeros, but for the first `kept` part of their bytes."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    (size,) = struct.unpack(">I", content[start - 8 : start - 4])
+    end = start - 8 + size
+    first = start + int((end - start) * kept)
+    content[first:end] = bytes(end - first)
+    path.write_bytes(content)
+
+
 def write_wav(path: Path, samples: NDArray[np.int16], sample_rate_hz: int) -> Path:
     """A 16-bit recording; `samples` is (n,) or (n, channels)."""
     with wave.open(str(path), "wb") as file:
@@ -121,7 +132,6 @@ def smooth_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     waves = [
-        np.sin(x * fx / width + y * fy / height + phase)
-        for fx, fy, phase in rng.uniform([2, 2, 0], [6, 6, 6], (3, 3))
+        np.sin(x * fx / width + y * fy / height + phase) for fx, fy, phase in rng.uniform([2, 2, 0], [6, 6, 6], (3, 3))
     ]
     return np.round(np.stack(waves, -1) * 60 + 120).astype(np.uint8)

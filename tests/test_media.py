@@ -10,15 +10,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_helpers import (
-    number_of,
-    numbered_image,
-    set_display_matrix,
-    smooth_image,
-    write_images,
-    write_numbered,
-    write_wav,
-)
 
 from lipstream.errors import InputError
 from lipstream.media import looping
@@ -26,6 +17,16 @@ from lipstream.media.audio import n_output_frames, probe_speech, read_mono, read
 from lipstream.media.color import ColorTags
 from lipstream.media.looping import read_looped
 from lipstream.media.reader import probe, read_frames
+from media_helpers import (
+    number_of,
+    numbered_image,
+    set_display_matrix,
+    smooth_image,
+    wipe_pictures,
+    write_images,
+    write_numbered,
+    write_wav,
+)
 
 # The numbers that ffmpeg 9.0 shows of clips written by write_numbered:
 #   ffmpeg -i CLIP.mp4 -r 25 -crf 10 -preset ultrafast -an OUT.mp4
@@ -38,8 +39,7 @@ FFMPEG_PICKS = {
     "60": [0, 1, 2, 4, 6, 9, 11, 14, 16, 18, 21, 23, 26, 28, 30, 33, 35, 38, 40, 42, 45, 47, 50, 52, 54, 57, 59],
     "50": [0, 1, 2, *range(3, 51, 2)],
     "25/2": [*np.repeat(range(14), 2), 14],
-    "15": [0, 0, 1, 2, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9, 9, 10, 11, 11, 12, 12, 13, 14, 14, 15, 15, 16, 17, 17, 18]
-    + [18, 19],
+    "15": [*np.repeat(range(20), ([2, 1, 2] * 7)[:20])],
     "1": [0] * 25 + [1] * 25 + [2],
 }
 N_SOURCE = {"25": 20, "60": 60, "50": 50, "25/2": 15, "15": 20, "1": 3}
@@ -145,7 +145,9 @@ def test_any_pixel_format_becomes_rgb(pix_fmt: str, tolerance: float, tmp_path: 
     assert np.abs(next(read_frames(clip)).image.astype(int) - image).mean() <= tolerance
 
 
-@pytest.mark.parametrize(("name", "codec", "pix_fmt"), [("still.png", "png", "rgb24"), ("still.jpg", "mjpeg", "yuvj420p")])
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"), [("still.png", "png", "rgb24"), ("still.jpg", "mjpeg", "yuvj420p")]
+)
 def test_a_still_image_is_a_video_of_one_frame(name: str, codec: str, pix_fmt: str, tmp_path: Path) -> None:
     image = smooth_image(50, 70)
     with av.open(str(tmp_path / name), "w", format="image2", options={"update": "1"}) as container:
@@ -271,11 +273,8 @@ def test_a_truncated_video_is_read_as_far_as_it_goes(tmp_path: Path, caplog: pyt
 
 
 def test_a_damaged_tail_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    clip = write_numbered(tmp_path / "clip.mp4", [*range(50)], Fraction(1, 25), g="5", movflags="+faststart")
-    content = clip.read_bytes()
-    start = content.index(b"mdat") + 4
-    end = start + (len(content) - start) * 2 // 3
-    clip.write_bytes(content[:end] + bytes(len(content) - end))
+    clip = write_numbered(tmp_path / "clip.mp4", [*range(50)], Fraction(1, 25), g="5")
+    wipe_pictures(clip, Fraction(2, 3))
     with caplog.at_level(logging.WARNING, "lipstream"):
         seen = numbers(clip)
     assert len(seen) > 25 and seen[:25] == [*range(25)]
@@ -319,10 +318,8 @@ def test_folders_and_files_without_the_wanted_stream_are_refused(tmp_path: Path)
 
 
 def test_a_video_without_one_good_frame_is_refused(tmp_path: Path) -> None:
-    clip = write_numbered(tmp_path / "clip.mp4", [0, 1, 2], Fraction(1, 25), movflags="+faststart")
-    content = clip.read_bytes()
-    start = content.index(b"mdat") + 4
-    clip.write_bytes(content[:start] + bytes(len(content) - start))
+    clip = write_numbered(tmp_path / "clip.mp4", [0, 1, 2], Fraction(1, 25))
+    wipe_pictures(clip, Fraction(0))
     with pytest.raises(InputError, match="no frame"):
         probe(clip)
 

@@ -1,6 +1,6 @@
 """Make the bundled sample speech: one sentence spoken by the espeak-ng program, exactly five seconds long.
 
-    python tools/make_sample_speech.py [OUTPUT.wav]      needs: the program espeak-ng (apt-get install espeak-ng)
+python tools/make_sample_speech.py [OUTPUT.wav]      needs: the program espeak-ng (apt-get install espeak-ng)
 """
 
 from __future__ import annotations

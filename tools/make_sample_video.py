@@ -50,9 +50,7 @@ def frame(portrait: torch.Tensor, time: float) -> NDArray[np.uint8]:
     c, s = math.cos(math.radians(roll_deg)), math.sin(math.radians(roll_deg))
     # Output coordinates in [-1, 1] to the portrait's, in its own [-1, 1].
     half_x, half_y = extent / width, extent / height
-    theta = torch.tensor(
-        [[c * half_x, -s * half_x, 2 * x / width - 1], [s * half_y, c * half_y, 2 * y / height - 1]]
-    )
+    theta = torch.tensor([[c * half_x, -s * half_x, 2 * x / width - 1], [s * half_y, c * half_y, 2 * y / height - 1]])
     grid = torch.nn.functional.affine_grid(theta[None], [1, 3, SIZE, SIZE], align_corners=False)
     if grid.abs().max() > 1:
         raise ValueError(f"at {time:.3f} the camera looks beyond the portrait")

@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lipstream.errors import InputError, LipstreamError, ModelError, NoFaceError, OutputError, SettingsError
+from lipstream.version import __version__
 
 if TYPE_CHECKING:
     from lipstream.lipsync import LipSync, Progress, StageTime, SyncResult
     from lipstream.settings import RuntimeSettings, SyncSettings
-
-__version__ = "0.1.0"
 
 __all__ = [
     "InputError",

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lipstream import __version__
 from lipstream.errors import LipstreamError
+from lipstream.version import __version__
 
 if TYPE_CHECKING:
     from lipstream.lipsync import Progress, SyncResult

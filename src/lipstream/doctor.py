@@ -12,9 +12,9 @@ import av
 import diffusers
 import torch
 
-from lipstream import __version__
 from lipstream.face.detect import detector_report
 from lipstream.models.load import describe_models
+from lipstream.version import __version__
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
-WINDOW_FRAMES = 16
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -15,11 +14,9 @@ from lipstream.face.faces import Detector, Face, choose
 from lipstream.face.insight import InsightFaceDetector, models_folder, models_present
 from lipstream.face.libraries import import_mend
 from lipstream.face.mesh import MODEL_FILES, MediapipeDetector
+from lipstream.settings import DetectorName
 
-__all__ = ["Detector", "DetectorName", "DetectorStatus", "Face", "choose", "detector_report", "make_detector"]
-
-DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
-
+__all__ = ["Detector", "DetectorStatus", "Face", "choose", "detector_report", "make_detector"]
 
 def make_detector(name: DetectorName, device: torch.device | str) -> Detector:
     """The face detector of that name, ready to use; mediapipe always runs on the CPU.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import NDArray
 
 FULL_RANGE = int(ColorRange.JPEG)
@@ -18,23 +18,14 @@ LIMITED_RANGE = int(ColorRange.MPEG)
 UNSPECIFIED = 2
 """libav's "unspecified" for matrix, primaries and transfer (for the range it is 0)."""
 
-# Without the last three flags swscale takes a short cut that darkens every pixel by about one level of 255.
-_SCALING = (
-    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
+# swscale's SWS_BILINEAR | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_FULL_CHR_H_INP, which PyAV names since 18 only.
+# Without the last three it takes a short cut that darkens every pixel by about one level of 255.
+_SCALING = 0x2 | 0x40000 | 0x2000 | 0x4000
 
 _MATRIX_RGB = 0
 _MATRIX_BT709 = 1
 _MATRIX_BT601 = 6
-_SWSCALE_MATRIX = {
-    _MATRIX_BT709: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    _MATRIX_BT601: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
-    10: Colorspace.BT2020,
-}
+_SWSCALE_MATRIX = {_MATRIX_BT709: 1, 4: 4, 5: 5, _MATRIX_BT601: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace to SWS_CS_*
 
 
 @dataclass(frozen=True)
@@ -113,5 +104,5 @@ def _range(tags: ColorTags) -> int:
     return FULL_RANGE if tags.range == FULL_RANGE else LIMITED_RANGE
 
 
-def _swscale_matrix(tags: ColorTags, width: int, height: int) -> Colorspace:
+def _swscale_matrix(tags: ColorTags, width: int, height: int) -> int:
     return _SWSCALE_MATRIX.get(tags.space) or _SWSCALE_MATRIX[matrix_by_size(width, height)]

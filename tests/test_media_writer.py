@@ -1,0 +1,328 @@
+"""Writing the result: whole or not at all, the right colours, and the speech exactly beside the picture."""
+
+from __future__ import annotations
+
+import logging
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from lipstream.errors import OutputError
+from lipstream.media.audio import SpeechInfo, probe_speech, read_planar
+from lipstream.media.color import ColorTags
+from lipstream.media.reader import probe, read_frames
+from lipstream.media.writer import VideoWriter, check_output, same_file
+from media_helpers import clicks, lag, number_of, numbered_image, smooth_image, write_wav
+
+
+def write(
+    path: Path,
+    images: list[np.ndarray],
+    *,
+    color: ColorTags | None = None,
+    speech: SpeechInfo | None = None,
+    **options: object,
+) -> Path:
+    height, width = images[0].shape[:2]
+    options = {"preset": "ultrafast", **options}
+    with VideoWriter(
+        path, width=width, height=height, color=color, speech=speech, n_frames=len(images), **options
+    ) as writer:
+        for image in images:
+            writer.write(image)
+    return path
+
+
+def writer_of(path: Path, n_frames: int, **options: object) -> VideoWriter:
+    """A writer of numbered images."""
+    return VideoWriter(
+        path, width=192, height=32, color=None, speech=None, n_frames=n_frames, preset="ultrafast", **options
+    )
+
+
+def numbered(n: int) -> list[np.ndarray]:
+    return [numbered_image(i) for i in range(n)]
+
+
+# --- picture
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mov", "out.mkv", "OUT.MP4"])
+def test_frames_come_back_one_for_one(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, numbered(30), metadata={"comment": "made by a machine, ünï"})
+    assert [number_of(frame.image) for frame in read_frames(path)] == [*range(30)]
+    assert probe(path).frame_rate == 25
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.video[0].pix_fmt == "yuv420p"
+        tags = {key.lower(): value for key, value in container.metadata.items()}
+        assert tags["comment"] == "made by a machine, ünï"
+    assert [child.name for child in tmp_path.iterdir()] == [name]
+
+
+def test_the_index_is_in_front(tmp_path: Path) -> None:
+    content = write(tmp_path / "out.mp4", numbered(3)).read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.parametrize(
+    "color",
+    [
+        ColorTags(1, 1, 1, 1),
+        ColorTags(2, 1, 1, 1),
+        ColorTags(1, 6, 6, 6),
+        ColorTags(2, 5, 5, 6),
+        ColorTags(1, 9, 9, 16),
+        ColorTags(),
+        None,
+    ],
+)
+def test_colours_and_their_tags_survive(color: ColorTags | None, tmp_path: Path) -> None:
+    images = [smooth_image(96, 128, seed) for seed in range(3)]
+    path = write(tmp_path / "out.mp4", images, color=color, crf=0)
+    assert probe(path).color == (color or ColorTags())
+    difference = np.stack([f.image for f in read_frames(path)]).astype(int) - np.stack(images)
+    assert np.abs(difference).mean() < 1.0
+    assert np.abs(difference.mean((0, 1, 2))).max() < 1.0
+
+
+def test_high_definition_without_tags_is_taken_as_bt709(tmp_path: Path) -> None:
+    image = np.full((64, 1280, 3), (200, 40, 40), np.uint8)
+    untagged = write(tmp_path / "a.mp4", [image], crf=0)
+    tagged = write(tmp_path / "b.mp4", [image], crf=0, color=ColorTags(1, 1, 1, 1))
+    yuv = []
+    for path in (untagged, tagged):
+        with av.open(str(path)) as container:
+            yuv.append(next(container.decode(video=0)).to_ndarray())
+    assert np.array_equal(*yuv)
+
+
+def test_reading_and_writing_again_changes_nothing_visible(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.mp4", [smooth_image(96, 128)] * 3, color=ColorTags(1, 1, 1, 1), crf=0)
+    images = [frame.image for frame in read_frames(first)]
+    second = write(tmp_path / "b.mp4", images, color=probe(first).color, crf=0)
+    again = [frame.image for frame in read_frames(second)]
+    assert np.abs(np.stack(again).astype(int) - np.stack(images)).mean() < 0.5
+
+
+def test_odd_sizes_are_padded_with_their_last_column_and_row(tmp_path: Path) -> None:
+    image = smooth_image(47, 63)
+    frame = next(read_frames(write(tmp_path / "out.mp4", [image], crf=0)))
+    assert frame.image.shape == (48, 64, 3)
+    assert np.abs(frame.image[:47, :63].astype(int) - image).mean() < 1.5
+    assert np.abs(frame.image[47, :63].astype(int) - image[46]).mean() < 3
+    assert np.abs(frame.image[:47, 63].astype(int) - image[:, 62]).mean() < 3
+
+
+def test_pixel_shape_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "out.mp4", numbered(2), sample_aspect_ratio=Fraction(16, 15))
+    assert probe(path).sample_aspect_ratio == Fraction(16, 15)
+
+
+# --- speech
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize(
+    ("rate_hz", "channels"), [(8000, 1), (16000, 1), (22050, 2), (44100, 1), (48000, 2), (48000, 6)]
+)
+def test_speech_keeps_its_rate_and_channels_and_place(rate_hz: int, channels: int, suffix: str, tmp_path: Path) -> None:
+    samples = np.repeat(clicks(1.2, rate_hz)[:, None], channels, 1)
+    speech = probe_speech(write_wav(tmp_path / "speech.wav", samples, rate_hz))
+    path = write(tmp_path / f"out{suffix}", numbered(30), speech=speech)
+    info = probe_speech(path)
+    assert (info.sample_rate_hz, info.channels) == (rate_hz, channels)
+    heard = np.concatenate(list(read_planar(info)), 1)
+    for i in range(channels):
+        if channels < 6 or i != 3:  # the fourth of six is for bass only, and AAC treats it so
+            assert abs(lag(heard[i], samples[:, i] / np.float32(32768))) <= rate_hz * 0.002
+    assert 0 <= info.n_samples - round(Fraction(30 * rate_hz, 25)) <= 1024  # AAC comes in blocks of 1024
+    if suffix != ".mkv":
+        with av.open(str(path)) as container:
+            stream = container.streams.audio[0]
+            assert stream.duration * stream.time_base == pytest.approx(30 / 25, abs=2e-4)
+
+
+@pytest.mark.parametrize(("n_frames", "sounding_s"), [(20, 0.8), (60, 1.5)])
+def test_speech_is_cut_or_filled_up_to_the_end_of_the_video(n_frames: int, sounding_s: float, tmp_path: Path) -> None:
+    tone = np.round(np.sin(np.arange(24000) / 16000 * 2 * np.pi * 300) * 9000).astype(np.int16)
+    speech = probe_speech(write_wav(tmp_path / "speech.wav", tone, 16000))
+    path = write(tmp_path / "out.mp4", numbered(n_frames), speech=speech)
+    with av.open(str(path)) as container:
+        for stream in (container.streams.video[0], container.streams.audio[0]):
+            assert stream.duration * stream.time_base == pytest.approx(n_frames / 25, abs=1e-4)
+    heard = np.concatenate(list(read_planar(probe_speech(path))), 1)[0]
+    loud = np.flatnonzero(np.abs(heard) > 0.1)
+    assert loud[0] < 100 and abs(loud[-1] / 16000 - sounding_s) < 0.01
+
+
+def test_rates_and_channels_that_aac_lacks_are_mended_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = np.repeat(clicks(0.4, 192000)[:, None], 10, 1)
+    speech = probe_speech(write_wav(tmp_path / "speech.wav", samples, 192000))
+    with caplog.at_level(logging.WARNING, "lipstream"):
+        info = probe_speech(write(tmp_path / "out.mp4", numbered(10), speech=speech))
+    assert (info.sample_rate_hz, info.channels) == (96000, 1)
+    assert "96000 Hz" in caplog.text and "10 channels" in caplog.text
+
+
+def test_speech_is_muxed_beside_the_picture(tmp_path: Path) -> None:
+    speech = probe_speech(write_wav(tmp_path / "speech.wav", clicks(6, 16000), 16000))
+    path = write(tmp_path / "out.mkv", [smooth_image(64, 64, i % 5) for i in range(150)], speech=speech)
+    with av.open(str(path)) as container:
+        times = [(p.stream.type, float(p.dts * p.time_base)) for p in container.demux() if p.dts is not None]
+    latest = {"video": 0.0, "audio": 0.0}
+    for kind, time_s in times:
+        latest[kind] = time_s
+        assert abs(latest["video"] - latest["audio"]) < 1.0
+
+
+# --- whole or nothing
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt and GeneratorExit: not an Exception."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Interrupted])
+@pytest.mark.parametrize("n_written", [0, 1, 12])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_leaves_nothing_behind(
+    error: type[BaseException], n_written: int, existing: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.mp4"
+    if existing:
+        path.write_text("precious")
+    with pytest.raises(error), writer_of(path, 12, overwrite=True) as writer:
+        for image in numbered(12)[:n_written]:
+            writer.write(image)
+        raise error
+    assert [child.name for child in tmp_path.iterdir()] == (["out.mp4"] if existing else [])
+    if existing:
+        assert path.read_text() == "precious"
+
+
+def test_nothing_is_visible_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with writer_of(path, 1) as writer:
+        writer.write(numbered_image(1))
+        hidden = list(tmp_path.iterdir())
+        assert not path.exists() and len(hidden) == 1 and hidden[0].name.startswith(".out.")
+    assert path.exists() and not hidden[0].exists()
+
+
+def test_an_existing_file_is_refused_unless_overwriting(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    path.write_text("precious")
+    with pytest.raises(OutputError, match="already exists"):
+        write(path, numbered(1))
+    assert path.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+    write(path, numbered(2), overwrite=True)
+    assert len(list(read_frames(path))) == 2
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with pytest.raises(OutputError, match="appeared"), writer_of(path, 1) as writer:
+        writer.write(numbered_image(1))
+        path.write_text("precious")
+    assert path.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_result_has_the_rights_of_a_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = write(tmp_path / "out.mp4", numbered(1))
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3)).astype(np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # stands in for a full disk: writing fails half way
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            write(tmp_path / "out.mp4", list(noise), crf=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("out.avi", ".mp4, .mov or .mkv"),
+        ("out", ".mp4, .mov or .mkv"),
+        ("missing/out.mp4", "folder does not exist"),
+        ("folder.mp4", "is a folder"),
+        ("pipe.mp4", "not a regular file"),
+        ("input.mp4", "also an input"),
+        ("hard.mp4", "also an input"),
+        ("soft.mp4", "also an input"),
+        ("dangling.mp4", "already exists"),
+    ],
+)
+def test_outputs_that_must_not_be_written_are_refused_first(name: str, reason: str, tmp_path: Path) -> None:
+    source = tmp_path / "input.mp4"
+    source.write_text("precious")
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    os.link(source, tmp_path / "hard.mp4")
+    (tmp_path / "soft.mp4").symlink_to(source)
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    may_overwrite = name != "dangling.mp4"
+    with pytest.raises(OutputError, match=reason) as caught:
+        check_output(tmp_path / name, inputs=[source], overwrite=may_overwrite)
+    assert str(tmp_path / name) in str(caught.value)
+    assert source.read_text() == "precious"
+
+
+def test_the_speech_is_never_overwritten(tmp_path: Path) -> None:
+    first = write(
+        tmp_path / "talk.mp4",
+        numbered(2),
+        speech=probe_speech(write_wav(tmp_path / "speech.wav", clicks(0.1, 16000), 16000)),
+    )
+    with pytest.raises(OutputError, match="also an input"):
+        write(first, numbered(2), speech=probe_speech(first), overwrite=True)
+    assert len(list(read_frames(first))) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_an_output_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="permission"):
+            write(tmp_path / "out.mp4", numbered(1))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_run_without_frames_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no frame"), writer_of(tmp_path / "out.mp4", 5):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_of_another_shape_or_number_are_refused(tmp_path: Path) -> None:
+    for wrong in (np.zeros((32, 191, 3), np.uint8), np.zeros((32, 192, 3), np.float32)):
+        with pytest.raises(ValueError, match="frame 0"), writer_of(tmp_path / "out.mp4", 5) as writer:
+            writer.write(wrong)
+    with pytest.raises(ValueError, match="announced"), writer_of(tmp_path / "out.mp4", 1) as writer:
+        writer.write(numbered_image(0))
+        writer.write(numbered_image(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_file_follows_links(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.touch()
+    other.touch()
+    (tmp_path / "link").symlink_to(one)
+    assert same_file(one, tmp_path / "link") and same_file(one, str(one))
+    assert not same_file(one, other) and not same_file(one, tmp_path / "missing")
