@@ -49,7 +49,9 @@ def examine() -> list[Finding]:
 def _h264() -> Finding:
     if "libx264" in av.codecs_available:
         return Finding("H.264", True, "libx264 is in this PyAV")
-    return Finding("H.264", False, 'this PyAV has no libx264; pip install --force-reinstall --only-binary=av "av>=14"')
+    return Finding(
+        "H.264", False, 'this PyAV has no libx264; pip install --force-reinstall --only-binary=av "av>=17.1"'
+    )
 
 
 def _device() -> Finding:

@@ -119,6 +119,7 @@ class LipSync:
             speech=speech_info,
             n_frames=n_frames,
             crf=settings.crf,
+            sample_aspect_ratio=video_info.sample_aspect_ratio,
             overwrite=overwrite,
             metadata=ai_metadata(self._line.model.config.name),
         )

@@ -18,6 +18,7 @@ from lipstream.settings import DetectorName
 
 __all__ = ["Detector", "DetectorStatus", "Face", "choose", "detector_report", "make_detector"]
 
+
 def make_detector(name: DetectorName, device: torch.device | str) -> Detector:
     """The face detector of that name, ready to use; mediapipe always runs on the CPU.
 

@@ -1,0 +1,1 @@
+"""Video and speech in and out, streamed, through PyAV alone."""

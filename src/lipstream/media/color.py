@@ -89,8 +89,11 @@ def to_rgb(
 def to_yuv420p(image: NDArray[np.uint8], tags: ColorTags, reformatter: VideoReformatter) -> av.VideoFrame:
     """A (height, width, 3) uint8 RGB image of even size as a yuv420p frame with the given matrix and range."""
     height, width = image.shape[:2]
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    if tags.space in _SWSCALE_MATRIX:
+        frame.colorspace = tags.space  # the new frame inherits it; PyAV before 18 does not set BT.2020 by itself
     return reformatter.reformat(
-        av.VideoFrame.from_ndarray(image, format="rgb24"),
+        frame,
         format="yuv420p",
         src_colorspace=_swscale_matrix(tags, width, height),
         dst_colorspace=_swscale_matrix(tags, width, height),

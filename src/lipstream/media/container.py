@@ -39,6 +39,8 @@ def open_input(path: Path, noun: str) -> InputContainer:
     try:
         # "file:" keeps a colon in the name from being read as a protocol, the list keeps playlists off the network.
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to read it; change its rights") from error
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{path}: not a readable {noun} ({reason}); export it again, complete") from error

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
 
 
-class Timed(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class Timed(Generic[T]):
     """Something with a place in time: `pts` and `duration` in units of `time_base` seconds."""
 
     item: T

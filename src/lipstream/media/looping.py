@@ -15,18 +15,16 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import av.error
 import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import InputError
-from lipstream.media.reader import OUTPUT_FRAME_RATE, Frame, VideoSource
+from lipstream.media.reader import Frame, VideoSource
+from lipstream.settings import FRAME_RATE_HZ, Loop
 
 logger = logging.getLogger(__name__)
-
-Loop = Literal["pingpong", "hold", "trim"]
 
 _SEEK_LEADS_S = (0, 1, 5, 20)
 """How far before a stretch to seek; the later ones serve containers whose seeks land after the key frame."""
@@ -39,7 +37,7 @@ def read_looped(
     path: str | Path,
     n_frames: int,
     loop: Loop = "pingpong",
-    frame_rate: int | Fraction = OUTPUT_FRAME_RATE,
+    frame_rate: int | Fraction = FRAME_RATE_HZ,
     *,
     max_held_frames: int = MAX_HELD_FRAMES,
 ) -> Iterator[Frame]:
@@ -115,9 +113,10 @@ def _replay(
                 start = max(0, stop - n_held)
                 images = stretches.load(start, stop)
                 for index in reversed(range(start, stop)):
-                    is_last_use = index == start or seen.ordinals[index - 1] != seen.ordinals[index]
-                    image = images[seen.ordinals[index]]
-                    yield index, image if is_last_use else image.copy()
+                    ordinal = seen.ordinals[index]
+                    is_last_use = index == start or seen.ordinals[index - 1] != ordinal
+                    # Taken out of the dict, so that this stretch is gone when the next is loaded.
+                    yield index, images.pop(ordinal) if is_last_use else images[ordinal].copy()
             yield from _forwards(path, frame_rate, n)
 
 

@@ -28,9 +28,7 @@ from lipstream.errors import InputError
 from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
 from lipstream.media.container import decode, open_input
 from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
-
-OUTPUT_FRAME_RATE = 25
-"""Frames per second of the published model's training videos, and of everything this package writes."""
+from lipstream.settings import FRAME_RATE_HZ
 
 _NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264, say) holds no times
 _TOLERATED_LOSS_S = 0.5
@@ -90,7 +88,7 @@ def probe(path: str | Path) -> VideoInfo:
         return source.info
 
 
-def read_frames(path: str | Path, frame_rate: int | Fraction = OUTPUT_FRAME_RATE) -> Iterator[Frame]:
+def read_frames(path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ) -> Iterator[Frame]:
     """Yield the video's frames at a constant rate: those that `ffmpeg -r 25` would show (see frame_rate.py).
 
     Raises InputError when the video cannot be used; a damaged part is left out and logged.
