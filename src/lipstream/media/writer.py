@@ -260,16 +260,18 @@ def _open_container(path: Path, container_format: str) -> OutputContainer:
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, refusing a target that appeared meanwhile: only who creates the name may replace it."""
+    """Rename, refusing a target that appeared meanwhile; the target is never there half-made."""
+    appeared = f"{target}: appeared while its replacement was being made; choose another name"
     try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        target.hardlink_to(source)
     except FileExistsError as error:
-        raise OutputError(f"{target}: appeared while its replacement was being made; choose another name") from error
-    try:
+        raise OutputError(appeared) from error
+    except OSError:  # a file system without hard links: look before renaming, which is all that can be done
+        if os.path.lexists(target):
+            raise OutputError(appeared) from None
         source.replace(target)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+    else:
+        source.unlink()
 
 
 @contextlib.contextmanager

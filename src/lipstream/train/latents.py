@@ -1,0 +1,187 @@
+"""Clips as latents: what the U-Net is trained on, computed once with a frozen encoder and cached beside the clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lipstream.latent import conditioning
+from lipstream.train import data
+
+# The larger region that is hidden in part of the samples: all below this share of the crop's height.
+HIDDEN_FROM = 95 / 256
+
+
+@dataclass(frozen=True)
+class LatentClip:
+    """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
+
+    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: two regions, (2, n or 1, C, h, w)
+    float16: latents of the crops without the mask's region, and without all below the mid-face.
+    """
+
+    kind: str
+    crops: Tensor
+    latents: Tensor
+    masked: Tensor
+    mel: Tensor
+    opening: Tensor
+
+    @property
+    def n_frames(self) -> int:
+        """Frames that can be targets."""
+        return len(self.crops)
+
+
+def hidden_below(resolution: int) -> Tensor:
+    """The mask of the larger region: 1 = kept, (1, resolution, resolution)."""
+    mask = torch.ones(1, resolution, resolution)
+    mask[:, round(HIDDEN_FROM * resolution) :] = 0
+    return mask
+
+
+@torch.inference_mode()
+def encode_clip(clip: data.Clip, vae: Any, mask: Tensor, device: torch.device, batch: int = 32) -> dict[str, Tensor]:
+    """Latents of a clip's frames and of what is left of them outside the two regions.
+
+    mask: (1, res, res), 1 = keep. A still looks alike outside the regions in all frames: one frame serves.
+    """
+    pixels = conditioning.to_pixels(torch.from_numpy(np.concatenate((clip.crops, clip.extra))))
+    seen = pixels[:1] if clip.kind == "still" else pixels[: len(clip.crops)]
+    masks = (mask, hidden_below(mask.shape[-1]))
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            parts = [conditioning.encode(vae, part.to(device)).float().cpu() for part in images.split(batch)]
+        return torch.cat(parts).half()
+
+    return {"latents": encode(pixels), "masked": torch.stack([encode(seen * region) for region in masks])}
+
+
+def prepare(
+    folder: Path,
+    cache: Path,
+    vae: Any,
+    mask: Tensor,
+    device: torch.device,
+    report: Callable[[str], None] | None = None,
+) -> list[LatentClip]:
+    """All clips of `folder` as latents; those not yet in `cache` are encoded first."""
+    cache.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for path in data.clip_paths(folder):
+        clip = data.Clip.load(path)
+        target = cache / f"{path.stem}.pt"
+        if not target.exists():
+            temporary = target.with_suffix(".tmp")
+            torch.save(encode_clip(clip, vae, mask, device), temporary)
+            temporary.replace(target)
+            if report is not None:
+                report(path.stem)
+        encoded = torch.load(target, weights_only=True)
+        clips.append(
+            LatentClip(
+                kind=clip.kind,
+                crops=torch.from_numpy(clip.crops),
+                latents=encoded["latents"],
+                masked=encoded["masked"],
+                mel=torch.from_numpy(clip.mel),
+                opening=torch.from_numpy(clip.opening),
+            )
+        )
+    return clips
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for one step, on the training device, frames of all windows one after another.
+
+    crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
+    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant.
+    """
+
+    crops: Tensor
+    latents: Tensor
+    masked: Tensor
+    reference: Tensor
+    mask: Tensor
+    mel: Tensor
+    phase: Tensor
+    num_frames: int
+
+
+class Sampler:
+    """Draws windows. `footage_share` of them are real clips, the rest stills."""
+
+    def __init__(self, clips: list[LatentClip], mask: Tensor, footage_share: float, hidden_share: float) -> None:
+        kinds = {kind: [c for c in clips if c.kind == kind] for kind in ("footage", "still")}
+        self._kinds = {kind: found for kind, found in kinds.items() if found}
+        self._footage_share, self._hidden_share = footage_share, hidden_share
+        size = clips[0].latents.shape[-2:]
+        self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
+
+    def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
+        """`windows` windows of `num_frames` frames, each of its own clip, with one reference frame a window."""
+        parts = [self._window(num_frames, generator) for _ in range(windows)]
+        crops, latents, masked, reference, mask, mel = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Batch(
+            crops=conditioning.to_pixels(crops).to(device),
+            latents=latents.float().to(device),
+            masked=masked.float().to(device),
+            reference=reference.float().to(device),
+            mask=mask.to(device),
+            mel=mel.to(device),
+            phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
+            num_frames=num_frames,
+        )
+
+    def _window(self, num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        clip = self._clip(num_frames, generator)
+        start = _below(clip.n_frames - num_frames + 1, generator)
+        frames = slice(start, start + num_frames)
+        region = int(torch.rand((), generator=generator) < self._hidden_share)
+        masked = clip.masked[region]
+        masked = masked.expand(num_frames, -1, -1, -1) if len(masked) == 1 else masked[frames]
+        reference = clip.latents[_reference(clip, frames, generator)].expand(num_frames, -1, -1, -1)
+        columns = slice(
+            data.MEL_PER_FRAME * start,
+            data.MEL_PER_FRAME * (start + num_frames) + data.MEL_BEFORE + data.MEL_AFTER,
+        )
+        mask = self._masks[region].expand(num_frames, -1, -1, -1)
+        return clip.crops[frames], clip.latents[frames], masked, reference, mask, clip.mel[None, :, columns]
+
+    def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:
+        kind = "footage" if float(torch.rand((), generator=generator)) < self._footage_share else "still"
+        clips = self._kinds.get(kind) or next(iter(self._kinds.values()))
+        long_enough = [c for c in clips if c.n_frames >= num_frames]
+        return long_enough[_below(len(long_enough), generator)]
+
+
+def _reference(clip: LatentClip, frames: slice, generator: torch.Generator) -> int:
+    """A frame outside the window, in half of the draws the one of three whose mouth differs most from the window's.
+
+    A reference that has nothing to do with the target keeps the model from copying the mouth off it.
+    """
+    others = [i for i in range(len(clip.latents)) if not frames.start <= i < frames.stop]
+    if not others:
+        return _below(len(clip.latents), generator)
+    candidates = [others[_below(len(others), generator)] for _ in range(3)]
+    if float(torch.rand((), generator=generator)) < 0.5:
+        return candidates[0]
+    middle = float(clip.opening[frames].mean())
+
+    def difference(i: int) -> float:
+        return abs(float(clip.opening[i]) - middle) if i < clip.n_frames else 0.0
+
+    return max(candidates, key=difference)
+
+
+def _below(n: int, generator: torch.Generator) -> int:
+    return int(torch.randint(max(n, 1), (), generator=generator))

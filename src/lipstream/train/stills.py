@@ -1,0 +1,182 @@
+"""Talking stills: a portrait whose mouth is warped open and shut by phonemes, as training data for many faces.
+
+Geometry in pixels of an aligned crop; the points are mediapipe's face mesh. The jaw's outline beyond the repainted
+region never moves, so that nothing outside tells how far the mouth is open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Mesh points: inner lips from the left corner to the right one, chin, nose base, forehead.
+UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
+LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
+CHIN, NOSE_BASE, FOREHEAD = 152, 2, 10
+UPPER_OUTER, LOWER_OUTER = 0, 17
+
+# Gap of a mouth that is fully open, as a share of the face's height; the lower lip makes most of the way.
+FULL_GAP = 0.085
+_LOWER_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class Mouth:
+    """What the warp needs of a face, in pixels: the inner lip lines over every column, and heights.
+
+    upper, lower: (width,) y of the inner lips, equal at and beyond the corners. left, right: x of the corners.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    left: float
+    right: float
+    nose_base: float
+    upper_outer: float
+    lower_outer: float
+    chin: float
+    face_height: float
+
+    @classmethod
+    def from_mesh(cls, points: NDArray[np.floating[Any]], width: int) -> Mouth:
+        """From mesh points (478, 2) in pixels of a crop that is `width` wide."""
+        columns = np.arange(width)
+        lines = []
+        for indices in (UPPER_INNER, LOWER_INNER):
+            line = points[list(indices)]
+            order = np.argsort(line[:, 0])
+            lines.append(np.interp(columns, line[order, 0], line[order, 1]))
+        upper, lower = np.minimum(lines[0], lines[1]), np.maximum(lines[0], lines[1])
+        return cls(
+            upper=torch.from_numpy(upper).float(),
+            lower=torch.from_numpy(lower).float(),
+            left=float(points[UPPER_INNER[0], 0]),
+            right=float(points[UPPER_INNER[-1], 0]),
+            nose_base=float(points[NOSE_BASE, 1]),
+            upper_outer=float(points[UPPER_OUTER, 1]),
+            lower_outer=float(points[LOWER_OUTER, 1]),
+            chin=float(points[CHIN, 1]),
+            face_height=float(np.linalg.norm(points[CHIN] - points[FOREHEAD])),
+        )
+
+
+@dataclass(frozen=True)
+class Interior:
+    """How the inside of a mouth looks: colours (3,) in [0, 1], and the upper teeth's length as a share of FULL_GAP."""
+
+    dark: Tensor
+    tongue: Tensor
+    teeth: Tensor
+    teeth_share: float
+
+    @classmethod
+    def random(cls, skin: Tensor, generator: torch.Generator) -> Interior:
+        """Plausible colours beside a skin colour (3,) in [0, 1], whose brightness they follow."""
+        light = float(skin.mean()) * 0.5 + 0.3
+
+        def draw(low: float, high: float) -> float:
+            return float(torch.rand((), generator=generator)) * (high - low) + low
+
+        dark = torch.tensor([0.20, 0.09, 0.08]) * draw(0.6, 1.3)
+        tongue = torch.tensor([0.62, 0.30, 0.29]) * light * draw(0.6, 1.1)
+        teeth = torch.tensor([1.0, 0.95, 0.88]) * light * draw(1.0, 1.35)
+        return cls(dark, tongue, teeth.clamp(0, 0.97), draw(0.1, 0.5))
+
+
+def render(crop: Tensor, mouth: Mouth, interior: Interior, opening: float, width: float) -> Tensor:
+    """The crop with its mouth `opening` (0 shut, 1 fully open) and `width` (1 as it is): (3, h, w) in [0, 1].
+
+    crop: (3, h, w) in [0, 1].
+    """
+    _, h, w = crop.shape
+    y = torch.arange(h).float()[:, None].expand(h, w)
+    x = torch.arange(w).float()[None, :].expand(h, w)
+    x_source = _narrowed(x, y, mouth, width)
+    upper, lower = _at(mouth.upper, x_source), _at(mouth.lower, x_source)
+
+    centre, half = (mouth.left + mouth.right) / 2, max((mouth.right - mouth.left) / 2, 1.0)
+    inside = (1 - ((x_source - centre) / half).square()).clamp_min(0).sqrt()
+    gap = opening * FULL_GAP * mouth.face_height * inside
+    change = gap - (lower - upper)
+    new_upper = upper - (1 - _LOWER_SHARE) * change
+    new_lower = new_upper + gap
+
+    # Above the mouth the skin between nose and lip gives way, below it the lip and the chin.
+    room_above = (upper - mouth.nose_base).clamp_min(4.0)
+    up = (1 - ((new_upper - y) / room_above).clamp(0, 1)) ** 2
+    # The jaw moves as a whole: as wide as the chin, fading towards the cheeks and below the chin.
+    jaw_gap = opening * FULL_GAP * mouth.face_height - _middle(mouth.lower - mouth.upper, centre)
+    jaw = jaw_gap * torch.exp(-((x - centre) / (1.5 * half)).square())
+    to_chin = ((y - new_lower) / max(mouth.chin - mouth.lower_outer, 8.0)).clamp(0, 1)
+    drop = torch.lerp(change, jaw, to_chin) * _LOWER_SHARE
+    fade = (1 - ((y - mouth.chin) / (0.22 * mouth.face_height)).clamp(0, 1)).square()
+    y_source = torch.where(y <= new_upper, y + (1 - _LOWER_SHARE) * change * up, y - drop * fade)
+
+    face = _sample(crop, x_source, y_source)
+    cavity = _cavity(crop, x_source, y, new_upper, new_lower, upper, lower, interior, mouth, inside)
+    # A pixel's share of the cavity, antialiased over one pixel at both lips.
+    share = ((y - new_upper + 0.5).clamp(0, 1) * (new_lower - y + 0.5).clamp(0, 1))[None]
+    share = share * (gap > 0.3)[None]
+    return torch.lerp(face, cavity, share)
+
+
+def _narrowed(x: Tensor, y: Tensor, mouth: Mouth, width: float) -> Tensor:
+    """Where a pixel of the wider or narrower mouth comes from, horizontally."""
+    centre, half = (mouth.left + mouth.right) / 2, max((mouth.right - mouth.left) / 2, 1.0)
+    middle = (mouth.upper_outer + mouth.lower_outer) / 2
+    near = torch.exp(-(((x - centre) / (1.9 * half)) ** 4) - ((y - middle) / (1.1 * half)).square())
+    return centre + (x - centre) * (1 + (1 / width - 1) * near)
+
+
+def _cavity(
+    crop: Tensor,
+    x: Tensor,
+    y: Tensor,
+    new_upper: Tensor,
+    new_lower: Tensor,
+    upper: Tensor,
+    lower: Tensor,
+    interior: Interior,
+    mouth: Mouth,
+    inside: Tensor,
+) -> Tensor:
+    """What is seen between the lips: the portrait's own teeth where it shows them, else painted ones; dark; tongue."""
+    below = y - new_upper
+    full = FULL_GAP * mouth.face_height
+    depth = (below / (new_lower - new_upper).clamp_min(1.0)).clamp(0, 1)
+    tongue = ((depth - 0.62) / 0.38).clamp(0, 1)[None] * ((new_lower - new_upper) / full).clamp(0, 1)[None]
+    colour = torch.lerp(interior.dark[:, None, None], interior.tongue[:, None, None], tongue)
+    own = lower - upper
+    teeth_height = interior.teeth_share * full * inside
+    painted = interior.teeth[:, None, None] * (0.45 + 0.55 * inside)[None]
+    edge = (teeth_height - below + 0.5).clamp(0, 1)[None] * (own.max() < 0.25 * full)
+    colour = torch.lerp(colour, painted, edge)
+    shown = _sample(crop, x, upper + below)
+    own_edge = (own - 1.0 - below + 0.5).clamp(0, 1)[None] * (own.max() >= 0.25 * full)
+    colour = torch.lerp(colour, shown, own_edge)
+    # The upper lip casts a shadow.
+    return colour * (0.55 + 0.45 * (below / (0.12 * full + 1)).clamp(0, 1))[None]
+
+
+def _middle(line: Tensor, centre: float) -> float:
+    return float(line[int(min(max(centre, 0), len(line) - 1))])
+
+
+def _at(line: Tensor, x: Tensor) -> Tensor:
+    """A line (w,) read at the columns `x` (h, w), linearly."""
+    left = x.floor().clamp(0, len(line) - 2)
+    index = left.long()
+    return torch.lerp(line[index], line[index + 1], (x - left).clamp(0, 1))
+
+
+def _sample(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`image` (3, h, w) read at pixel positions (h, w)."""
+    _, h, w = image.shape
+    grid = torch.stack((x * 2 / (w - 1) - 1, y * 2 / (h - 1) - 1), -1)[None]
+    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]

@@ -1,0 +1,189 @@
+"""Joint training of the U-Net and the audio encoder, for one denoising step from pure noise.
+
+With zero terminal signal-to-noise and the prediction of the clean latents themselves, one step is a plain regression:
+what a small model can learn in little time (few-step training: Lin et al. 2024, https://arxiv.org/abs/2305.08891).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lipstream.latent import conditioning
+from lipstream.models.unet import UNet
+from lipstream.models.unet_config import UNetConfig
+from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
+from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
+from lipstream.train import data, losses
+from lipstream.train.latents import Batch, LatentClip, Sampler
+from lipstream.train.loop import LoopSettings, Report, Run
+
+SCHEDULER_WORDS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "sample",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+FIRST_TIMESTEP = 999
+# Positions repeat after this many rows (0.4 s), which divides the encoder's block: enough to tell the ten rows that a
+# frame hears apart, nothing to remember a clip's instant by.
+POSITION_PERIOD = 20
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """Sizes, batch and loss weights."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 192, 192)
+    layers_per_block: int = 1
+    heads: int = 4
+    audio_channels: int = 128
+    windows: int = 4
+    num_frames: int = 8
+    long_num_frames: int = 16
+    long_share: float = 0.15
+    decoded_frames: int = 6
+    footage_share: float = 0.3
+    hidden_share: float = 0.4
+    mouth_gain: float = 6.0
+    latent_weight: float = 0.3
+    pixel_weight: float = 2.0
+
+    def unet_words(self, latent_channels: int) -> dict[str, Any]:
+        """The U-Net's configuration in the published words."""
+        levels = len(self.block_out_channels)
+        return {
+            "in_channels": 3 * latent_channels + 1,
+            "out_channels": latent_channels,
+            "block_out_channels": list(self.block_out_channels),
+            "down_block_types": ["CrossAttnDownBlock3D"] * (levels - 1) + ["DownBlock3D"],
+            "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * (levels - 1),
+            "layers_per_block": self.layers_per_block,
+            "cross_attention_dim": self.audio_channels,
+            "attention_head_dim": self.heads,
+            "norm_num_groups": 32,
+            "use_motion_module": True,
+            "motion_module_kwargs": {"num_attention_heads": self.heads},
+        }
+
+    def audio_words(self) -> dict[str, int]:
+        """The audio encoder's sizes: Whisper's two convolutions and no transformer block."""
+        return {
+            "n_mels": data.N_MELS,
+            "n_audio_ctx": 1500,
+            "n_audio_state": self.audio_channels,
+            "n_audio_head": self.heads,
+            "n_audio_layer": 0,
+        }
+
+
+class Pair(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, settings: UNetSettings, latent_channels: int) -> None:
+        super().__init__()
+        self.unet = UNet(UNetConfig.from_dict(settings.unet_words(latent_channels)))
+        self.audio_encoder = AudioEncoder(AudioEncoderConfig.from_dict(settings.audio_words()))
+        self.audio_encoder.positional_embedding.copy_(periodic_positions(1500, settings.audio_channels))
+        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, module in self.unet.named_modules():
+            # Motion modules and attention start as identities, as AnimateDiff's do.
+            if name.endswith("proj_out"):
+                nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def hear(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
+        """What each frame hears: (windows * num_frames, 10, channels).
+
+        mel: (windows, N_MELS, 4 num_frames + margins). phase: (windows,) frames, where the positions begin.
+        """
+        encoder = self.audio_encoder
+        rows = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+        first = ROWS_PER_FRAME * phase - data.MEL_BEFORE // 2
+        index = (first[:, None] + torch.arange(rows.shape[1], device=rows.device)) % POSITION_PERIOD
+        rows = rows + encoder.positional_embedding[index]
+        span = ROWS_BEFORE + ROWS_AFTER + 1
+        heard = rows[:, data.MEL_BEFORE // 2 - ROWS_BEFORE :].unfold(1, span, ROWS_PER_FRAME)[:, :num_frames]
+        return heard.permute(0, 1, 3, 2).flatten(0, 1)
+
+    def predict(self, batch: Batch, noise: Tensor) -> Tensor:
+        """Clean latents (n, C, h, w) from pure noise (n, C, h, w)."""
+        sample = torch.cat((noise, batch.mask, batch.masked, batch.reference), 1)
+        audio = self.hear(batch.mel, batch.phase, batch.num_frames)
+        timestep = torch.tensor(FIRST_TIMESTEP, device=noise.device)
+        return self.unet(sample, timestep, audio, batch.num_frames).float()  # type: ignore[no-any-return]
+
+
+def periodic_positions(rows: int, channels: int) -> Tensor:
+    """Sine and cosine of 1, 2 and 3 turns per POSITION_PERIOD rows in the first six channels, zero in the others."""
+    angle = torch.arange(rows)[:, None] * (2 * math.pi / POSITION_PERIOD) * torch.tensor([1.0, 2.0, 3.0])
+    positions = torch.zeros(rows, channels)
+    positions[:, :6] = torch.cat((angle.sin(), angle.cos()), 1)
+    return positions
+
+
+def training_loss(
+    pair: Pair, vae: Any, batch: Batch, settings: UNetSettings, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Latents everywhere in the repainted region, pixels of some frames through the frozen decoder."""
+    windows = len(batch.latents) // batch.num_frames
+    shape = (windows, *batch.latents.shape[1:])
+    # One noise image for all frames of a window (published behaviour).
+    noise = torch.randn(shape, generator=generator).to(batch.latents.device)
+    predicted = pair.predict(batch, noise.repeat_interleave(batch.num_frames, 0))
+    weight = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device)
+    weight = weight * (0.05 + (1 - batch.mask))
+    latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.5) * weight).mean()
+    chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames]
+    decoded = conditioning.decode(vae, predicted[chosen])
+    size = batch.crops.shape[-1]
+    hidden = F.interpolate(1 - batch.mask[chosen], size=(size, size))
+    map_ = losses.mouth_weight(size, settings.mouth_gain).to(noise.device) * (0.02 + hidden)
+    pixels = losses.pixel_loss(decoded, batch.crops[chosen], map_)
+    return {
+        "loss": settings.latent_weight * latent + settings.pixel_weight * pixels,
+        "latent": latent,
+        "pixels": pixels,
+    }
+
+
+def train(
+    clips: list[LatentClip],
+    vae: Any,
+    mask: Tensor,
+    folder: Path,
+    settings: UNetSettings,
+    loop: LoopSettings,
+    device: torch.device,
+    report: Report | None = None,
+    after_save: Callable[[Pair, int], None] | None = None,
+) -> Pair:
+    """Train on clips; returns the averaged pair. vae: frozen; mask: (1, res, res), 1 = keep."""
+    torch.manual_seed(loop.seed)
+    vae = vae.to(device).eval().requires_grad_(False)
+    pair = Pair(settings, clips[0].latents.shape[1])
+    run = Run(folder, pair, loop, device)
+    sampler = Sampler(clips, mask, settings.footage_share, settings.hidden_share)
+
+    def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        long = float(torch.rand((), generator=generator)) < settings.long_share
+        num_frames = settings.long_num_frames if long else settings.num_frames
+        windows = max(settings.windows * settings.num_frames // num_frames, 1)
+        batch = sampler.draw(windows, num_frames, generator, device)
+        return training_loss(run.module, vae, batch, settings, generator)  # type: ignore[arg-type]
+
+    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))  # type: ignore[arg-type]
+    return run.average  # type: ignore[return-value]
