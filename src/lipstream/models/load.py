@@ -92,6 +92,8 @@ def _with_base(words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _folder_words(folder: Path, asked: str) -> dict[str, Any]:
+    if not folder.is_dir() and asked in BUNDLED:
+        raise ModelError(f"{folder}: missing; lipstream is not installed whole, install it again")
     if not folder.is_dir():
         raise ModelError(f"{asked}: neither a folder nor one of the models {', '.join(NAMES)}")
     path = folder / CONFIG_NAME
@@ -138,7 +140,10 @@ class ModelStatus:
 
 
 def describe_models() -> list[ModelStatus]:
-    """The named models and which of them are on this machine. Asks no network."""
+    """The named models and which of them are on this machine. Asks no network.
+
+    Raises ModelError only where lipstream itself is not installed whole.
+    """
     found = []
     for name in NAMES:
         config, folder = read_config(name)

@@ -47,7 +47,7 @@ POSITION_PERIOD = 20
 class UNetSettings:
     """Sizes, batch and loss weights."""
 
-    block_out_channels: tuple[int, ...] = (64, 128, 192, 192)
+    block_out_channels: tuple[int, ...] = (64, 128, 128)
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
@@ -69,14 +69,14 @@ class UNetSettings:
             "in_channels": 3 * latent_channels + 1,
             "out_channels": latent_channels,
             "block_out_channels": list(self.block_out_channels),
-            "down_block_types": ["CrossAttnDownBlock3D"] * (levels - 1) + ["DownBlock3D"],
-            "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * (levels - 1),
+            "down_block_types": ["CrossAttnDownBlock3D"] * levels,
+            "up_block_types": ["CrossAttnUpBlock3D"] * levels,
             "layers_per_block": self.layers_per_block,
             "cross_attention_dim": self.audio_channels,
             "attention_head_dim": self.heads,
             "norm_num_groups": 32,
             "use_motion_module": True,
-            "motion_module_kwargs": {"num_attention_heads": self.heads},
+            "motion_module_kwargs": {"num_attention_heads": self.heads, "attention_block_types": ["Temporal_Self"]},
         }
 
     def audio_words(self) -> dict[str, int]:
