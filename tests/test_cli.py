@@ -40,7 +40,7 @@ def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
 
 
 def test_the_demo_makes_a_talking_face_and_one_json_object(tmp_path: Path) -> None:
-    done = run("demo", "-o", tmp_path / "demo", "--detector", "mediapipe", "--json")
+    done = run("demo", "-o", tmp_path / "demo", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert set(result) == {

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "the bundled sample with the bundled model, no network")
     demo.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for the result [demo]")
-    _add_runtime(demo)
+    _add_runtime(demo, detector="mediapipe")  # auto might fetch InsightFace's models
     demo.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
 
     models = _command(commands, "models", _models_list, "the models: list, download, verify")
@@ -132,14 +132,14 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     return parser
 
 
-def _add_runtime(parser: argparse.ArgumentParser) -> None:
+def _add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="[auto]")
     parser.add_argument("--precision", default="auto", metavar="auto|fp32|fp16|bf16", help="[auto]")
     parser.add_argument(
         "--detector",
-        default="auto",
+        default=detector,
         metavar="auto|buffalo_s|buffalo_l|mediapipe",
-        help="finds the face [auto]",
+        help=f"finds the face [{detector}]",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="for face work [one a core]")
     parser.add_argument("--batch", type=int, default=1, metavar="WINDOWS", help="windows in one U-Net call [1]")

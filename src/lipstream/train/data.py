@@ -102,7 +102,9 @@ def footage_clip(
     held_out: share of the frames at the end that is left out. audio_shift_ms: how much later than the picture its
     sound is in the file (negative: earlier).
     """
-    track, crops, opening = FaceTrack(resolution), [], []
+    track = FaceTrack(resolution)
+    crops: list[NDArray[np.uint8]] = []
+    opening: list[float] = []
     total = sum(1 for _ in read_frames(path))
     for frame in read_frames(path):
         if frame.index >= n_training_frames(total, held_out):

@@ -21,14 +21,14 @@ _RATE, _PITCH, _RANGE = 1, 3, 4
 VOICES = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "de", "fr", "es", "it", "pt", "nl", "sv")
 VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5")
 
-_WORDS = (
+_TEXT = (
     "a mother may buy many apples for the summer market people walk home above blue water we all know how papa "
     "moves big boxes before morning five happy women open every window my father always arrives late you saw the "
     "moon over our old house maybe both boys love warm bread jump back now show me what you have been thinking "
     "about good food makes people calm she sells yellow roses by the river while wind whispers through empty rooms "
     "tomorrow the farmer brings fresh eggs please keep them cold and far away from fire our new neighbour plays "
     "piano very badly but nobody minds because music makes life better when poor weather follows them all winter"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Speaker:
 
 def random_text(n_words: int, generator: np.random.Generator) -> str:
     """A sentence-like string of words without meaning, now and then with a pause."""
-    words = [str(w) for w in generator.choice(_WORDS, n_words)]
+    words = [str(w) for w in generator.choice(_TEXT.split(), n_words)]
     return " ".join(w + ("," if generator.random() < 0.08 else "") for w in words) + "."
 
 

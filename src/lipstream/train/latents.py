@@ -59,7 +59,7 @@ def encode_clip(clip: data.Clip, vae: Any, mask: Tensor, device: torch.device, b
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            parts = [conditioning.encode(vae, part.to(device)).float().cpu() for part in images.split(batch)]
+            parts = [conditioning.encode(vae, part.to(device)).float().cpu() for part in torch.split(images, batch)]
         return torch.cat(parts).half()
 
     return {"latents": encode(pixels), "masked": torch.stack([encode(seen * region) for region in masks])}
@@ -132,10 +132,10 @@ class Sampler:
         parts = [self._window(num_frames, generator) for _ in range(windows)]
         crops, latents, masked, reference, mask, mel = (torch.cat(column) for column in zip(*parts, strict=True))
         return Batch(
-            crops=conditioning.to_pixels(crops).to(device),
-            latents=latents.float().to(device),
-            masked=masked.float().to(device),
-            reference=reference.float().to(device),
+            crops=crops.to(device),
+            latents=latents.to(device),
+            masked=masked.to(device),
+            reference=reference.to(device),
             mask=mask.to(device),
             mel=mel.to(device),
             phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
@@ -155,7 +155,8 @@ class Sampler:
             data.MEL_PER_FRAME * (start + num_frames) + data.MEL_BEFORE + data.MEL_AFTER,
         )
         mask = self._masks[region].expand(num_frames, -1, -1, -1)
-        return clip.crops[frames], clip.latents[frames], masked, reference, mask, clip.mel[None, :, columns]
+        parts = (clip.latents[frames], masked, reference, mask, clip.mel[None, :, columns])
+        return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
 
     def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:
         kind = "footage" if float(torch.rand((), generator=generator)) < self._footage_share else "still"

@@ -47,12 +47,12 @@ POSITION_PERIOD = 20
 class UNetSettings:
     """Sizes, batch and loss weights."""
 
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
+    block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
-    windows: int = 4
-    num_frames: int = 8
+    windows: int = 6
+    num_frames: int = 6
     long_num_frames: int = 16
     long_share: float = 0.15
     decoded_frames: int = 6
@@ -102,8 +102,8 @@ class Pair(nn.Module):
         for name, module in self.unet.named_modules():
             # Motion modules and attention start as identities, as AnimateDiff's do.
             if name.endswith("proj_out"):
-                nn.init.zeros_(module.weight)  # type: ignore[arg-type]
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def hear(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
         """What each frame hears: (windows * num_frames, 10, channels).
@@ -124,7 +124,7 @@ class Pair(nn.Module):
         sample = torch.cat((noise, batch.mask, batch.masked, batch.reference), 1)
         audio = self.hear(batch.mel, batch.phase, batch.num_frames)
         timestep = torch.tensor(FIRST_TIMESTEP, device=noise.device)
-        return self.unet(sample, timestep, audio, batch.num_frames).float()  # type: ignore[no-any-return]
+        return self.unet(sample, timestep, audio, batch.num_frames).float()
 
 
 def periodic_positions(rows: int, channels: int) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from lipstream.train import augment, losses
 from lipstream.train.loop import LoopSettings, Report, Run
@@ -28,10 +28,10 @@ class VaeSettings:
     kl_weight: float = 1e-4
 
 
-def build(settings: VaeSettings) -> nn.Module:
+def build(settings: VaeSettings) -> Any:
     """An untrained AutoencoderKL without middle attention or the quantisation convolutions."""
     levels = len(settings.block_out_channels)
-    vae: nn.Module = AutoencoderKL(
+    vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=settings.block_out_channels,
@@ -43,7 +43,7 @@ def build(settings: VaeSettings) -> nn.Module:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
     )
-    return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return vae.to(memory_format=torch.channels_last)
 
 
 def batch(images: np.ndarray[Any, Any], settings: VaeSettings, generator: torch.Generator) -> Tensor:
@@ -60,9 +60,9 @@ def train(
     loop: LoopSettings,
     device: torch.device,
     report: Report | None = None,
-    after_save: Callable[[nn.Module, int], None] | None = None,
+    after_save: Callable[[Any, int], None] | None = None,
     decoder_only: bool = False,
-) -> nn.Module:
+) -> Any:
     """Train on crops uint8 (n, h, w, 3); returns the averaged autoencoder.
 
     With `decoder_only` the encoder stays as it is, so that latents computed earlier remain valid.
@@ -94,12 +94,7 @@ def train(
     return run.average
 
 
-def measured_scale(vae: nn.Module, images: Tensor) -> float:
+def measured_scale(vae: Any, images: Tensor) -> float:
     """The scaling factor that gives latents of `images` (n, 3, h, w) a standard deviation of one."""
     with torch.inference_mode():
         return 1 / float(vae.encode(images).latent_dist.mode().std())
-
-
-def shorter(loop: LoopSettings, **changes: Any) -> LoopSettings:
-    """`loop` with changes (a second stage of training)."""
-    return replace(loop, **changes)

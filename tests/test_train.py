@@ -1,0 +1,279 @@
+"""Training: made data only; the espeak-ng and mediapipe parts run where those are installed."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lipstream.errors import SettingsError
+from lipstream.latent.mask import face_mask
+from lipstream.models.catalogue import NAMES
+from lipstream.models.load import load_model
+from lipstream.speech.features import feature_rows, frame_windows
+from lipstream.train import bundle, cli, data, espeak, latents, stills, unet, vae
+from lipstream.train.loop import LoopSettings, Run, load_average, read_log
+
+CPU = torch.device("cpu")
+POLYGON = [(8, 24), (8, 40), (32, 60), (56, 40), (56, 24)]
+SMALL_VAE = vae.VaeSettings(resolution=64, latent_channels=4, block_out_channels=(8, 8, 8, 16), batch_size=2)
+SMALL_UNET = unet.UNetSettings(
+    block_out_channels=(32, 32),
+    heads=2,
+    audio_channels=16,
+    windows=2,
+    num_frames=3,
+    long_num_frames=4,
+    decoded_frames=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def made_clip(name: str = "a", kind: str = "footage", n_frames: int = 8) -> data.Clip:
+    generator = np.random.default_rng(len(name))
+    return data.Clip(
+        name=name,
+        kind=kind,
+        crops=generator.integers(0, 255, (n_frames, 3, 64, 64), dtype=np.uint8),
+        mel=generator.normal(size=(data.N_MELS, 4 * n_frames + data.MEL_BEFORE + data.MEL_AFTER)).astype(np.float32),
+        opening=generator.random(n_frames).astype(np.float32),
+        extra=generator.integers(0, 255, (1, 3, 64, 64), dtype=np.uint8),
+    )
+
+
+def made_vae():
+    torch.manual_seed(0)
+    return vae.build(SMALL_VAE).eval()
+
+
+def made_mask() -> torch.Tensor:
+    return face_mask(POLYGON, 64, 64)
+
+
+def made_latents(tmp_path: Path) -> list[latents.LatentClip]:
+    folder = tmp_path / "clips"
+    folder.mkdir(exist_ok=True)
+    for name, kind in (("a", "footage"), ("bb", "still")):
+        made_clip(name, kind).save(folder / f"{name}.npz")
+    return latents.prepare(folder, tmp_path / "latents", made_vae(), made_mask(), CPU)
+
+
+def loop_of(steps: int, **words) -> LoopSettings:
+    return LoopSettings(steps=steps, warmup_steps=2, decay_steps=2, log_every=1, **words)
+
+
+def test_autoencoder_learns_made_crops(tmp_path):
+    """Twenty steps lower the loss on two plain pictures."""
+    pictures = np.zeros((2, 64, 64, 3), np.uint8)
+    pictures[1, :, 32:] = 200
+    vae.train(pictures, tmp_path, SMALL_VAE, loop_of(20, learning_rate=3e-3), CPU)
+    losses = [line["loss"] for line in read_log(tmp_path)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_decoder_only_leaves_the_encoder_alone(tmp_path):
+    pictures = np.zeros((2, 64, 64, 3), np.uint8)
+    torch.manual_seed(0)
+    before = vae.build(SMALL_VAE).state_dict()
+    after = vae.train(pictures, tmp_path, SMALL_VAE, loop_of(2), CPU, decoder_only=True).state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+
+
+def test_pair_learns_and_both_networks_change(tmp_path):
+    clips = made_latents(tmp_path)
+    torch.manual_seed(0)
+    before = unet.Pair(SMALL_UNET, 4).state_dict()
+    settings = loop_of(12, learning_rate=3e-3, ema_decay=0.5)
+    after = unet.train(clips, made_vae(), made_mask(), tmp_path / "run", SMALL_UNET, settings, CPU).state_dict()
+    losses = [line["loss"] for line in read_log(tmp_path / "run")]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    for name in ("unet.conv_in.weight", "audio_encoder.conv1.weight"):
+        assert not torch.equal(before[name], after[name])
+    assert torch.equal(before["audio_encoder.positional_embedding"], after["audio_encoder.positional_embedding"])
+
+
+def test_resumed_run_ends_with_the_same_weights(tmp_path):
+    """Killed after any step and resumed, the weights are those of an uninterrupted run, bit for bit."""
+    clips = made_latents(tmp_path)
+
+    def train(folder: Path, report=None) -> dict[str, torch.Tensor]:
+        settings = loop_of(6, save_every_s=0.0)
+        unet.train(clips, made_vae(), made_mask(), folder, SMALL_UNET, settings, CPU, report)
+        return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+    def kill(step: int, *_) -> None:
+        if step == 4:  # logged but not yet saved
+            raise KeyboardInterrupt
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", kill)
+    resumed = train(tmp_path / "killed")
+    for part in ("module", "average"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, resumed[part][name]), name
+    assert [line["step"] for line in read_log(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_checkpoint_is_whole_or_absent(tmp_path):
+    run = Run(tmp_path, torch.nn.Linear(2, 2), loop_of(1), CPU)
+    run.save()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert load_average(tmp_path, torch.nn.Linear(2, 2)) == 0
+
+
+def test_bundle_loads_with_the_products_loader_and_computes_the_same(tmp_path):
+    autoencoder = made_vae()
+    autoencoder.register_to_config(scaling_factor=0.5)
+    torch.manual_seed(1)
+    pair = unet.Pair(SMALL_UNET, 4).eval()
+    words = bundle.BundleSettings("made", 64, 64, POLYGON, num_frames=4)
+    for _ in range(2):  # the second replaces the first
+        bundle.write(tmp_path / "model", pair, autoencoder, SMALL_UNET, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    model = load_model(tmp_path / "model", CPU, torch.float32)
+    assert model.vae.config.scaling_factor == 0.5
+    sample, audio = torch.randn(3, 13, 8, 8), torch.randn(3, 10, 16)
+    with torch.inference_mode():
+        expected = pair.unet(sample, torch.tensor(999), audio, 3)
+        got = model.unet(sample, torch.tensor(999), audio, 3)
+    assert torch.allclose(expected, got, atol=2e-2)
+
+
+@torch.inference_mode()
+def test_training_hears_what_inference_hears(tmp_path):
+    """Features of a window in training equal the product's rows for the same frames, positions and all."""
+    pair = unet.Pair(SMALL_UNET, 4)
+    samples = (0.1 * np.random.default_rng(0).standard_normal(16000 * 3)).astype(np.float32)
+    whole = list(frame_windows(feature_rows(lambda: [samples], pair.audio_encoder), 75))
+    first, n_frames = 20, 5
+    mel = data.mel_of_frames(data.normalised_mel(samples), first, n_frames)[None]
+    heard = pair.hear(mel, torch.tensor([first]), n_frames)
+    assert torch.allclose(heard, torch.stack(whole[first : first + n_frames]), atol=1e-5)
+
+
+def test_held_out_frames_are_never_in_a_clip(tmp_path, monkeypatch):
+    """The last fifth of a video is neither detected, cropped nor stored."""
+    seen: list[int] = []
+
+    class Frame:
+        def __init__(self, index: int) -> None:
+            self.index = self.source_index = index
+            self.image = np.full((8, 8, 3), index, np.uint8)
+
+    class Detector:
+        def detect(self, image):
+            seen.append(int(image[0, 0, 0]))
+            return argparse.Namespace(landmarks=np.array([[2.0, 2.0], [6.0, 2.0], [4.0, 5.0]]))
+
+    class Mesh:
+        def points(self, crop):
+            return None
+
+    monkeypatch.setattr(data, "read_frames", lambda path: (Frame(i) for i in range(50)))
+    monkeypatch.setattr(data, "read_mono", lambda path: [np.ones(32000, np.float32)])
+    clip = data.footage_clip(Path("x.mp4"), 64, Detector(), Mesh(), 0.2)
+    assert seen == list(range(40))
+    assert len(clip.crops) == 40
+    assert clip.mel.shape[1] == 4 * 40 + data.MEL_BEFORE + data.MEL_AFTER
+
+
+def test_reference_is_never_a_frame_of_the_window(tmp_path):
+    clip = made_latents(tmp_path)[0]
+    generator = torch.Generator().manual_seed(0)
+    drawn = {latents._reference(clip, slice(2, 6), generator) for _ in range(200)}
+    assert drawn == {0, 1, 6, 7, 8}
+
+
+def test_made_clip_survives_saving(tmp_path):
+    clip = made_clip()
+    clip.save(tmp_path / "a.npz")
+    loaded = data.Clip.load(tmp_path / "a.npz")
+    assert loaded.kind == "footage"
+    assert np.array_equal(loaded.crops, clip.crops)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_variation_is_the_same_for_all_frames():
+    clip = made_clip()
+    same = data.Clip("s", "still", np.repeat(clip.crops[:1], 3, 0), clip.mel, clip.opening, clip.crops[:1])
+    varied = data.varied(same, "v", torch.Generator().manual_seed(3))
+    assert not np.array_equal(varied.crops[0], same.crops[0])
+    for frame in (*varied.crops, *varied.extra):
+        assert np.array_equal(frame, varied.crops[0])
+
+
+def made_mouth(size: int = 64) -> stills.Mouth:
+    line = torch.full((size,), 40.0)
+    return stills.Mouth(line, line, 20.0, 44.0, 30.0, 37.0, 43.0, 54.0, 60.0)
+
+
+def test_still_opens_in_the_middle_and_nowhere_else():
+    crop = torch.full((3, 64, 64), 0.6)
+    interior = stills.Interior(torch.zeros(3), torch.zeros(3), torch.zeros(3), 0.1)
+    shut = stills.render(crop, made_mouth(), interior, 0.0, 1.0)
+    half = stills.render(crop, made_mouth(), interior, 0.5, 1.0)
+    wide = stills.render(crop, made_mouth(), interior, 1.0, 1.0)
+    assert torch.allclose(shut, crop, atol=1e-4)
+
+    def dark(picture: torch.Tensor) -> int:
+        return int((picture.mean(0) < 0.3).sum())
+
+    assert 0 < dark(half) < dark(wide)
+    assert torch.allclose(wide[:, :25], crop[:, :25], atol=1e-4)
+    assert torch.allclose(wide[..., :15], crop[..., :15], atol=1e-4)
+
+
+def test_mouth_follows_phonemes_and_loudness():
+    n = 16000
+    samples = (0.3 * np.sin(np.arange(n) * 0.2)).astype(np.float32)
+    phonemes = tuple(espeak.Phoneme(name, t) for name, t in (("m", 0.0), ("a:", 0.3), ("m", 0.6), ("_:", 0.8)))
+    opening, _ = espeak.mouth_curves(espeak.Speech(samples, 16000, phonemes), 25)
+    assert opening[10:14].min() > 0.8
+    assert opening[[2, 3, 17, 24]].max() < 0.05
+    quiet, _ = espeak.mouth_curves(espeak.Speech(samples * np.linspace(0, 1, n, dtype=np.float32), 16000, phonemes), 25)
+    assert quiet[10] < opening[10]
+    assert espeak.shape_of("u:")[1] < 1 < espeak.shape_of("i:")[1]
+
+
+@pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="needs espeak-ng")
+def test_espeak_tells_its_phonemes():
+    speech = espeak.Speaker().say("mama", "en-us")
+    names = [phoneme.name for phoneme in speech.phonemes]
+    assert names.count("m") == 2
+    assert len(speech.samples) > 0.2 * speech.sample_rate_hz
+    with pytest.raises(SettingsError, match="no voice"):
+        espeak.Speaker().say("mama", "no such voice")
+
+
+def test_stages_in_the_wrong_order_name_the_mend(tmp_path):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser.add_subparsers())
+    with pytest.raises(SettingsError, match="lipstream train data"):
+        cli.run(parser.parse_args(["unet", str(tmp_path)]), lambda line: None)
+    (tmp_path / "clips").mkdir()
+    made_clip().save(tmp_path / "clips" / "a.npz")
+    with pytest.raises(SettingsError, match="lipstream train vae"):
+        cli.run(parser.parse_args(["bundle", str(tmp_path), str(tmp_path / "out")]), lambda line: None)
+
+
+def test_shifts_are_read(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"a": -60}))
+    assert data.read_shifts(tmp_path / "s.json") == {"a": -60.0}
+
+
+def test_bundled_model_is_named():
+    assert "tiny" in NAMES
