@@ -71,7 +71,7 @@ def make_folder(folder: Path, name: str) -> None:
         scaling_factor=0.18215,
     )
     vae.save_pretrained(folder / config.files.vae)
-    (folder / "lipstream.json").write_text(json.dumps({"format": 1, "base": name, "hub": None}))
+    (folder / "lipstream.json").write_text(json.dumps({"base": name}))
 
 
 def half(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -22,7 +22,6 @@ def make_model_folder(goldens: Path, folder: Path, **changes: Any) -> Path:
         "format": 1,
         "base": "latentsync-1.5",
         "name": "small",
-        "hub": None,
         "resolution": 64,
         "num_inference_steps": 2,
         "unet": json.loads((goldens / "unet_config.json").read_text()),

@@ -126,6 +126,7 @@ def run(
     advance: called after each written frame. Raises NoFaceError, and what the stages raise.
     """
     threads, resolution = line.threads, line.model.config.resolution
+    num_frames = line.model.config.num_frames
 
     frames: Iterable[Frame] = timed(read_looped(video.path, n_frames, settings.loop), clocks.read)
     found = ordered_map(lambda frame: _detect(line.detector, frame), frames, threads, clocks.detect)
@@ -135,9 +136,9 @@ def run(
     rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder)
     audio = timed(frame_windows(rows, n_frames), clocks.features)
 
-    windows = _gather(prefetch(aligned, 2 * line.model.config.num_frames), audio, line.model.config.num_frames)
+    windows = _gather(prefetch(aligned, num_frames), audio, num_frames)
     repainted = _repaint(line, windows, settings, clocks.denoise)
-    ready = prefetch(repainted, line.model.config.num_frames)
+    ready = prefetch(repainted, num_frames)
     pictures = ordered_map(_composite, ready, threads, clocks.composite)
 
     counts = Counts()

@@ -100,7 +100,7 @@ def _folder_words(folder: Path, asked: str) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(
             f"{folder}: has no {CONFIG_NAME}; for the published files put one there that says which they are:"
-            ' {"format": 1, "base": "latentsync-1.6", "hub": null}'
+            ' {"base": "latentsync-1.6"}'
         )
     try:
         words = json.loads(path.read_text("utf-8"))

@@ -57,6 +57,8 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
     save_file(_half(pair.audio_encoder), temporary / "audio_encoder.safetensors")
     save_file(_half(vae), temporary / "vae" / "diffusion_pytorch_model.safetensors")
     (temporary / "vae" / "config.json").write_text(json.dumps(_vae_words(vae), indent=1) + "\n")
+    for path in temporary.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes for the owner alone, but a bundle is to be shared
     previous = folder.with_name(folder.name + ".old")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
