@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import wave
 from collections.abc import Callable
 from dataclasses import replace
@@ -216,8 +217,10 @@ def test_a_fault_on_the_way_leaves_nothing(sync: Callable[..., Any], clip: Path,
         if progress.frames == 10:
             raise KeyboardInterrupt
 
+    before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         sync(clip, speech, tmp_path / "out.mp4", on_progress=fail)
+    assert threading.active_count() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
 
 

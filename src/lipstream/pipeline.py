@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,12 +143,13 @@ def run(
     pictures = ordered_map(_composite, ready, threads, clocks.composite)
 
     counts = Counts()
-    for picture, has_face in pictures:
-        with clocks.write.running():
-            writer.write(picture)
-        counts.frames_with_face += has_face
-        counts.frames_without += not has_face
-        advance()
+    with closing(pictures):  # whatever happens here ends every thread of the line
+        for picture, has_face in pictures:
+            with clocks.write.running():
+                writer.write(picture)
+            counts.frames_with_face += has_face
+            counts.frames_without += not has_face
+            advance()
     if counts.frames_with_face + counts.frames_without == 0:
         raise InputError(f"{speech.path}: too short to hear anything in; give at least 0.04 s of speech")
     if counts.frames_with_face == 0:
