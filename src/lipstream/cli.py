@@ -272,7 +272,7 @@ def _doctor(args: argparse.Namespace) -> int:
         print(json.dumps({finding.name: {"ok": finding.ok, "detail": finding.detail} for finding in findings}))
     else:
         for finding in findings:
-            print(f"{'ok ' if finding.ok else '-- '} {finding.name:12} {finding.detail}")
+            print(f"{'ok ' if finding.ok else '-- '} {finding.name:14} {finding.detail}")
     return 0
 
 

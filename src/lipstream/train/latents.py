@@ -128,7 +128,7 @@ class Sampler:
         self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
 
     def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
-        """`windows` windows of `num_frames` frames, each of its own clip, with one reference frame a window."""
+        """`windows` windows of `num_frames` frames, each of its own clip."""
         parts = [self._window(num_frames, generator) for _ in range(windows)]
         crops, latents, masked, reference, mask, mel = (torch.cat(column) for column in zip(*parts, strict=True))
         return Batch(
@@ -149,7 +149,7 @@ class Sampler:
         region = int(torch.rand((), generator=generator) < self._hidden_share)
         masked = clip.masked[region]
         masked = masked.expand(num_frames, -1, -1, -1) if len(masked) == 1 else masked[frames]
-        reference = clip.latents[_reference(clip, frames, generator)].expand(num_frames, -1, -1, -1)
+        reference = clip.latents[_references(clip, frames, generator)]
         columns = slice(
             data.MEL_PER_FRAME * start,
             data.MEL_PER_FRAME * (start + num_frames) + data.MEL_BEFORE + data.MEL_AFTER,
@@ -163,6 +163,17 @@ class Sampler:
         clips = self._kinds.get(kind) or next(iter(self._kinds.values()))
         long_enough = [c for c in clips if c.n_frames >= num_frames]
         return long_enough[_below(len(long_enough), generator)]
+
+
+def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
+    """The reference of each frame: in half of the windows one for all, in the others a new draw for every frame.
+
+    A mouth that changes from frame to frame without any sense is one that cannot be copied.
+    """
+    count = frames.stop - frames.start
+    if float(torch.rand((), generator=generator)) < 0.5:
+        return [_reference(clip, frames, generator)] * count
+    return [_reference(clip, frames, generator) for _ in range(count)]
 
 
 def _reference(clip: LatentClip, frames: slice, generator: torch.Generator) -> int:

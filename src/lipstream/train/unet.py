@@ -21,9 +21,9 @@ from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
-from lipstream.train import data, losses
+from lipstream.train import data, hearing, losses
 from lipstream.train.latents import Batch, LatentClip, Sampler
-from lipstream.train.loop import LoopSettings, Report, Run
+from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run
 
 SCHEDULER_WORDS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -55,11 +55,12 @@ class UNetSettings:
     num_frames: int = 6
     long_num_frames: int = 16
     long_share: float = 0.15
-    decoded_frames: int = 6
+    decoded_frames: int = 4
     footage_share: float = 0.3
     hidden_share: float = 0.4
-    mouth_gain: float = 6.0
-    latent_weight: float = 0.3
+    mouth_gain: float = 12.0
+    latent_weight: float = 0.5
+    motion_weight: float = 1.0
     pixel_weight: float = 2.0
 
     def unet_words(self, latent_channels: int) -> dict[str, Any]:
@@ -146,7 +147,8 @@ def training_loss(
     predicted = pair.predict(batch, noise.repeat_interleave(batch.num_frames, 0))
     weight = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device)
     weight = weight * (0.05 + (1 - batch.mask))
-    latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.5) * weight).mean()
+    latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.2) * weight).mean()
+    motion = ((_moving(predicted, batch.num_frames) - _moving(batch.latents, batch.num_frames)).abs() * weight).mean()
     chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames]
     decoded = conditioning.decode(vae, predicted[chosen])
     size = batch.crops.shape[-1]
@@ -154,10 +156,17 @@ def training_loss(
     map_ = losses.mouth_weight(size, settings.mouth_gain).to(noise.device) * (0.02 + hidden)
     pixels = losses.pixel_loss(decoded, batch.crops[chosen], map_)
     return {
-        "loss": settings.latent_weight * latent + settings.pixel_weight * pixels,
+        "loss": settings.latent_weight * latent + settings.motion_weight * motion + settings.pixel_weight * pixels,
         "latent": latent,
+        "motion": motion,
         "pixels": pixels,
     }
+
+
+def _moving(latents: Tensor, num_frames: int) -> Tensor:
+    """What differs from the mean over each window: the part that only the sound can explain."""
+    windows = latents.view(-1, num_frames, *latents.shape[1:])
+    return (windows - windows.mean(1, keepdim=True)).flatten(0, 1)
 
 
 def train(
@@ -175,6 +184,8 @@ def train(
     torch.manual_seed(loop.seed)
     vae = vae.to(device).eval().requires_grad_(False)
     pair = Pair(settings, clips[0].latents.shape[1])
+    if not (folder / CHECKPOINT_NAME).exists():
+        hearing.pretrain(pair.audio_encoder, clips, loop.seed)
     run = Run(folder, pair, loop, device)
     sampler = Sampler(clips, mask, settings.footage_share, settings.hidden_share)
 
