@@ -34,7 +34,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see lipstream.errors); errors are one line on stderr."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _train_parser().parse_args(words[1:]) if words[:1] == ["train"] else _parser().parse_args(words)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING, format="lipstream: %(levelname)s: %(message)s"
     )
@@ -120,8 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     verify = _command(actions, "verify", _models_verify, "check that a model's files are whole and safe to load")
     verify.add_argument("model", nargs="?", default="tiny", metavar="NAME|FOLDER")
 
+    commands.add_parser("train", help="make a model: data, vae, unet, bundle (see docs/training.md)")
+
     doctor = _command(commands, "doctor", _doctor, "what this machine has and what is missing, with the mend")
     doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object on stdout")
+    return parser
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    from lipstream.train import cli as train_cli
+
+    parser = _Parser(prog="lipstream train", description="Make a model from clips of your own; see docs/training.md.")
+    parser.set_defaults(command=_train)
+    parser.add_argument("--debug", action="store_true", help="tell more, and show a traceback with an error")
+    train_cli.add_arguments(parser.add_subparsers(required=True, metavar="data|vae|unet|bundle"))
     return parser
 
 
@@ -261,6 +274,13 @@ def _models_verify(args: argparse.Namespace) -> int:
 
     for file in verify_model(args.model):
         print(f"ok  {file.tensors:5} tensors  {file.size_bytes / 1e6:8.1f} MB  {file.path}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from lipstream.train import cli as train_cli
+
+    train_cli.run(args, lambda line: print(line, file=sys.stderr))
     return 0
 
 
