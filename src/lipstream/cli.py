@@ -255,8 +255,7 @@ def _models_list(args: argparse.Namespace) -> int:
     from lipstream.models.load import describe_models
 
     for model in describe_models():
-        mend = "" if model.is_here else f"; lipstream models download {model.name}"
-        print(f"{model.name:15} {model.resolution:4} px   {model.place}{mend}")
+        print(f"{model.name:15} {model.resolution:4} px   {model.place}")
     return 0
 
 

@@ -38,10 +38,7 @@ def examine() -> list[Finding]:
         _h264(),
         _device(),
         *_detectors(),
-        *(
-            Finding(model.name, model.is_here, _place(model.is_here, model.place, model.name))
-            for model in describe_models()
-        ),
+        *(Finding(model.name, model.is_here, model.place) for model in describe_models()),
         _disk(),
     ]
 
@@ -70,10 +67,6 @@ def _detectors() -> list[Finding]:
         mend = 'pip install "lipstream[mediapipe]" (models in the wheel) or "lipstream[insightface]" (downloads them)'
         findings.append(Finding("faces", False, f"no face detector is ready: {mend}"))
     return findings
-
-
-def _place(is_here: bool, place: str, name: str) -> str:
-    return place if is_here else f"{place}; lipstream models download {name}"
 
 
 def _disk() -> Finding:

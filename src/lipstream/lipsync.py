@@ -10,8 +10,8 @@ from typing import Any
 
 from lipstream.face.detect import Detector, make_detector
 from lipstream.latent.denoise import UNetDenoiser
-from lipstream.media.audio import n_output_frames, probe_speech
-from lipstream.media.reader import probe
+from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
+from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline import Clocks, Line, run
@@ -55,7 +55,7 @@ class SyncResult:
         """The result as the command line's JSON object."""
         words = asdict(self)
         faces = {name: words.pop(name) for name in ("frames_with_face", "frames_without")}
-        return {**words, "output": str(self.output), "faces": faces, "settings": words["settings"]}
+        return {**words, "output": str(self.output), "faces": faces}
 
 
 class LipSync:
@@ -101,8 +101,7 @@ class LipSync:
         """
         settings = settings or SyncSettings()
         begun_s = time.perf_counter()
-        video_info, speech_info = probe(video), probe_speech(speech)
-        check_output(output, inputs=(video_info.path, speech_info.path), overwrite=overwrite)
+        video_info, speech_info = check_files(video, speech, output, overwrite=overwrite)
         n_frames = n_output_frames(speech_info, FRAME_RATE_HZ)
         clocks = Clocks.start()
 
@@ -142,12 +141,11 @@ class LipSync:
     def _settings_used(self, settings: SyncSettings) -> dict[str, Any]:
         """The settings with every choice made: what the result really ran with."""
         config, device = self._line.model.config, self._line.device
-        scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
         return {
             "model": config.name,
             **asdict(settings),
             "num_inference_steps": settings.steps(config.num_inference_steps),
-            "guidance_scale": scale,
+            "guidance_scale": settings.guidance(config.guidance_scale),
             "device": str(device),
             "precision": str(self._runtime.torch_dtype(device)).removeprefix("torch."),
             "detector": self._line.detector.name,
@@ -156,9 +154,13 @@ class LipSync:
         }
 
 
-def check_files(video: str | Path, speech: str | Path, output: str | Path, *, overwrite: bool) -> None:
-    """Raise the InputError or OutputError that a sync of these files would begin with. Takes a moment, no model."""
-    check_output(output, inputs=(probe(video).path, probe_speech(speech).path), overwrite=overwrite)
+def check_files(
+    video: str | Path, speech: str | Path, output: str | Path, *, overwrite: bool
+) -> tuple[VideoInfo, SpeechInfo]:
+    """What the inputs are. Raises the InputError or OutputError that a sync of these files would begin with."""
+    video_info, speech_info = probe(video), probe_speech(speech)
+    check_output(output, inputs=(video_info.path, speech_info.path), overwrite=overwrite)
+    return video_info, speech_info
 
 
 def ai_metadata(model: str) -> dict[str, str]:

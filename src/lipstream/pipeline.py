@@ -226,14 +226,13 @@ def _repaint_batch(line: Line, batch: Sequence[Window], settings: SyncSettings, 
     audio = torch.stack([heard for window in batch for heard in window.audio])
     pixels = conditioning.to_pixels(torch.stack(crops).to(line.device))
     seen = conditioning.condition(vae, pixels, mask, audio, batch[0].faces)
-    guidance_scale = config.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     latents = denoise.sample(
         line.denoiser,
         config.scheduler,
         noise,
         seen,
         num_inference_steps=settings.steps(config.num_inference_steps),
-        guidance_scale=guidance_scale,
+        guidance_scale=settings.guidance(config.guidance_scale),
     )
     return conditioning.keep_surroundings(conditioning.decode(vae, latents), pixels, mask).cpu()
 

@@ -65,6 +65,10 @@ class SyncSettings:
             return self.num_inference_steps
         return max(1, round(model_steps * PRESETS[self.preset].step_share))
 
+    def guidance(self, model_scale: float) -> float:
+        """The guidance scale for a model whose own is `model_scale`: as asked, else the model's."""
+        return model_scale if self.guidance_scale is None else self.guidance_scale
+
 
 @dataclass(frozen=True)
 class RuntimeSettings:

@@ -131,7 +131,7 @@ def locate(config: ModelConfig, folder: Path | None, *, download: bool = True) -
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A named model, its resolution in px, and where its files are."""
+    """A named model, its resolution in px, and where its files are, or the mend."""
 
     name: str
     resolution: int
@@ -150,7 +150,8 @@ def describe_models() -> list[ModelStatus]:
         try:
             paths = locate(config, folder, download=False)
         except ModelError:
-            found.append(ModelStatus(name, config.resolution, False, "not on this machine"))
+            place = f"not on this machine; lipstream models download {name}"
+            found.append(ModelStatus(name, config.resolution, False, place))
         else:
             place = "bundled" if name in BUNDLED else str(paths.unet.parent)
             found.append(ModelStatus(name, config.resolution, True, place))

@@ -85,13 +85,17 @@ class AudioEncoder(nn.Module):
         self.register_buffer("positional_embedding", torch.zeros(config.n_audio_ctx, channels))
         self.blocks = nn.ModuleList(EncoderBlock(channels, config.n_audio_head) for _ in range(config.n_audio_layer))
 
+    def convolve(self, mel: Tensor) -> Tensor:
+        """Rows before positions: (blocks, n_mels, columns) to (blocks, columns / 2 rounded up, n_audio_state)."""
+        return F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
+
     def forward(self, mel: Tensor) -> Tensor:
         """Encode blocks of 2 * n_audio_ctx mel frames.
 
         mel: (blocks, n_mels, 2 * n_audio_ctx). Returns (blocks, n_audio_ctx, n_audio_layer + 1, n_audio_state): the
         hidden states after the positions and after every block, without Whisper's final norm (published behaviour).
         """
-        x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2) + self.positional_embedding
+        x = self.convolve(mel) + self.positional_embedding
         states = [x]
         for block in self.blocks:
             x = block(x)

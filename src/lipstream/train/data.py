@@ -73,6 +73,11 @@ class Clip:
             return cls(name=path.stem, kind=str(file["kind"]), **arrays)
 
 
+def mel_columns(start: int, end: int) -> slice:
+    """The columns of a clip's `mel` that frames `start` to `end` (exclusive) hear, margins included."""
+    return slice(MEL_PER_FRAME * start, MEL_PER_FRAME * end + MEL_BEFORE + MEL_AFTER)
+
+
 def normalised_mel(samples: NDArray[np.float32]) -> Tensor:
     """The product's log-mel of a whole recording (mono, 16 kHz): (N_MELS, frames)."""
     blocks = list(mel.log_mel_blocks([samples], N_MELS))

@@ -49,7 +49,7 @@ def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: i
 
 def _opening_heard(encoder: AudioEncoder, mel: Tensor) -> Tensor:
     """The opening that the encoder's channels tell for each frame: (batch, _FRAMES)."""
-    rows = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+    rows = encoder.convolve(mel)
     told = rows[..., _UP].mean(-1) - rows[..., _DOWN].mean(-1)
     first = data.MEL_BEFORE // ROWS_PER_FRAME  # the row at which frame 0 begins
     # Rows -1 to 2 of each frame: 80 ms round its middle.
@@ -68,8 +68,7 @@ def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tu
         clip = found[int(torch.randint(len(found), (), generator=generator))]
         start = int(torch.randint(clip.n_frames - _FRAMES + 1, (), generator=generator))
         end = start + _FRAMES
-        columns = slice(data.MEL_PER_FRAME * start, data.MEL_PER_FRAME * end + data.MEL_BEFORE + data.MEL_AFTER)
-        mels.append(clip.mel[:, columns])
+        mels.append(clip.mel[:, data.mel_columns(start, end)])
         scale = 1 / FULL_GAP if clip.kind == "footage" else 1.0
         openings.append(clip.opening[start:end] * scale)
     return torch.stack(mels).float(), torch.stack(openings).float()

@@ -150,10 +150,7 @@ class Sampler:
         masked = clip.masked[region]
         masked = masked.expand(num_frames, -1, -1, -1) if len(masked) == 1 else masked[frames]
         reference = clip.latents[_references(clip, frames, generator)]
-        columns = slice(
-            data.MEL_PER_FRAME * start,
-            data.MEL_PER_FRAME * (start + num_frames) + data.MEL_BEFORE + data.MEL_AFTER,
-        )
+        columns = data.mel_columns(frames.start, frames.stop)
         mask = self._masks[region].expand(num_frames, -1, -1, -1)
         parts = (clip.latents[frames], masked, reference, mask, clip.mel[None, :, columns])
         return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)

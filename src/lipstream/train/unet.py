@@ -111,11 +111,10 @@ class Pair(nn.Module):
 
         mel: (windows, N_MELS, 4 num_frames + margins). phase: (windows,) frames, where the positions begin.
         """
-        encoder = self.audio_encoder
-        rows = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+        rows = self.audio_encoder.convolve(mel)
         first = ROWS_PER_FRAME * phase - data.MEL_BEFORE // 2
         index = (first[:, None] + torch.arange(rows.shape[1], device=rows.device)) % POSITION_PERIOD
-        rows = rows + encoder.positional_embedding[index]
+        rows = rows + self.audio_encoder.positional_embedding[index]
         span = ROWS_BEFORE + ROWS_AFTER + 1
         heard = rows[:, data.MEL_BEFORE // 2 - ROWS_BEFORE :].unfold(1, span, ROWS_PER_FRAME)[:, :num_frames]
         return heard.permute(0, 1, 3, 2).flatten(0, 1)
