@@ -38,6 +38,12 @@ def warp(images: Tensor, size: int, generator: torch.Generator, *, strength: flo
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+def equalise(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """A normalised mel as another microphone would have it: a random level and tilt. mel: (1, n_mels, columns)."""
+    level, tilt = ((torch.rand(2, generator=generator) - 0.5) * 0.3).tolist()
+    return mel + level + tilt * torch.linspace(-1, 1, mel.shape[1])[None, :, None]
+
+
 def colour(images: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """Random brightness, contrast, saturation, channel gains and gamma per picture.
 

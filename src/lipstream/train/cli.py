@@ -118,7 +118,7 @@ def _write_samples(
 ) -> None:
     """A sheet of the same few windows every time: truth above, what the average pair makes of it below."""
     generator = torch.Generator().manual_seed(0)
-    sampler = latents.Sampler(clips, mask, settings.footage_share, hidden_share=0.0)
+    sampler = latents.Sampler(clips, mask, footage_share=settings.footage_share)
     rows = []
     for _ in range(4):
         batch = sampler.draw(1, settings.num_frames, generator, device)

@@ -48,7 +48,7 @@ class Clip:
 
     crops: (n, 3, res, res) uint8. mel: (N_MELS, 4 n + MEL_BEFORE + MEL_AFTER), normalised; column MEL_BEFORE + 4 i is
     where frame i begins. opening: (n,), mouth opening by any scale. extra: (m, 3, res, res) uint8, more pictures of the
-    same face that can only be references.
+    same face that can only be references: of footage (m = n) every frame with its mouth redrawn at random.
     """
 
     name: str
@@ -109,7 +109,9 @@ def footage_clip(
     """
     track = FaceTrack(resolution)
     crops: list[NDArray[np.uint8]] = []
+    redrawn: list[NDArray[np.uint8]] = []
     opening: list[float] = []
+    generator = _seeded(0, path.stem)
     total = sum(1 for _ in read_frames(path))
     for frame in read_frames(path):
         if frame.index >= n_training_frames(total, held_out):
@@ -122,14 +124,31 @@ def footage_clip(
         crop = crop_face(frame.image, matrix, resolution)
         points = face_mesh.points(_upscaled(crop))
         crops.append(crop.numpy())
+        redrawn.append(_redrawn(crop, points, generator).numpy() if points is not None else crops[0])
         opening.append(mouth_opening(points) if points is not None else (opening[-1] if opening else 0.0))
     if not crops:
         raise InputError(f"{path}: its first frame shows no usable face; cut the video to where the face is seen")
     samples = np.concatenate(list(read_mono(path)))
     sound = mel_of_frames(normalised_mel(samples), 0, len(crops), round(audio_shift_ms / 10))
-    return Clip(
-        path.stem, "footage", np.stack(crops), sound.numpy(), np.array(opening, np.float32), np.stack(crops)[:0]
-    )
+    return Clip(path.stem, "footage", np.stack(crops), sound.numpy(), np.array(opening, np.float32), np.stack(redrawn))
+
+
+def _redrawn(crop: Tensor, points: NDArray[np.float64], generator: torch.Generator) -> Tensor:
+    """The crop with a mouth that has nothing to do with the sound; points: of the crop made 256 wide."""
+    size = crop.shape[-1]
+    image = crop.float() / 255
+    mouth = stills.Mouth.from_mesh(points * (size / 256), size)
+    opening, width = augment.uniform(2, 0, 1, generator).tolist()
+    drawn = stills.render(image, mouth, _interior(image, mouth, generator), opening, 0.85 + 0.25 * width)
+    return (drawn * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _interior(image: Tensor, mouth: stills.Mouth, generator: torch.Generator) -> stills.Interior:
+    """Inside of a mouth, by the skin beside the nose. image: (3, h, w) in [0, 1]."""
+    reach = image.shape[-1] // 25
+    y, x = int(mouth.nose_base), int(mouth.left)
+    skin = image[:, y - reach : y + reach, max(x - 2 * reach, 0) : x + reach // 2]
+    return stills.Interior.random(skin.mean((1, 2)), generator)
 
 
 def _upscaled(crop: Tensor) -> NDArray[np.uint8]:
@@ -164,8 +183,7 @@ def still_clip(
         return None
     mouth = stills.Mouth.from_mesh(points, _STILL_SIZE)
     image = crop.float() / 255
-    y, x = int(mouth.nose_base), int(mouth.left)
-    interior = stills.Interior.random(image[:, y - 10 : y + 10, max(x - 20, 0) : x + 5].mean((1, 2)), generator)
+    interior = _interior(image, mouth, generator)
     samples = np.concatenate(list(resample([speech.samples], speech.sample_rate_hz, mel.SAMPLE_RATE_HZ)))
     opening, width = espeak.mouth_curves(speech, first_frame + n_frames)
     frames = [image] + [
@@ -197,7 +215,7 @@ class DataSettings:
 
     resolution: int = 128
     held_out: float = 0.2
-    footage_variants: int = 4
+    footage_variants: int = 6
     still_variants: int = 1
     still_frames: int = 24
     seed: int = 0

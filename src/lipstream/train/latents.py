@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipstream.latent import conditioning
-from lipstream.train import data
+from lipstream.train import augment, data
 
 # The larger region that is hidden in part of the samples: all below this share of the crop's height.
 HIDDEN_FROM = 95 / 256
@@ -104,7 +104,8 @@ class Batch:
     """Windows for one step, on the training device, frames of all windows one after another.
 
     crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
-    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant.
+    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant; hears: (windows, 1, 1),
+    0 where the sound is kept from the U-Net.
     """
 
     crops: Tensor
@@ -114,16 +115,25 @@ class Batch:
     mask: Tensor
     mel: Tensor
     phase: Tensor
+    hears: Tensor
     num_frames: int
 
 
 class Sampler:
-    """Draws windows. `footage_share` of them are real clips, the rest stills."""
+    """Draws windows: shares of real clips (the rest are stills), of the larger hidden region, and of no sound."""
 
-    def __init__(self, clips: list[LatentClip], mask: Tensor, footage_share: float, hidden_share: float) -> None:
+    def __init__(
+        self,
+        clips: list[LatentClip],
+        mask: Tensor,
+        *,
+        footage_share: float,
+        hidden_share: float = 0.0,
+        deaf_share: float = 0.0,
+    ) -> None:
         kinds = {kind: [c for c in clips if c.kind == kind] for kind in ("footage", "still")}
         self._kinds = {kind: found for kind, found in kinds.items() if found}
-        self._footage_share, self._hidden_share = footage_share, hidden_share
+        self._footage_share, self._hidden_share, self._deaf_share = footage_share, hidden_share, deaf_share
         size = clips[0].latents.shape[-2:]
         self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
 
@@ -139,6 +149,7 @@ class Sampler:
             mask=mask.to(device),
             mel=mel.to(device),
             phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
+            hears=(torch.rand(windows, 1, 1, generator=generator) >= self._deaf_share).float().to(device),
             num_frames=num_frames,
         )
 
@@ -152,7 +163,7 @@ class Sampler:
         reference = clip.latents[_references(clip, frames, generator)]
         columns = data.mel_columns(frames.start, frames.stop)
         mask = self._masks[region].expand(num_frames, -1, -1, -1)
-        parts = (clip.latents[frames], masked, reference, mask, clip.mel[None, :, columns])
+        parts = (clip.latents[frames], masked, reference, mask, augment.equalise(clip.mel[None, :, columns], generator))
         return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
 
     def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:
@@ -163,12 +174,16 @@ class Sampler:
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
-    """The reference of each frame: in half of the windows one for all, in the others a new draw for every frame.
+    """The reference of each frame: one for all, a new draw for every frame, or of footage the frame's own redrawn one.
 
-    A mouth that changes from frame to frame without any sense is one that cannot be copied.
+    A mouth that changes from frame to frame without any sense is one that cannot be copied. The redrawn frame is what
+    inference gives: the pose and the skin of the very frame, with a mouth that is not to be had.
     """
     count = frames.stop - frames.start
-    if float(torch.rand((), generator=generator)) < 0.5:
+    draw = float(torch.rand((), generator=generator))
+    if clip.kind == "footage" and draw < 0.5 and len(clip.latents) == 2 * clip.n_frames:
+        return list(range(clip.n_frames + frames.start, clip.n_frames + frames.stop))
+    if draw < 0.75:
         return [_reference(clip, frames, generator)] * count
     return [_reference(clip, frames, generator) for _ in range(count)]
 

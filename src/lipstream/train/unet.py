@@ -45,22 +45,23 @@ POSITION_PERIOD = 20
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """Sizes, batch and loss weights."""
+    """Sizes, batch and loss weights. deaf_share: windows that hear nothing, which guidance needs at inference."""
 
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
-    windows: int = 6
-    num_frames: int = 6
+    windows: int = 3
+    num_frames: int = 8
     long_num_frames: int = 16
     long_share: float = 0.15
-    decoded_frames: int = 4
-    footage_share: float = 0.3
-    hidden_share: float = 0.4
+    deaf_share: float = 0.1
+    decoded_frames: int = 3
+    footage_share: float = 0.45
+    hidden_share: float = 0.35
     mouth_gain: float = 12.0
-    latent_weight: float = 0.5
-    motion_weight: float = 1.0
+    latent_weight: float = 1.0
+    motion_weight: float = 8.0
     pixel_weight: float = 2.0
 
     def unet_words(self, latent_channels: int) -> dict[str, Any]:
@@ -101,8 +102,8 @@ class Pair(nn.Module):
         self.audio_encoder.positional_embedding.copy_(periodic_positions(1500, settings.audio_channels))
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, module in self.unet.named_modules():
-            # Motion modules and attention start as identities, as AnimateDiff's do.
-            if name.endswith("proj_out"):
+            # Motion modules start as identities, as AnimateDiff's do. Attention does not: what it hears must count.
+            if name.endswith("temporal_transformer.proj_out"):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
@@ -122,7 +123,7 @@ class Pair(nn.Module):
     def predict(self, batch: Batch, noise: Tensor) -> Tensor:
         """Clean latents (n, C, h, w) from pure noise (n, C, h, w)."""
         sample = torch.cat((noise, batch.mask, batch.masked, batch.reference), 1)
-        audio = self.hear(batch.mel, batch.phase, batch.num_frames)
+        audio = self.hear(batch.mel, batch.phase, batch.num_frames) * batch.hears.repeat_interleave(batch.num_frames, 0)
         timestep = torch.tensor(FIRST_TIMESTEP, device=noise.device)
         return self.unet(sample, timestep, audio, batch.num_frames).float()
 
@@ -147,7 +148,10 @@ def training_loss(
     weight = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device)
     weight = weight * (0.05 + (1 - batch.mask))
     latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.2) * weight).mean()
-    motion = ((_moving(predicted, batch.num_frames) - _moving(batch.latents, batch.num_frames)).abs() * weight).mean()
+    moving, moved = _moving(batch.latents, batch.num_frames), _moving(predicted, batch.num_frames)
+    at_mouth = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device) - 1
+    motion = (F.smooth_l1_loss(moved, moving, reduction="none", beta=0.2) * at_mouth).mean()
+    still = (F.smooth_l1_loss(torch.zeros_like(moving), moving, reduction="none", beta=0.2) * at_mouth).mean()
     chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames]
     decoded = conditioning.decode(vae, predicted[chosen])
     size = batch.crops.shape[-1]
@@ -158,6 +162,7 @@ def training_loss(
         "loss": settings.latent_weight * latent + settings.motion_weight * motion + settings.pixel_weight * pixels,
         "latent": latent,
         "motion": motion,
+        "motion_of_a_still_mouth": still,
         "pixels": pixels,
     }
 
@@ -185,8 +190,14 @@ def train(
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
         hearing.pretrain(pair.audio_encoder, clips, loop.seed)
-    run = Run(folder, pair, loop, device)
-    sampler = Sampler(clips, mask, settings.footage_share, settings.hidden_share)
+    run = Run(folder, pair, loop, device, fast=("attn2", "audio_encoder"))
+    sampler = Sampler(
+        clips,
+        mask,
+        footage_share=settings.footage_share,
+        hidden_share=settings.hidden_share,
+        deaf_share=settings.deaf_share,
+    )
 
     def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
         long = float(torch.rand((), generator=generator)) < settings.long_share
