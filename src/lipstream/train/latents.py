@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipstream.latent import conditioning
 from lipstream.train import augment, data
+from lipstream.train.stills import FULL_GAP
 
 # The larger region that is hidden in part of the samples: all below this share of the crop's height.
 HIDDEN_FROM = 95 / 256
@@ -38,6 +39,10 @@ class LatentClip:
     def n_frames(self) -> int:
         """Frames that can be targets."""
         return len(self.crops)
+
+    def openings(self) -> Tensor:
+        """How far the mouth is open in each frame, 1 = stills.FULL_GAP: (n,) float32."""
+        return self.opening.float() / (FULL_GAP if self.kind == "footage" else 1.0)
 
 
 def hidden_below(resolution: int) -> Tensor:

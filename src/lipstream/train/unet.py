@@ -23,6 +23,7 @@ from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
 from lipstream.train import data, hearing, losses
 from lipstream.train.latents import Batch, LatentClip, Sampler
+from lipstream.train.lips import LipReader, train_reader
 from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run
 
 SCHEDULER_WORDS: dict[str, Any] = {
@@ -62,6 +63,7 @@ class UNetSettings:
     mouth_gain: float = 12.0
     latent_weight: float = 1.0
     motion_weight: float = 8.0
+    lips_weight: float = 4.0
     pixel_weight: float = 2.0
 
     def unet_words(self, latent_channels: int) -> dict[str, Any]:
@@ -106,6 +108,9 @@ class Pair(nn.Module):
             if name.endswith("temporal_transformer.proj_out"):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
+            if name.endswith(("attn2.to_v", "attn2.to_out.0")):
+                with torch.no_grad():
+                    module.weight.mul_(2)
 
     def hear(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
         """What each frame hears: (windows * num_frames, 10, channels).
@@ -137,9 +142,9 @@ def periodic_positions(rows: int, channels: int) -> Tensor:
 
 
 def training_loss(
-    pair: Pair, vae: Any, batch: Batch, settings: UNetSettings, generator: torch.Generator
+    pair: Pair, vae: Any, reader: LipReader, batch: Batch, settings: UNetSettings, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Latents everywhere in the repainted region, pixels of some frames through the frozen decoder."""
+    """Latents in the repainted region, the mouth's motion and opening, pixels of some frames through the decoder."""
     windows = len(batch.latents) // batch.num_frames
     shape = (windows, *batch.latents.shape[1:])
     # One noise image for all frames of a window (published behaviour).
@@ -158,11 +163,16 @@ def training_loss(
     hidden = F.interpolate(1 - batch.mask[chosen], size=(size, size))
     map_ = losses.mouth_weight(size, settings.mouth_gain).to(noise.device) * (0.02 + hidden)
     pixels = losses.pixel_loss(decoded, batch.crops[chosen], map_)
+    lips = F.smooth_l1_loss(reader(predicted), reader(batch.latents), beta=0.1)
     return {
-        "loss": settings.latent_weight * latent + settings.motion_weight * motion + settings.pixel_weight * pixels,
+        "loss": settings.latent_weight * latent
+        + settings.motion_weight * motion
+        + settings.lips_weight * lips
+        + settings.pixel_weight * pixels,
         "latent": latent,
         "motion": motion,
         "motion_of_a_still_mouth": still,
+        "lips": lips,
         "pixels": pixels,
     }
 
@@ -190,6 +200,7 @@ def train(
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
         hearing.pretrain(pair.audio_encoder, clips, loop.seed)
+    reader = train_reader(clips, loop.seed).to(device)
     run = Run(folder, pair, loop, device, fast=("attn2", "audio_encoder"))
     sampler = Sampler(
         clips,
@@ -204,7 +215,7 @@ def train(
         num_frames = settings.long_num_frames if long else settings.num_frames
         windows = max(settings.windows * settings.num_frames // num_frames, 1)
         batch = sampler.draw(windows, num_frames, generator, device)
-        return training_loss(run.module, vae, batch, settings, generator)  # type: ignore[arg-type]
+        return training_loss(run.module, vae, reader, batch, settings, generator)  # type: ignore[arg-type]
 
     run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))  # type: ignore[arg-type]
     return run.average  # type: ignore[return-value]

@@ -1,0 +1,279 @@
+"""Does a model's mouth follow the speech? Measured on what it was not trained on, through the whole product.
+
+python benchmarks/heldout.py OUT --videos CLIPS --shifts shifts.json --portraits FACES [--model FOLDER]
+
+CLIPS, shifts.json: as for `lipstream train data`, whose held-out share is used here. Each clip's end is synced to its
+own sound, to another clip's and to silence; each portrait and the bundled sample to espeak's speech. OUT gets the
+videos, a contact sheet a clip (truth, own sound, other sound, silence) and measures.json. Mouth opening: distance of
+the inner lips over the face's height, by mediapipe, in crops of 256 px cut alike from truth and result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipstream import LipSync, sample
+from lipstream.face.align import crop_face
+from lipstream.face.detect import make_detector
+from lipstream.face.track import FaceTrack
+from lipstream.latent.mask import face_mask
+from lipstream.media.audio import read_mono
+from lipstream.media.reader import read_frames
+from lipstream.models.load import read_config
+from lipstream.train.curves import write_sheet
+from lipstream.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, n_training_frames, read_shifts
+from lipstream.train.losses import laplacian, psnr_db
+from lipstream.train.mesh import FaceMesh, mouth_opening
+
+RATE_HZ, FRAME_RATE_HZ = 16000, 25
+SAMPLES = RATE_HZ // FRAME_RATE_HZ
+SIZE = 256  # of the crops that landmarks are found in
+LIPS = (61, 291, 78, 308, 0, 17, 13, 14, 37, 267, 84, 314, 82, 312, 87, 317, 80, 310, 88, 318)
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Crops of a video in [-1, 1]: (n, 3, SIZE, SIZE), with their mesh points (n, 478, 2), not a number where none."""
+
+    crops: Tensor
+    points: Floats
+
+    def openings(self) -> Floats:
+        return np.array([np.nan if np.isnan(p).any() else mouth_opening(p) for p in self.points])
+
+
+class Cutter:
+    """Cuts every video of a clip with the affine matrices of the clip itself, so that pictures can be compared."""
+
+    def __init__(self) -> None:
+        self._detector = make_detector("mediapipe", "cpu")
+        self._mesh = FaceMesh()
+
+    def matrices(self, video: Path) -> list[Any]:
+        track = FaceTrack(SIZE)
+        found = []
+        for frame in read_frames(video):
+            face = self._detector.detect(frame.image)
+            found.append(track.update(frame.index, False, None if face is None else face.landmarks))
+        return found
+
+    def faces(self, video: Path, matrices: list[Any]) -> Faces:
+        crops, points = [], []
+        for frame, matrix in zip(read_frames(video), matrices, strict=False):
+            crop = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+            found = None
+            if matrix is not None:
+                crop = crop_face(frame.image, matrix, SIZE)
+                found = self._mesh.points(crop.permute(1, 2, 0).numpy())
+            crops.append(crop)
+            points.append(np.full((478, 2), np.nan) if found is None else found)
+        return Faces(torch.stack(crops).float() / 127.5 - 1, np.stack(points))
+
+
+def correlation(one: Floats, other: Floats) -> float:
+    n = min(len(one), len(other))
+    one, other = one[:n], other[:n]
+    seen = ~np.isnan(one) & ~np.isnan(other)
+    return round(float(np.corrcoef(one[seen], other[seen])[0, 1]), 3)
+
+
+def loudness(speech: Path, n_frames: int) -> Floats:
+    """Root of the energy of each frame's speech, smoothed over three frames."""
+    samples = np.concatenate(list(read_mono(speech)))[: n_frames * SAMPLES]
+    root = np.sqrt((samples[: len(samples) // SAMPLES * SAMPLES].reshape(-1, SAMPLES) ** 2).mean(1) + 1e-9)
+    return np.convolve(np.pad(root, 1, mode="edge"), [0.25, 0.5, 0.25], "valid")
+
+
+@dataclass(frozen=True)
+class Region:
+    """The repainted region at the model's own resolution: 1 = repainted, (1, 1, resolution, resolution)."""
+
+    repainted: Tensor
+
+    @classmethod
+    def of(cls, model: str) -> Region:
+        config, _ = read_config(model)
+        return cls(1 - face_mask(config.mask_polygon_xy, config.mask_size, config.resolution)[None])
+
+    def at_model_size(self, crops: Tensor) -> Tensor:
+        side = self.repainted.shape[-1]
+        return F.interpolate(crops, size=(side, side), mode="area")
+
+    def sharpness(self, truth: Tensor, made: Tensor) -> float:
+        """Laplacian energy (mean of squares) of `made` over that of `truth`, in the region."""
+        inner = self.repainted[..., 1:-1, 1:-1]
+        energy = [(laplacian(self.at_model_size(x)).square() * inner).sum() for x in (made, truth)]
+        return round(float(energy[0] / energy[1]), 3)
+
+    def psnr_db(self, truth: Tensor, made: Tensor) -> float:
+        return round(psnr_db(self.at_model_size(made), self.at_model_size(truth), self.repainted), 2)
+
+    def seam(self, truth: Tensor, made: Tensor) -> float:
+        """Colour step at the edge of the region: |mean of made - truth| over a rim 3 px wide, 0 to 255."""
+        shrunk = 1 - F.max_pool2d(1 - self.repainted, 7, 1, 3)
+        rim = self.repainted - shrunk
+        difference = self.at_model_size(made) - self.at_model_size(truth)
+        per_frame = (difference * rim).sum((2, 3)) / rim.sum()
+        return round(float(per_frame.abs().mean() * 127.5), 2)
+
+
+def measure_clip(sync: LipSync, video: Path, truth_path: Path, sounds: dict[str, Path], out: Path, tools: Any) -> Any:
+    """The held-out end of a clip with each of the sounds."""
+    cutter, region = tools
+    matrices = cutter.matrices(truth_path)
+    truth = cutter.faces(truth_path, matrices)
+    opening = truth.openings()
+    made = {}
+    for name, sound in sounds.items():
+        result = out / f"{video.stem}-{name}.mp4"
+        sync(truth_path, sound, result, overwrite=True)
+        made[name] = cutter.faces(result, matrices)
+    n = min(len(faces.crops) for faces in (truth, *made.values()))
+    own = made["own"]
+    columns = np.linspace(0, n - 1, 10).astype(int).tolist()
+    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{video.stem}.png")
+    lips = np.linalg.norm(truth.points[:n][:, LIPS] - own.points[:n][:, LIPS], axis=-1)
+    return {
+        "frames": n,
+        **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
+        "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
+        "mean_opening": [round(float(np.nanmean(x[:n])), 4) for x in (opening, own.openings())],
+        "lip_distance_px": round(float(np.nanmean(lips)), 2),
+        "psnr_db": region.psnr_db(truth.crops[:n], own.crops[:n]),
+        "sharpness": region.sharpness(truth.crops[:n], own.crops[:n]),
+        "seam": region.seam(truth.crops[:n], own.crops[:n]),
+    }
+
+
+def measure_still(sync: LipSync, picture: Path, speech: Path, result: Path, tools: Any) -> tuple[dict[str, Any], Faces]:
+    """A portrait or the sample with a speech: there is no truth, so the mouth is held against the loudness."""
+    cutter, region = tools
+    sync(picture, speech, result, overwrite=True)
+    matrices = cutter.matrices(picture)
+    n = sum(1 for _ in read_frames(result))
+    given = cutter.faces(picture, matrices)
+    repeated = [min(i, len(matrices) - 1) for i in range(n)]
+    made = cutter.faces(result, [matrices[i] for i in repeated])
+    opening = made.openings()
+    words = {
+        "r_loudness": correlation(opening, loudness(speech, n)),
+        "opening_std": round(float(np.nanstd(opening)), 4),
+        "sharpness": region.sharpness(given.crops[repeated], made.crops),
+        "seam": region.seam(given.crops[repeated], made.crops),
+    }
+    return words, made
+
+
+def cut_end(video: Path, folder: Path, held_out: float, shift_ms: float) -> tuple[Path, Path]:
+    """The end of a clip that training does not see: a lossless video and its own sound, brought together."""
+    n_frames = sum(1 for _ in read_frames(video))
+    first = n_training_frames(n_frames, held_out)
+    target, sound = folder / f"{video.stem}.mkv", folder / f"{video.stem}.wav"
+    with av.open(str(target), "w") as container:
+        stream = None
+        for frame in read_frames(video):
+            if frame.index < first:
+                continue
+            if stream is None:
+                stream = container.add_stream("ffv1", rate=FRAME_RATE_HZ)
+                stream.height, stream.width = frame.image.shape[:2]
+                stream.pix_fmt = "bgr0"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.image, format="rgb24")))
+        assert stream is not None
+        container.mux(stream.encode(None))
+    begin = first * SAMPLES + round(shift_ms / 1000 * RATE_HZ)
+    write_wav(sound, np.concatenate(list(read_mono(video)))[begin : begin + (n_frames - first) * SAMPLES])
+    return target, sound
+
+
+def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+def measure_clips(sync: LipSync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+    shifts = read_shifts(args.shifts) if args.shifts else {}
+    ends = {
+        v: cut_end(v, folder, args.held_out, shifts.get(v.stem, 0.0)) for v in files_of(args.videos, VIDEO_SUFFIXES)
+    }
+    found = {}
+    for index, (video, (truth, own)) in enumerate(ends.items()):
+        length = len(np.concatenate(list(read_mono(own))))
+        other = np.concatenate(list(read_mono(list(ends.values())[(index + 1) % len(ends)][1])))
+        sounds = {"own": own, "other": folder / "other.wav", "silence": folder / "silence.wav"}
+        write_wav(sounds["other"], np.resize(other, length))
+        write_wav(sounds["silence"], np.zeros(length, np.float32))
+        found[video.stem] = measure_clip(sync, video, truth, sounds, args.out, tools)
+        print(video.stem, json.dumps(found[video.stem]), flush=True)
+    return found
+
+
+def measure_stills(sync: LipSync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+    speech = folder / "speech.wav"
+    write_wav(speech, np.concatenate(list(read_mono(sample.SPEECH)))[: round(args.still_seconds * RATE_HZ)])
+    found, rows = {}, []
+    for picture in files_of(args.portraits, PICTURE_SUFFIXES):
+        words, made = measure_still(sync, picture, speech, folder / "still.mp4", tools)
+        found[picture.stem] = words
+        loud = np.argsort(loudness(speech, len(made.crops)))
+        rows.append(made.crops[[loud[1], loud[3], loud[-4], loud[-2], loud[-1]]])
+    pairs = [torch.cat(rows[i : i + 3]) for i in range(0, len(rows) - 2, 3)]
+    write_sheet([F.interpolate(row, size=(128, 128), mode="area") for row in pairs], args.out / "portraits.png")
+    print("portraits", json.dumps(mean_of(found)), flush=True)
+    return found
+
+
+def mean_of(found: dict[str, Any]) -> dict[str, float]:
+    """The mean of each number over clips or portraits."""
+    names = [name for name, value in next(iter(found.values())).items() if isinstance(value, float)]
+    return {name: round(float(np.mean([words[name] for words in found.values()])), 3) for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--videos", type=Path)
+    parser.add_argument("--shifts", type=Path)
+    parser.add_argument("--held-out", type=float, default=0.2)
+    parser.add_argument("--portraits", type=Path)
+    parser.add_argument("--still-seconds", type=float, default=2.0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sync = LipSync.load(args.model, detector="mediapipe")
+    tools = (Cutter(), Region.of(args.model))
+    measures: dict[str, Any] = {"model": args.model}
+    words, made = measure_still(sync, sample.VIDEO, sample.SPEECH, args.out / "sample.mp4", tools)
+    measures["sample"] = words
+    print("sample", json.dumps(words), flush=True)
+    write_sheet(list(made.crops[30:70].split(10)), args.out / "sample.png")
+    with tempfile.TemporaryDirectory() as name:
+        if args.videos:
+            measures["clips"] = measure_clips(sync, args, Path(name), tools)
+            measures["clips_mean"] = mean_of(measures["clips"])
+        if args.portraits:
+            measures["portraits"] = measure_stills(sync, args, Path(name), tools)
+            measures["portraits_mean"] = mean_of(measures["portraits"])
+    (args.out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
