@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lipstream.latent.mask import face_mask
 from lipstream.models.catalogue import NAMES
 from lipstream.models.load import load_model
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.train import bundle, cli, data, espeak, latents, stills, unet, vae
+from lipstream.train import bundle, cli, data, espeak, latents, lips, stills, unet, vae
 from lipstream.train.loop import LoopSettings, Run, load_average, read_log
 
 CPU = torch.device("cpu")
@@ -277,3 +278,38 @@ def test_shifts_are_read(tmp_path):
 
 def test_bundled_model_is_named():
     assert "tiny" in NAMES
+
+
+def test_lip_reader_reads_what_it_was_taught(tmp_path):
+    """Brighter latents stand for a mouth further open; the reader tells it of frames, and of their mixtures."""
+    clips = made_latents(tmp_path)
+    for clip in clips:
+        clip.latents[: clip.n_frames] = clip.openings()[:, None, None, None].half()
+    reader = lips.train_reader(clips, seed=0, steps=150)
+    low, high = reader(torch.full((2, 4, 8, 8), 0.2)), reader(torch.full((2, 4, 8, 8), 0.8))
+    assert float((high - low).min()) > 0.3
+    assert not any(p.requires_grad for p in reader.parameters())
+
+
+def test_windows_without_sound_do_not_hear(tmp_path):
+    clips = made_latents(tmp_path)
+    sampler = latents.Sampler(clips, made_mask(), footage_share=0.5, deaf_share=0.5)
+    batch = sampler.draw(12, 3, torch.Generator().manual_seed(0), CPU)
+    assert 0 < float(batch.hears.sum()) < 12
+    torch.manual_seed(0)
+    pair = unet.Pair(SMALL_UNET, 4).eval()
+    other = dataclasses.replace(batch, mel=batch.mel + 1)
+    with torch.inference_mode():
+        noise = torch.randn(batch.latents.shape)
+        change = (
+            (pair.predict(batch, noise) - pair.predict(other, noise)).unflatten(0, (12, 3)).abs().amax((1, 2, 3, 4))
+        )
+    assert torch.equal(change > 0, batch.hears[:, 0, 0] > 0)
+
+
+def test_redrawn_reference_is_of_the_same_frame(tmp_path):
+    """Of footage whose every frame was redrawn, half of the windows refer to the frames' own redrawn ones."""
+    clip = dataclasses.replace(made_latents(tmp_path)[0], latents=torch.zeros(28, 4, 8, 8))
+    drawn = [latents._references(clip, slice(3, 6), torch.Generator().manual_seed(i)) for i in range(40)]
+    assert [17, 18, 19] in drawn
+    assert all(refs == [17, 18, 19] or not {3, 4, 5} & set(refs) for refs in drawn)
