@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,28 +13,9 @@ import numpy as np
 import pytest
 
 import lipstream
+from cli_helpers import command, error_line, run
 from lipstream import sample
 from lipstream.media.writer import VideoWriter
-
-
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-W", "error::UserWarning:lipstream", "-m", "lipstream.cli", *map(str, words)]
-
-
-def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    # No hub and no InsightFace files in reach: what is bundled has to do.
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    return subprocess.run(
-        command(*words), capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, check=False
-    )
-
-
-def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
-    assert done.returncode == exit_code, (done.returncode, done.stderr)
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("lipstream")
-    return line
 
 
 def test_the_demo_makes_a_talking_face_and_one_json_object(tmp_path: Path) -> None:

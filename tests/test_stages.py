@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lipstream.stages import StageClock, ordered_map, prefetch, timed
+from lipstream.stages import StageClock, arriving, leaving, ordered_map, prefetch, timed
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
@@ -78,3 +78,96 @@ def test_a_failed_item_is_not_counted() -> None:
     with clock.running(frames=3):
         pass
     assert clock.frames == 3
+    assert clock.calls == 1
+
+
+def slowly(count: int, seconds: float) -> Iterator[int]:
+    for number in range(count):
+        time.sleep(seconds)
+        yield number
+
+
+def test_what_another_stage_does_is_not_a_stages_own_work() -> None:
+    first, second, third = StageClock("first"), StageClock("second"), StageClock("third")
+    begun_s = time.perf_counter()
+    mapped = ordered_map(lambda n: time.sleep(0.01) or n, timed(slowly(10, 0.01), first), 1, second)
+    assert list(timed(prefetch(mapped, 1), third)) == list(range(10))
+    wall_s = time.perf_counter() - begun_s
+    assert first.seconds >= 0.1
+    assert second.seconds >= 0.1
+    # The third only hands on: what it waited for the others is no work of its own.
+    assert third.seconds < 0.5 * first.seconds
+    assert third.seconds + third.waiting_for_input_s + third.waiting_for_room_s <= wall_s
+
+    inner, outer = StageClock("inner"), StageClock("outer")
+    begun_s = time.perf_counter()
+    assert len(list(timed(timed(slowly(10, 0.01), inner), outer))) == 10
+    assert inner.seconds >= 0.1
+    assert inner.seconds + outer.seconds <= time.perf_counter() - begun_s
+    assert outer.waiting_for_input_s >= inner.seconds
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_idle_threads_of_a_map_wait_for_input_or_for_room(threads: int) -> None:
+    starved, crowded = StageClock("starved"), StageClock("crowded")
+    begun_s = time.perf_counter()
+    list(ordered_map(lambda n: n, slowly(20, 0.005), threads, starved))
+    wall_s = time.perf_counter() - begun_s
+    assert starved.threads == threads
+    assert starved.waiting_for_input_s > 0.5 * threads * 20 * 0.005
+    assert starved.waiting_for_input_s > starved.waiting_for_room_s
+    assert starved.seconds + starved.waiting_for_input_s + starved.waiting_for_room_s <= threads * wall_s
+
+    for _ in ordered_map(lambda n: n, range(20), threads, crowded):
+        time.sleep(0.005)
+    assert crowded.waiting_for_room_s > crowded.waiting_for_input_s
+
+
+def test_a_stage_in_a_thread_of_its_own_waits_for_its_queues() -> None:
+    clock = StageClock("stage")
+
+    def stage(items: Iterator[int]) -> Iterator[int]:
+        for item in arriving(items, clock):
+            with clock.running():
+                pass
+            yield item
+
+    for _ in prefetch(leaving(stage(slowly(10, 0.01)), clock), 1):
+        pass
+    assert clock.waiting_for_input_s >= 0.1 > clock.waiting_for_room_s
+    hungry = clock.waiting_for_input_s
+    for _ in prefetch(leaving(stage(iter(range(10))), clock), 1):
+        time.sleep(0.01)
+    assert clock.waiting_for_room_s >= 0.05
+    assert clock.waiting_for_input_s - hungry < clock.waiting_for_room_s
+    assert clock.calls == clock.frames == 20
+
+
+def test_sleep_takes_no_cpu_time_and_work_does() -> None:
+    asleep, awake = StageClock("asleep"), StageClock("awake")
+    with asleep.running():
+        time.sleep(0.05)
+    until_s = time.thread_time() + 0.05
+    with awake.running():
+        while time.thread_time() < until_s:
+            pass
+    assert asleep.seconds >= 0.05 > 2 * asleep.cpu_s
+    assert awake.cpu_s >= 0.04
+    assert awake.cpu_s <= awake.seconds + 0.01
+
+
+def test_every_call_that_succeeds_is_told_in_its_own_thread() -> None:
+    told: list[tuple[str, str, float, float]] = []
+
+    def on_span(name: str, begun_s: float, ended_s: float) -> None:
+        told.append((threading.current_thread().name, name, begun_s, ended_s))
+
+    clock = StageClock("square", on_span=on_span)
+    before_s = time.perf_counter()
+    list(ordered_map(lambda n: n, range(10), 2, clock))
+    with pytest.raises(RuntimeError), clock.running():
+        raise RuntimeError
+    assert len(told) == clock.calls == 10
+    assert {name for _, name, _, _ in told} == {"square"}
+    assert all(thread.startswith("square_") for thread, *_ in told)
+    assert all(before_s <= begun_s <= ended_s <= time.perf_counter() for *_, begun_s, ended_s in told)

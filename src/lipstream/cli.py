@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lipstream import words
 from lipstream.errors import LipstreamError
 from lipstream.version import __version__
 
@@ -34,8 +35,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see lipstream.errors); errors are one line on stderr."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = _train_parser().parse_args(words[1:]) if words[:1] == ["train"] else _parser().parse_args(words)
+    given = list(sys.argv[1:] if argv is None else argv)
+    make_own = _OWN_PARSERS.get(given[0]) if given else None
+    args = make_own().parse_args(given[1:]) if make_own else _parser().parse_args(given)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING, format="lipstream: %(levelname)s: %(message)s"
     )
@@ -84,31 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads")
     sync.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
     sync.add_argument("-o", "--output", metavar="OUT", help=".mp4, .mov or .mkv [VIDEO's name with -synced, here]")
-    sync.add_argument("--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models` [tiny]")
-    sync.add_argument("--preset", default="exact", metavar="exact|balanced|fast", help="share of the steps [exact]")
-    sync.add_argument("--steps", type=int, metavar="N", help="denoising steps [the model's own]")
-    sync.add_argument("--guidance-scale", type=float, metavar="G", help="weight of the speech [the model's own]")
-    sync.add_argument("--seed", type=int, default=1247, metavar="N", help="of the noise [1247]")
-    sync.add_argument(
-        "--loop",
-        default="pingpong",
-        metavar="pingpong|hold|trim",
-        help="speech longer than the video: play it back and forth, hold the last frame, or stop [pingpong]",
-    )
-    sync.add_argument(
-        "--no-face",
-        default="pass",
-        metavar="pass|error",
-        help="a frame without a face: pass it through or stop [pass]",
-    )
-    sync.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
-    _add_runtime(sync)
+    words.add_sync(sync)
+    words.add_runtime(sync)
     sync.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     sync.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
 
     demo = _command(commands, "demo", _demo, "the bundled sample with the bundled model, no network")
     demo.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for the result [demo]")
-    _add_runtime(demo, detector="mediapipe")  # auto might fetch InsightFace's models
+    words.add_runtime(demo, detector="mediapipe")  # auto might fetch InsightFace's models
     demo.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
 
     models = _command(commands, "models", _models_list, "the models: list, download, verify")
@@ -121,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = _command(actions, "verify", _models_verify, "check that a model's files are whole and safe to load")
     verify.add_argument("model", nargs="?", default="tiny", metavar="NAME|FOLDER")
 
+    commands.add_parser("profile", help="where a sync's time goes: stages, calls, a trace (see docs/measuring.md)")
+    commands.add_parser("bench", help="speed, memory and quality of settings against one another")
     commands.add_parser("train", help="make a model: data, vae, unet, bundle (see docs/training.md)")
 
     doctor = _command(commands, "doctor", _doctor, "what this machine has and what is missing, with the mend")
@@ -132,46 +119,43 @@ def _train_parser() -> argparse.ArgumentParser:
     from lipstream.train import cli as train_cli
 
     parser = _Parser(prog="lipstream train", description="Make a model from clips of your own; see docs/training.md.")
-    parser.set_defaults(command=_train)
-    parser.add_argument("--debug", action="store_true", help="tell more, and show a traceback with an error")
     train_cli.add_arguments(parser.add_subparsers(required=True, metavar="data|vae|unet|bundle"))
-    return parser
+    return _finished(parser, _train)
+
+
+def _profile_parser() -> argparse.ArgumentParser:
+    from lipstream.measure import cli as measure_cli
+
+    parser = _Parser(prog="lipstream profile", description="Sync, and tell where the time goes; see docs/measuring.md.")
+    measure_cli.add_profile_arguments(parser)
+    return _finished(parser, _profile)
+
+
+def _bench_parser() -> argparse.ArgumentParser:
+    from lipstream.measure import cli as measure_cli
+
+    parser = _Parser(prog="lipstream bench", description="Run settings against one another; see docs/measuring.md.")
+    measure_cli.add_bench_arguments(parser)
+    return _finished(parser, _bench)
+
+
+# Commands of folders that are imported only when they are called.
+_OWN_PARSERS = {"train": _train_parser, "profile": _profile_parser, "bench": _bench_parser}
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    return _finished(commands.add_parser(name, help=help, description=help), run)
+
+
+def _finished(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="tell more, and show a traceback with an error")
     parser.set_defaults(command=run)
     return parser
 
 
-def _add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None:
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="[auto]")
-    parser.add_argument("--precision", default="auto", metavar="auto|fp32|fp16|bf16", help="[auto]")
-    parser.add_argument(
-        "--detector",
-        default=detector,
-        metavar="auto|buffalo_s|buffalo_l|mediapipe",
-        help=f"finds the face [{detector}]",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="for face work [one a core]")
-    parser.add_argument("--batch", type=int, default=1, metavar="WINDOWS", help="windows in one U-Net call [1]")
-
-
 def _sync(args: argparse.Namespace) -> int:
-    from lipstream.settings import SyncSettings
-
-    settings = SyncSettings(
-        preset=args.preset,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        seed=args.seed,
-        loop=args.loop,
-        no_face=args.no_face,
-        crf=args.crf,
-    )
     output = args.output or f"{Path(args.video).stem}-synced.mp4"
-    result = _run(args, args.model, args.video, args.audio, output, settings, overwrite=args.overwrite)
+    result = _run(args, args.model, args.video, args.audio, output, words.sync_settings(args), overwrite=args.overwrite)
     return _tell(args, result)
 
 
@@ -201,9 +185,8 @@ def _run(
 ) -> SyncResult:
     from lipstream.lipsync import LipSync, check_files
 
-    runtime = {name: getattr(args, name) for name in ("device", "precision", "detector", "threads", "batch")}
     check_files(video, speech, output, overwrite=overwrite)  # before the model is loaded, or downloaded
-    sync = LipSync.load(model, **runtime)
+    sync = LipSync.load(model, **words.runtime(args))
     with _progress() as on_progress:
         return sync(video, speech, output, settings, overwrite=overwrite, on_progress=on_progress)
 
@@ -280,6 +263,22 @@ def _train(args: argparse.Namespace) -> int:
     from lipstream.train import cli as train_cli
 
     train_cli.run(args, lambda line: print(line, file=sys.stderr))
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from lipstream.measure import cli as measure_cli
+
+    with _progress() as on_progress:
+        told = measure_cli.run_profile(args, on_progress)
+    print(told)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from lipstream.measure import cli as measure_cli
+
+    print(measure_cli.run_bench(args, lambda line: print(line, file=sys.stderr)))
     return 0
 
 

@@ -34,7 +34,7 @@ from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model
 from lipstream.settings import SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.stages import StageClock, ordered_map, prefetch, timed
+from lipstream.stages import StageClock, arriving, leaving, ordered_map, prefetch, timed
 
 Matrix = NDArray[np.float32]
 
@@ -137,10 +137,10 @@ def run(
     rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder)
     audio = timed(frame_windows(rows, n_frames), clocks.features)
 
-    windows = _gather(prefetch(aligned, num_frames), audio, num_frames)
-    repainted = _repaint(line, windows, settings, clocks.denoise)
-    ready = prefetch(repainted, num_frames)
-    pictures = ordered_map(_composite, ready, threads, clocks.composite)
+    windows = _gather(prefetch(aligned, num_frames, "prefetch-align"), audio, num_frames)
+    repainted = _repaint(line, arriving(windows, clocks.denoise), settings, clocks.denoise)
+    ready = prefetch(leaving(repainted, clocks.denoise), num_frames, "prefetch-denoise")
+    pictures = arriving(ordered_map(_composite, ready, threads, clocks.composite), clocks.write)
 
     counts = Counts()
     with closing(pictures):  # whatever happens here ends every thread of the line

@@ -1,0 +1,172 @@
+"""`lipstream profile` and `lipstream bench`: words to settings to what this folder does. Prints nothing itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from lipstream import words
+from lipstream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from lipstream.lipsync import Progress
+    from lipstream.measure.bench import Row
+    from lipstream.measure.subjects import Setting
+
+# What all settings of a benchmark have in common, or they would not be compared on the same pictures.
+_SHARED = ("seed", "loop")
+_STAGE_DURATION_S = 2.0
+
+
+def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the words of `lipstream profile`."""
+    parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads")
+    parser.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
+    parser.add_argument("-o", "--output", default="profile", metavar="DIR", help="folder for the files [profile]")
+    parser.add_argument("--layers", action="store_true", help="the U-Net's layers on the trace (slows the run)")
+    words.add_sync(parser)
+    words.add_runtime(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace a former profile in DIR")
+    parser.add_argument("--json", action="store_true", help="print the stages as one JSON object on stdout")
+
+
+def run_profile(args: argparse.Namespace, on_progress: Callable[[Progress], None] | None) -> str:
+    """Carry out `lipstream profile`; what to print. Raises LipstreamError."""
+    from lipstream.measure.profile import profile_sync
+    from lipstream.settings import RuntimeSettings
+
+    report = profile_sync(
+        args.video,
+        args.audio,
+        args.output,
+        args.model,
+        RuntimeSettings(**words.runtime(args)),
+        words.sync_settings(args),
+        layers=args.layers,
+        overwrite=args.overwrite,
+        on_progress=on_progress,
+    )
+    return json.dumps(asdict(report)) if args.json else f"{report.table()}\n\n{report.summary()}"
+
+
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the words of `lipstream bench`."""
+    parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO", help="[the bundled sample]")
+    parser.add_argument("audio", nargs="?", type=Path, metavar="AUDIO", help="[the bundled sample's]")
+    parser.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        metavar='"NAME: OPTION=VALUE ..."',
+        help='one to compare, in sync\'s options: "fast: preset=fast steps=4"; may be repeated, the first is what the'
+        " others' pictures are compared with; the options below hold for all",
+    )
+    parser.add_argument(
+        "--stage", default="all", metavar="align|composite|detect|features|unet|vae|all", help="one alone [all]"
+    )
+    parser.add_argument("--synthetic", metavar="WxH", help="a clip of this size, made on the spot, instead of VIDEO")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help=f"take the first of the speech [all of it; {_STAGE_DURATION_S:g} for a stage alone]",
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each setting [5]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench.csv"), metavar="CSV", help="[bench.csv]")
+    words.add_sync(parser)
+    words.add_runtime(parser, detector="mediapipe")  # auto might fetch InsightFace's models
+
+
+def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Carry out `lipstream bench`; what to print. `tell` receives lines of progress. Raises LipstreamError."""
+    from lipstream.measure import bench
+
+    whole = args.stage == "all" or args.seconds is not None
+    settings = bench.BenchSettings(
+        settings=parse_settings(args),
+        stage=args.stage,
+        video=args.video,
+        speech=args.audio,
+        synthetic=_size(args.synthetic) if args.synthetic else None,
+        duration_s=args.seconds if whole else _STAGE_DURATION_S,
+        repeats=args.repeats,
+    )
+    bench.check_csv(args.output)
+    rows = bench.run(settings, tell)
+    bench.add_to_csv(args.output, rows)
+    return _table(rows)
+
+
+def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:
+    """The settings to compare: each --setting on top of the options that hold for all. Raises SettingsError."""
+    settings = tuple(_setting(text, args) for text in args.setting or ["as told:"])
+    names = [setting.name for setting in settings]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"setting {name!r}: two have this name; give each its own")
+    return settings
+
+
+def _setting(text: str, args: argparse.Namespace) -> Setting:
+    from lipstream.measure.subjects import Setting
+    from lipstream.settings import RuntimeSettings
+
+    head, colon, tail = text.partition(":")
+    name, options = (head.strip(), tail.strip()) if colon and "=" not in head else (text.strip(), text.strip())
+    if not name:
+        raise SettingsError(f'setting {text!r}: give it a name: "NAME: OPTION=VALUE ..."')
+    parser = _SettingParser(name)
+    shared = argparse.Namespace(**{key: value for key, value in vars(args).items() if key in parser.known()})
+    try:
+        told = parser.parse_args([_as_option(word) for word in shlex.split(options)], shared)
+        for key in _SHARED:
+            if getattr(told, key) != getattr(args, key):
+                raise SettingsError(f"all settings share one {key}; give --{key} to the benchmark")
+        return Setting(name, options, told.model, words.sync_settings(told), RuntimeSettings(**words.runtime(told)))
+    except (SettingsError, ValueError) as error:  # ValueError: shlex met a quote that is not closed
+        raise SettingsError(f"setting {name!r}: {error}") from error
+
+
+class _SettingParser(argparse.ArgumentParser):
+    """Reads a setting's options as sync's; words that are none are errors of their own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(prog=name, add_help=False, allow_abbrev=False)
+        words.add_sync(self)
+        words.add_runtime(self)
+
+    def known(self) -> set[str]:
+        return {action.dest for action in self._actions}
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message.replace('--', '')}; options are {', '.join(sorted(self.known()))}")
+
+
+def _as_option(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"--{name.replace('_', '-')}{equals}{value}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise SettingsError(f"synthetic = {text!r}: must be WIDTHxHEIGHT, such as 1920x1080")
+    return int(match[1]), int(match[2])
+
+
+def _table(rows: list[Row]) -> str:
+    width = max(len(row.setting) for row in rows)
+    lines = [f"{rows[0].stage}, {rows[0].input}, {rows[0].repeats} turns"]
+    for row in rows:
+        words = f"{row.setting:{width}}  {row.seconds:.3f} s ({row.seconds_min:.3f} to {row.seconds_max:.3f})"
+        words += f"  {row.frames_per_s:.1f} frames/s  real-time factor {row.real_time_factor:.2f}"
+        words += "" if row.matrix_share is None else f"  {row.matrix_share:.0%} of the matmul rate"
+        words += "" if row.psnr_db is None else f"  {row.psnr_db:.1f} dB"
+        lines.append(words)
+    return "\n".join(lines)

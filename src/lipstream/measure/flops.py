@@ -1,0 +1,96 @@
+"""How much arithmetic the networks of a sync do, counted on the meta device: nothing is computed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lipstream.latent import conditioning, denoise
+from lipstream.models.load import Model, load_model
+from lipstream.settings import SyncSettings
+from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
+
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Flop:
+    """Floating-point operations of each network's matrix products and convolutions, a multiply-add being two."""
+
+    features: int
+    vae: int
+    unet: int
+
+    @property
+    def total(self) -> int:
+        """Of a whole sync."""
+        return self.features + self.vae + self.unet
+
+
+def calls(n_frames: int, num_frames: int, batch: int) -> list[tuple[int, int]]:
+    """The U-Net calls that `n_frames` faces take: (frames in the call, frames of each of its windows)."""
+    full, rest = divmod(n_frames, num_frames)
+    sizes = [min(batch, full - first) * num_frames for first in range(0, full, batch)]
+    return [(size, num_frames) for size in sizes] + ([(rest, rest)] if rest else [])
+
+
+@functools.lru_cache  # a minute for twenty steps of the published sizes, and settings often differ in other things
+def count(model_name: str | Path, settings: SyncSettings, n_frames: int) -> Flop:
+    """What a sync of `n_frames` frames, all with a face, has the networks do. Raises ModelError.
+
+    What is executed counts: both halves of guidance, and nothing that is skipped or kept from the step before.
+    """
+    model = load_model(model_name, _META, torch.float32)
+    features = _of_features(model, n_frames)
+    vae = unet = 0
+    for size, window in calls(n_frames, model.config.num_frames, batch=1):
+        pair = _of_call(model, settings, size, window)
+        vae, unet = vae + pair[0], unet + pair[1]
+    return Flop(features, vae, unet)
+
+
+def _of_features(model: Model, n_frames: int) -> int:
+    sizes = model.config.audio_encoder
+    blocks = -(-n_frames * ROWS_PER_FRAME // sizes.n_audio_ctx)
+    block = torch.zeros(1, sizes.n_mels, 2 * sizes.n_audio_ctx, device=_META)
+    return blocks * counted(lambda: model.audio_encoder(block))
+
+
+def _of_call(model: Model, settings: SyncSettings, size: int, window: int) -> tuple[int, int]:
+    config = model.config
+    channels, latent_size, resolution = config.unet.out_channels, model.latent_size, config.resolution
+    pixels = torch.zeros(size, 3, resolution, resolution, device=_META)
+    mask = torch.zeros(1, resolution, resolution, device=_META)
+    tokens = (ROWS_BEFORE + ROWS_AFTER + 1) * (config.audio_encoder.n_audio_layer + 1)
+    audio = torch.zeros(size, tokens, config.audio_encoder.n_audio_state, device=_META)
+    noise = torch.zeros(1, channels, latent_size, latent_size, device=_META)
+    latents = noise.expand(size, -1, -1, -1)
+    with torch.inference_mode():
+        seen = conditioning.condition(model.vae, pixels, mask, audio, window)
+    vae = counted(lambda: conditioning.condition(model.vae, pixels, mask, audio, window))
+    vae += counted(lambda: conditioning.decode(model.vae, latents))
+    unet = counted(
+        lambda: denoise.sample(
+            denoise.UNetDenoiser(model.unet),
+            config.scheduler,
+            noise,
+            seen,
+            num_inference_steps=settings.steps(config.num_inference_steps),
+            guidance_scale=settings.guidance(config.guidance_scale),
+        )
+    )
+    return vae, unet
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Operations of what `work` has torch do in this thread, on any device."""
+    # The counter does not know the fused attention of every device; as plain products it knows them all.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())

@@ -1,0 +1,255 @@
+"""What is timed: a whole sync, or one stage of it alone on inputs made beforehand."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipstream.errors import NoFaceError
+from lipstream.face.align import crop_face
+from lipstream.face.composite import paste_face, resize_face
+from lipstream.face.detect import Detector
+from lipstream.face.track import FaceTrack
+from lipstream.latent import conditioning, denoise
+from lipstream.latent.mask import face_mask
+from lipstream.lipsync import LipSync
+from lipstream.measure import flops
+from lipstream.measure.inputs import Clip, Inputs, untouched
+from lipstream.measure.quality import Images
+from lipstream.media.audio import read_mono
+from lipstream.media.looping import read_looped
+from lipstream.models.load import Model
+from lipstream.settings import RuntimeSettings, SyncSettings
+from lipstream.speech.features import feature_rows, frame_windows
+from lipstream.stages import StageClock, ordered_map
+
+StageName = Literal["align", "composite", "detect", "features", "unet", "vae", "all"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a benchmark: what is run, under its name. text: the words that it was given as."""
+
+    name: str
+    text: str
+    model: str
+    sync: SyncSettings
+    runtime: RuntimeSettings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a setting runs with, loaded."""
+
+    model: Model
+    detector: Detector
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to time.
+
+    run: the work itself, on all `frames` frames. flop: what that has the networks do, None where there are none.
+    pictures: does the work once more and gives what came of it, None where that is no picture. untouched: the same
+    frames before they were painted.
+    """
+
+    run: Callable[[], Any]
+    frames: int
+    flop: int | None = None
+    pictures: Callable[[], Images] | None = None
+    untouched: Images | None = None
+
+
+def make_subject(stage: StageName, setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
+    """Make ready what the stage needs, so that `run` does its work and nothing else.
+
+    Raises InputError, NoFaceError.
+    """
+    if stage == "all":
+        return _sync(setting, parts, inputs)
+    if stage == "features":
+        return _features(setting, parts, inputs)
+    frames = _frames(inputs, setting)
+    if stage == "detect":
+        return _detect(setting, parts, frames)
+    faces = _align_all(setting, parts, frames)
+    if stage == "align":
+        return _align(setting, parts, faces)
+    if stage == "composite":
+        return _composite(setting, faces)
+    return _vae(setting, parts, faces) if stage == "vae" else _unet(setting, parts, faces, inputs)
+
+
+def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
+    sync = LipSync(parts.model, parts.detector, setting.runtime)
+    folder = Path(tempfile.mkdtemp(dir=inputs.folder))
+
+    def pictures() -> Images:
+        lossless = replace(setting.sync, crf=0)
+        sync(inputs.video, inputs.speech, folder / "lossless.mp4", lossless, overwrite=True)
+        return Clip(folder / "lossless.mp4", inputs.n_frames)
+
+    return Subject(
+        run=lambda: sync(inputs.video, inputs.speech, folder / "out.mp4", setting.sync, overwrite=True),
+        frames=inputs.n_frames,
+        flop=flops.count(setting.model, setting.sync, inputs.n_frames).total,
+        pictures=pictures,
+        untouched=untouched(inputs, setting.sync.loop),
+    )
+
+
+def _features(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
+    return Subject(
+        run=lambda: _heard(parts, inputs),
+        frames=inputs.n_frames,
+        flop=flops.count(setting.model, setting.sync, inputs.n_frames).features,
+    )
+
+
+def _detect(setting: Setting, parts: Parts, frames: list[NDArray[np.uint8]]) -> Subject:
+    return Subject(run=lambda: _mapped(parts.detector.detect, frames, setting, "detect"), frames=len(frames))
+
+
+@dataclass(frozen=True)
+class _Face:
+    """A frame (h, w, 3) with a face, its affine matrix (2, 3) to the crop and the crop (3, res, res), uint8."""
+
+    image: NDArray[np.uint8]
+    affine_matrix: NDArray[np.float32]
+    crop: Tensor
+
+
+def _align(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
+    resolution = parts.model.config.resolution
+
+    def run() -> list[Tensor]:
+        return _mapped(lambda face: crop_face(face.image, face.affine_matrix, resolution), faces, setting, "align")
+
+    return Subject(run, len(faces), pictures=lambda: [_image(crop) for crop in run()])
+
+
+def _composite(setting: Setting, faces: list[_Face]) -> Subject:
+    """Pastes the crops back, darkened, so that every pixel that is painted changes."""
+    painted = [conditioning.to_pixels(face.crop // 2) for face in faces]
+
+    def paste(pair: tuple[_Face, Tensor]) -> NDArray[np.uint8]:
+        return paste_face(pair[0].image, resize_face(pair[1]), pair[0].affine_matrix)
+
+    def run() -> list[NDArray[np.uint8]]:
+        return _mapped(paste, list(zip(faces, painted, strict=True)), setting, "composite")
+
+    return Subject(run, len(faces), pictures=run, untouched=[face.image for face in faces])
+
+
+def _vae(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
+    """Encodes masked and whole crops and decodes as many: what a sync does once a window."""
+    batches = _batches(setting, parts, faces, None)
+    channels = parts.model.config.unet.out_channels
+
+    @torch.inference_mode()
+    def run() -> list[Tensor]:
+        decoded = []
+        for pixels, mask, audio, num_frames in batches:
+            seen = conditioning.condition(parts.model.vae, pixels, mask, audio, num_frames)
+            decoded.append(conditioning.decode(parts.model.vae, seen.channels[:, -channels:]))
+        return decoded
+
+    flop = flops.count(setting.model, setting.sync, len(faces)).vae
+    return Subject(run, len(faces), flop, pictures=lambda: _images(run()))
+
+
+def _unet(setting: Setting, parts: Parts, faces: list[_Face], inputs: Inputs) -> Subject:
+    """The sampling loop alone; encoding comes before, decoding after."""
+    model, config = parts.model, parts.model.config
+    denoiser = denoise.UNetDenoiser(model.unet)
+    size = model.latent_size
+    with torch.inference_mode():
+        batches = [
+            conditioning.condition(model.vae, *batch)
+            for batch in _batches(setting, parts, faces, _heard(parts, inputs))
+        ]
+    noise = denoise.initial_noise(config.unet.out_channels, size, size, setting.sync.seed)
+    noise = noise.to(setting.runtime.torch_device())
+
+    @torch.inference_mode()
+    def run() -> list[Tensor]:
+        return [
+            denoise.sample(
+                denoiser,
+                config.scheduler,
+                noise,
+                seen,
+                num_inference_steps=setting.sync.steps(config.num_inference_steps),
+                guidance_scale=setting.sync.guidance(config.guidance_scale),
+            )
+            for seen in batches
+        ]
+
+    @torch.inference_mode()
+    def pictures() -> Images:
+        return _images([conditioning.decode(model.vae, latents) for latents in run()])
+
+    flop = flops.count(setting.model, setting.sync, len(faces)).unet
+    return Subject(run, len(faces), flop, pictures)
+
+
+def _frames(inputs: Inputs, setting: Setting) -> list[NDArray[np.uint8]]:
+    return [frame.image for frame in read_looped(inputs.video, inputs.n_frames, setting.sync.loop)]
+
+
+def _align_all(setting: Setting, parts: Parts, frames: list[NDArray[np.uint8]]) -> list[_Face]:
+    """Every frame with a face, found and cut out."""
+    resolution = parts.model.config.resolution
+    track = FaceTrack(resolution)
+    faces = []
+    for index, found in enumerate(_mapped(parts.detector.detect, frames, setting, "detect")):
+        affine_matrix = track.update(index, False, None if found is None else found.landmarks)
+        if affine_matrix is not None:
+            crop = crop_face(frames[index], affine_matrix, resolution)
+            faces.append(_Face(frames[index], affine_matrix, crop))
+    if not faces:
+        raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark; name another video")
+    return faces
+
+
+def _heard(parts: Parts, inputs: Inputs) -> list[Tensor]:
+    rows = feature_rows(lambda: read_mono(inputs.speech), parts.model.audio_encoder)
+    return list(frame_windows(rows, inputs.n_frames))
+
+
+def _batches(
+    setting: Setting, parts: Parts, faces: list[_Face], heard: list[Tensor] | None
+) -> list[tuple[Tensor, Tensor, Tensor, int]]:
+    """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
+    config, device = parts.model.config, setting.runtime.torch_device()
+    mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(device)
+    batches, first = [], 0
+    for size, num_frames in flops.calls(len(faces), config.num_frames, setting.runtime.batch):
+        crops = torch.stack([face.crop for face in faces[first : first + size]])
+        audio = torch.empty(size, 0, 0) if heard is None else torch.stack(heard[first : first + size])
+        batches.append((conditioning.to_pixels(crops.to(device)), mask, audio.to(device), num_frames))
+        first += size
+    return batches
+
+
+def _mapped(function: Callable[[Any], Any], items: Iterable[Any], setting: Setting, name: str) -> list[Any]:
+    return list(ordered_map(function, items, setting.runtime.face_threads(), StageClock(name)))
+
+
+def _images(batches: Iterable[Tensor]) -> Images:
+    """Pixels (n, 3, h, w) in [-1, 1] as images."""
+    return [_image(((p + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)) for batch in batches for p in batch]
+
+
+def _image(picture: Tensor) -> NDArray[np.uint8]:
+    image: NDArray[np.uint8] = picture.permute(1, 2, 0).cpu().numpy()
+    return image

@@ -1,0 +1,67 @@
+"""The options that several commands share, and what their words mean as settings."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lipstream.settings import SyncSettings
+
+_RUNTIME = ("device", "precision", "detector", "threads", "batch")
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """Add what a sync can be told beside its files and what it runs on."""
+    parser.add_argument("--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models` [tiny]")
+    parser.add_argument("--preset", default="exact", metavar="exact|balanced|fast", help="share of the steps [exact]")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps [the model's own]")
+    parser.add_argument("--guidance-scale", type=float, metavar="G", help="weight of the speech [the model's own]")
+    parser.add_argument("--seed", type=int, default=1247, metavar="N", help="of the noise [1247]")
+    parser.add_argument(
+        "--loop",
+        default="pingpong",
+        metavar="pingpong|hold|trim",
+        help="speech longer than the video: play it back and forth, hold the last frame, or stop [pingpong]",
+    )
+    parser.add_argument(
+        "--no-face",
+        default="pass",
+        metavar="pass|error",
+        help="a frame without a face: pass it through or stop [pass]",
+    )
+    parser.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
+
+
+def add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None:
+    """Add what a sync runs on. detector: the one taken where none is named."""
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="[auto]")
+    parser.add_argument("--precision", default="auto", metavar="auto|fp32|fp16|bf16", help="[auto]")
+    parser.add_argument(
+        "--detector",
+        default=detector,
+        metavar="auto|buffalo_s|buffalo_l|mediapipe",
+        help=f"finds the face [{detector}]",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="for face work [one a core]")
+    parser.add_argument("--batch", type=int, default=1, metavar="WINDOWS", help="windows in one U-Net call [1]")
+
+
+def sync_settings(args: argparse.Namespace) -> SyncSettings:
+    """The settings that the words of `add_sync` mean. Raises SettingsError."""
+    from lipstream.settings import SyncSettings  # imports torch
+
+    return SyncSettings(
+        preset=args.preset,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        loop=args.loop,
+        no_face=args.no_face,
+        crf=args.crf,
+    )
+
+
+def runtime(args: argparse.Namespace) -> dict[str, Any]:
+    """The words of `add_runtime` as the fields of RuntimeSettings."""
+    return {name: getattr(args, name) for name in _RUNTIME}

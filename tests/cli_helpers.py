@@ -1,0 +1,28 @@
+"""The real command line as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-W", "error::UserWarning:lipstream", "-m", "lipstream.cli", *map(str, words)]
+
+
+def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    # No hub and no InsightFace files in reach: what is bundled has to do.
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, check=False
+    )
+
+
+def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    assert done.returncode == exit_code, (done.returncode, done.stderr)
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("lipstream")
+    return line
