@@ -17,7 +17,7 @@ from lipstream.latent.mask import face_mask
 from lipstream.models.catalogue import NAMES
 from lipstream.models.load import load_model
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.train import bundle, cli, data, espeak, latents, lips, stills, unet, vae
+from lipstream.train import bundle, cli, data, espeak, finish, latents, lips, stills, unet, vae
 from lipstream.train.loop import LoopSettings, Run, load_average, read_log
 
 CPU = torch.device("cpu")
@@ -313,3 +313,26 @@ def test_redrawn_reference_is_of_the_same_frame(tmp_path):
     drawn = [latents._references(clip, slice(3, 6), torch.Generator().manual_seed(i)) for i in range(40)]
     assert [17, 18, 19] in drawn
     assert all(refs == [17, 18, 19] or not {3, 4, 5} & set(refs) for refs in drawn)
+
+
+def test_finishing_changes_the_decoder_alone(tmp_path):
+    clips, autoencoder = made_latents(tmp_path), made_vae()
+    before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    torch.manual_seed(0)
+    pair = unet.Pair(SMALL_UNET, 4)
+    trained = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    settings = finish.FinishSettings(windows=2, num_frames=3, decoded_frames=4)
+    after = finish.train(
+        clips, pair, autoencoder, made_mask(), tmp_path / "finish", SMALL_UNET, settings, loop_of(3), CPU
+    ).state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
+    assert all(torch.equal(trained[name], tensor) for name, tensor in pair.state_dict().items())
+
+
+def test_texture_minds_strength_not_place():
+    generator = torch.Generator().manual_seed(0)
+    grain = torch.randn(1, 3, 64, 64, generator=generator)
+    smooth = torch.zeros_like(grain)
+    everywhere = torch.ones(1, 1, 64, 64)
+    moved = finish.texture_loss(grain.roll(3, -1), grain, everywhere)
+    assert moved < 0.2 * finish.texture_loss(smooth, grain, everywhere)

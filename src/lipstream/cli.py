@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("profile", help="where a sync's time goes: stages, calls, a trace (see docs/measuring.md)")
     commands.add_parser("bench", help="speed, memory and quality of settings against one another")
-    commands.add_parser("train", help="make a model: data, vae, unet, bundle (see docs/training.md)")
+    commands.add_parser("train", help="make a model: data, vae, unet, finish, bundle (see docs/training.md)")
 
     doctor = _command(commands, "doctor", _doctor, "what this machine has and what is missing, with the mend")
     doctor.add_argument("--json", action="store_true", help="print the findings as one JSON object on stdout")
@@ -119,7 +119,7 @@ def _train_parser() -> argparse.ArgumentParser:
     from lipstream.train import cli as train_cli
 
     parser = _Parser(prog="lipstream train", description="Make a model from clips of your own; see docs/training.md.")
-    train_cli.add_arguments(parser.add_subparsers(required=True, metavar="data|vae|unet|bundle"))
+    train_cli.add_arguments(parser.add_subparsers(required=True, metavar="data|vae|unet|finish|bundle"))
     return _finished(parser, _train)
 
 

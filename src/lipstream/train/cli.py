@@ -1,4 +1,4 @@
-"""`lipstream train data|vae|unet|bundle`: words to settings to the functions of this folder. Prints nothing itself."""
+"""`lipstream train data|vae|unet|finish|bundle`: words to settings to this folder's functions. Prints nothing."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lipstream.face.detect import make_detector
 from lipstream.latent import conditioning
 from lipstream.latent.mask import face_mask
 from lipstream.models.load import read_config
-from lipstream.train import bundle, curves, data, latents, unet, vae
+from lipstream.train import bundle, curves, data, finish, latents, unet, vae
 from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 
 logger = logging.getLogger(__name__)
 
 # The work folder's parts.
-_CLIPS, _LATENTS, _VAE, _UNET = "clips", "latents", "vae", "unet"
+_CLIPS, _LATENTS, _VAE, _UNET, _FINISH = "clips", "latents", "vae", "unet", "finish"
 _SCALE_PICTURES = 128
 
 Tell = Callable[[str], None]
 
 
 def add_arguments(commands: Any) -> None:
-    """Add `data`, `vae`, `unet` and `bundle` to an argparse subparsers object; each sets `train_stage`."""
+    """Add `data`, `vae`, `unet`, `finish` and `bundle` to an argparse subparsers object; each sets `train_stage`."""
     clips = commands.add_parser("data", help="make training clips of videos and portraits")
     clips.set_defaults(train_stage="data")
     clips.add_argument("work", type=Path, metavar="WORK", help="folder for everything that training makes")
@@ -44,6 +44,7 @@ def add_arguments(commands: Any) -> None:
     for name, steps, text in (
         ("vae", 1100, "train the autoencoder, or go on"),
         ("unet", 3000, "train the audio encoder and the U-Net, or go on"),
+        ("finish", 500, "train the decoder on what the U-Net predicts, or go on"),
     ):
         stage = commands.add_parser(name, help=text)
         stage.set_defaults(train_stage=name)
@@ -106,6 +107,40 @@ def _unet(args: argparse.Namespace, tell: Tell) -> None:
     curves.draw_curves(folder, folder / "curves.png")
 
 
+def _finish(args: argparse.Namespace, tell: Tell) -> None:
+    device = torch.device(args.device)
+    stage = _Stage.open(args.work)
+    autoencoder = stage.autoencoder.to(device)
+    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, tell)
+    settings, folder = unet.UNetSettings(), args.work / _FINISH
+    pair = _trained_pair(args.work, settings, autoencoder)[0].to(device)
+
+    def after_save(finished: Any, step: int) -> None:
+        _write_samples(pair, finished, clips, stage.mask, settings, folder / "samples.png", device)
+        tell(f"saved at step {step}")
+
+    finish.train(
+        clips,
+        pair,
+        autoencoder,
+        stage.mask,
+        folder,
+        settings,
+        finish.FinishSettings(),
+        _loop(args),
+        device,
+        _reporter(tell),
+        after_save,
+    )
+    curves.draw_curves(folder, folder / "curves.png")
+
+
+def _trained_pair(work: Path, settings: unet.UNetSettings, autoencoder: Any) -> tuple[unet.Pair, int]:
+    """The averaged pair, and the step it is from."""
+    pair = unet.Pair(settings, autoencoder.config.latent_channels)
+    return pair, load_average(_run_folder(work, _UNET), pair)
+
+
 @torch.inference_mode()
 def _write_samples(
     pair: unet.Pair,
@@ -130,8 +165,9 @@ def _write_samples(
 def _bundle(args: argparse.Namespace, tell: Tell) -> None:
     stage = _Stage.open(args.work)
     settings = unet.UNetSettings()
-    pair = unet.Pair(settings, stage.autoencoder.config.latent_channels)
-    step = load_average(_run_folder(args.work, _UNET), pair)
+    pair, step = _trained_pair(args.work, settings, stage.autoencoder)
+    if (args.work / _FINISH / CHECKPOINT_NAME).exists():
+        load_average(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
     words = bundle.BundleSettings(
         args.name, stage.resolution, config.mask_size, config.mask_polygon_xy, notes=args.notes
@@ -144,6 +180,7 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Tell], None]] = {
     "data": _data,
     "vae": _vae,
     "unet": _unet,
+    "finish": _finish,
     "bundle": _bundle,
 }
 
