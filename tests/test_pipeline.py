@@ -151,6 +151,32 @@ def test_windows_in_one_call_give_the_same_pictures(sync: Callable[..., Any], cl
     assert min(psnr_db(a, b) for a, b in zip(one, two, strict=True)) > 50
 
 
+def test_the_next_windows_are_encoded_while_these_are_denoised(
+    sync: Callable[..., Any], model: Model, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, in_time = threading.Semaphore(0), []
+    encode, step = model.vae.encode, model.unet.step
+
+    def noted_encode(images: torch.Tensor) -> Any:
+        encoded.release()
+        return encode(images)
+
+    def waiting_step(*words: Any) -> Any:
+        if not in_time:  # masked and whole crops of two windows
+            in_time.append(all(encoded.acquire(timeout=30) for _ in range(4)))
+        return step(*words)
+
+    monkeypatch.setattr(model.vae, "encode", noted_encode)
+    monkeypatch.setattr(model.unet, "step", waiting_step)
+    sync(clip, write_speech(tmp_path / "speech.wav", 1.28), tmp_path / "out.mp4")
+    assert in_time == [True]
+
+
+def test_auto_takes_one_window_a_call_on_a_cpu(model: Model, recorded: dict[str, NDArray[Any]]) -> None:
+    line = LipSync(model, KnownFace(recorded["landmarks"][0]), RuntimeSettings(device="cpu", batch="auto"))
+    assert line._line.batch == 1
+
+
 def test_the_same_seed_is_the_same_file_and_another_is_not(
     sync: Callable[..., Any], clip: Path, tmp_path: Path
 ) -> None:

@@ -155,7 +155,20 @@ def _add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> Non
         help=f"finds the face [{detector}]",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="for face work [one a core]")
-    parser.add_argument("--batch", type=int, default=1, metavar="WINDOWS", help="windows in one U-Net call [1]")
+    parser.add_argument(
+        "--batch",
+        type=_windows,
+        default=1,
+        metavar="auto|WINDOWS",
+        help="windows in one U-Net call; auto: as many as free GPU memory allows [1]",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net: minutes first, faster then")
+
+
+def _windows(word: str) -> int | str:
+    if word != "auto" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is neither auto nor a number of windows")
+    return word if word == "auto" else int(word)
 
 
 def _sync(args: argparse.Namespace) -> int:
@@ -201,7 +214,7 @@ def _run(
 ) -> SyncResult:
     from lipstream.lipsync import LipSync, check_files
 
-    runtime = {name: getattr(args, name) for name in ("device", "precision", "detector", "threads", "batch")}
+    runtime = {name: getattr(args, name) for name in ("device", "precision", "detector", "threads", "batch", "compile")}
     check_files(video, speech, output, overwrite=overwrite)  # before the model is loaded, or downloaded
     sync = LipSync.load(model, **runtime)
     with _progress() as on_progress:

@@ -25,7 +25,9 @@ from lipstream.face.align import crop_face
 from lipstream.face.composite import paste_face, resize_face
 from lipstream.face.detect import Detector
 from lipstream.face.track import FaceTrack
+from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
+from lipstream.latent.conditioning import Conditioning
 from lipstream.latent.mask import face_mask
 from lipstream.media.audio import SpeechInfo, read_mono
 from lipstream.media.looping import read_looped
@@ -62,8 +64,28 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """Windows of one U-Net call, their crops (faces of all windows, 3, res, res) in [-1, 1] and what conditions them.
+
+    Both on the device, and None where the windows hold no face.
+    """
+
+    windows: list[Window]
+    pixels: Tensor | None = None
+    conditioning: Conditioning | None = None
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Windows of one U-Net call and their new crops (faces of all windows, 3, res, res) in [-1, 1], on the device."""
+
+    windows: list[Window]
+    faces: Tensor | None
+
+
+@dataclass(frozen=True)
 class Repainted:
-    """A frame and its new crop (3, res, res) in [-1, 1]; None without a face."""
+    """A frame and its new crop (3, res, res) in [-1, 1], on the CPU; None without a face."""
 
     frame: Frame
     affine_matrix: Matrix | None
@@ -137,10 +159,13 @@ def run(
     rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder)
     audio = timed(frame_windows(rows, n_frames), clocks.features)
 
-    windows = _gather(prefetch(aligned, num_frames), audio, num_frames)
-    repainted = _repaint(line, windows, settings, clocks.denoise)
-    ready = prefetch(repainted, num_frames)
-    pictures = ordered_map(_composite, ready, threads, clocks.composite)
+    windows = _gather(prefetch(aligned, num_frames * line.batch), audio, num_frames)
+    mask = face_mask(line.model.config.mask_polygon_xy, line.model.config.mask_size, resolution).to(line.device)
+    # At the same time one batch of windows is encoded, the one before denoised, the one before that pasted back.
+    encoded = prefetch(_encode(line, _batches(windows, line.batch), mask, clocks.denoise), 1)
+    denoised = prefetch(_denoise(line, encoded, mask, settings, clocks.denoise), 1)
+    repainted = _fetch(line, denoised, clocks.denoise)
+    pictures = ordered_map(_composite, repainted, threads, clocks.composite)
 
     counts = Counts()
     with closing(pictures):  # whatever happens here ends every thread of the line
@@ -198,19 +223,6 @@ def _window(held: Sequence[tuple[Aligned, Tensor]]) -> Window:
     return Window(tuple(aligned for aligned, _ in held), heard)
 
 
-def _repaint(line: Line, windows: Iterable[Window], settings: SyncSettings, clock: StageClock) -> Iterator[Repainted]:
-    """Give every face of every window its new mouth; windows of as many faces share a call."""
-    config, size = line.model.config, line.model.latent_size
-    mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(line.device)
-    noise = denoise.initial_noise(config.unet.out_channels, size, size, settings.seed).to(line.device)
-    for batch in _batches(windows, line.batch):
-        with clock.running(frames=sum(len(window.frames) for window in batch)):
-            faces = iter(_repaint_batch(line, batch, settings, mask, noise) if batch[0].faces else ())
-        for aligned in itertools.chain.from_iterable(window.frames for window in batch):
-            face = None if aligned.crop is None else next(faces)
-            yield Repainted(aligned.frame, aligned.affine_matrix, face)
-
-
 def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
     """Up to `batch` windows on end with the same number of faces: a shorter one is run at its own length."""
     for _, alike in itertools.groupby(windows, key=lambda window: window.faces):
@@ -218,23 +230,61 @@ def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
             yield group
 
 
+def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: StageClock) -> Iterator[Encoded]:
+    """Bring the crops of each batch to the device and encode them."""
+    lane = Lane(line.device)
+    for batch in batches:
+        with clock.running(frames=0), lane.running():  # counted as frames once, where they are denoised
+            encoded = _encode_batch(line, lane, batch, mask) if batch[0].faces else Encoded(batch)
+        yield encoded
+
+
 @torch.inference_mode()
-def _repaint_batch(line: Line, batch: Sequence[Window], settings: SyncSettings, mask: Tensor, noise: Tensor) -> Tensor:
-    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU."""
-    vae, config = line.model.vae, line.model.config
-    crops = [a.crop for window in batch for a in window.frames if a.crop is not None]
+def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> Encoded:
+    crops = torch.stack([a.crop for window in batch for a in window.frames if a.crop is not None])
     audio = torch.stack([heard for window in batch for heard in window.audio])
-    pixels = conditioning.to_pixels(torch.stack(crops).to(line.device))
-    seen = conditioning.condition(vae, pixels, mask, audio, batch[0].faces)
+    pixels = conditioning.to_pixels(lane.upload(crops))
+    seen = conditioning.condition(line.model.vae, pixels, mask, audio, batch[0].faces)
+    return Encoded(batch, pixels, seen)
+
+
+def _denoise(
+    line: Line, batches: Iterable[Encoded], mask: Tensor, settings: SyncSettings, clock: StageClock
+) -> Iterator[Denoised]:
+    """Give every face of each batch its new mouth."""
+    lane, size = Lane(line.device), line.model.latent_size
+    noise = denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed).to(line.device)
+    for batch in batches:
+        with clock.running(frames=sum(len(window.frames) for window in batch.windows)), lane.running():
+            faces = _denoise_batch(line, batch, mask, noise, settings)
+        yield Denoised(batch.windows, faces)
+
+
+@torch.inference_mode()
+def _denoise_batch(line: Line, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings) -> Tensor | None:
+    if batch.pixels is None or batch.conditioning is None:
+        return None
+    config = line.model.config
     latents = denoise.sample(
         line.denoiser,
         config.scheduler,
         noise,
-        seen,
+        batch.conditioning,
         num_inference_steps=settings.steps(config.num_inference_steps),
         guidance_scale=settings.guidance(config.guidance_scale),
     )
-    return conditioning.keep_surroundings(conditioning.decode(vae, latents), pixels, mask).cpu()
+    return conditioning.keep_surroundings(conditioning.decode(line.model.vae, latents), batch.pixels, mask)
+
+
+def _fetch(line: Line, batches: Iterable[Denoised], clock: StageClock) -> Iterator[Repainted]:
+    """Bring the new crops back from the device, and give each frame its own."""
+    lane = Lane(line.device)
+    for batch in batches:
+        with clock.running(frames=0), lane.running():
+            faces = iter(() if batch.faces is None else lane.download(batch.faces))
+        for aligned in itertools.chain.from_iterable(window.frames for window in batch.windows):
+            face = None if aligned.crop is None else next(faces)
+            yield Repainted(aligned.frame, aligned.affine_matrix, face)
 
 
 def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:

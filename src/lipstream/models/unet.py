@@ -10,7 +10,7 @@ handed to every `UNet.step`. Sources: Rombach et al. 2022 (https://arxiv.org/abs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -104,6 +104,10 @@ class Prepared:
     first: Tensor
     heard: tuple[dict[str, KeysValues], ...]
     num_frames: int
+
+
+# What UNet.step does, whoever does it: latents, timestep, what is prepared, whether guided.
+Step = Callable[[Tensor, Tensor, Prepared, bool], Tensor]
 
 
 class UNet(nn.Module):
