@@ -14,12 +14,14 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
 from lipstream.accelerate.compile import RecordedStep, compiled_step
+from lipstream.cli import main
 from lipstream.errors import SettingsError
 from lipstream.lanes import Lane
 from lipstream.latent import batch, conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
+from lipstream.settings import RuntimeSettings
 from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
@@ -194,6 +196,22 @@ def test_a_lane_brings_there_and_back(device: torch.device) -> None:
     assert torch.equal(back, given * 2)
 
 
+def test_lanes_on_metal_take_turns() -> None:
+    first, second = (Lane(torch.device("mps")) for _ in range(2))
+    entered = threading.Event()
+
+    def enter() -> None:
+        with second.running():
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with first.running():
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(timeout=30)
+    assert entered.is_set()
+
+
 @needs_cuda
 @pytest.mark.gpu
 def test_a_recorded_step_is_the_step() -> None:
@@ -206,3 +224,12 @@ def test_a_recorded_step_is_the_step() -> None:
         for guided in (True, False):
             expected = unet.step(latents, timestep, prepared, guided)
             assert torch.allclose(recorded(latents, timestep, prepared, guided), expected, atol=1e-4)
+
+
+def test_words_for_the_batch() -> None:
+    assert RuntimeSettings(batch="auto").batch == "auto"
+    with pytest.raises(SettingsError, match="batch"):
+        RuntimeSettings(batch=0)
+    with pytest.raises(SystemExit) as stop:
+        main(["sync", "a.mp4", "b.wav", "--batch", "many"])
+    assert stop.value.code == 2

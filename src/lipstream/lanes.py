@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+# Two threads that ask Metal for work at the same time crash the process, in torch up to 2.14 at least
+# (https://github.com/pytorch/pytorch/issues/197805).
+_METAL_TURN = threading.Lock()
 
 
 class Lane:
@@ -14,7 +19,7 @@ class Lane:
 
     On CUDA a stream of its own: kernels and copies run beside those of other lanes, and copies go through pinned
     memory. Hold on to what came from another lane until this one is left: its memory may be used again after that.
-    On other devices work is done in the order it is asked for, and a lane adds nothing.
+    On Metal lanes take turns; on a CPU a lane adds nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -25,13 +30,16 @@ class Lane:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run what is inside in this lane, after what the thread has asked of the device before."""
-        if self._stream is None:
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                yield
+                self._stream.synchronize()
+        elif self._device.type == "mps":
+            with _METAL_TURN:
+                yield
+        else:
             yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            yield
-            self._stream.synchronize()
 
     def upload(self, tensor: Tensor) -> Tensor:
         """A CPU tensor's copy on the device. To be called inside `running`."""

@@ -156,8 +156,7 @@ def run(
     tracked = _track(found, resolution, settings)
     aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
 
-    rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder)
-    audio = timed(frame_windows(rows, n_frames), clocks.features)
+    audio = timed(_hear(line, speech, n_frames), clocks.features)
 
     windows = _gather(prefetch(aligned, num_frames * line.batch), audio, num_frames)
     mask = face_mask(line.model.config.mask_polygon_xy, line.model.config.mask_size, resolution).to(line.device)
@@ -204,6 +203,18 @@ def _align(frame: Frame, affine_matrix: Matrix | None, resolution: int) -> Align
     """Cut the face out of its frame."""
     crop = None if affine_matrix is None else crop_face(frame.image, affine_matrix, resolution)
     return Aligned(frame, affine_matrix, crop)
+
+
+def _hear(line: Line, speech: SpeechInfo, n_frames: int) -> Iterator[Tensor]:
+    """What each frame hears, on the device."""
+    lane = Lane(line.device)
+    heard = frame_windows(feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder), n_frames)
+    while True:
+        with lane.running():
+            window = next(heard, None)
+        if window is None:
+            return
+        yield window
 
 
 def _gather(aligned: Iterable[Aligned], audio: Iterable[Tensor], num_frames: int) -> Iterator[Window]:
@@ -253,7 +264,8 @@ def _denoise(
 ) -> Iterator[Denoised]:
     """Give every face of each batch its new mouth."""
     lane, size = Lane(line.device), line.model.latent_size
-    noise = denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed).to(line.device)
+    with lane.running():
+        noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
     for batch in batches:
         with clock.running(frames=sum(len(window.frames) for window in batch.windows)), lane.running():
             faces = _denoise_batch(line, batch, mask, noise, settings)
