@@ -80,9 +80,9 @@ def test_a_profile_writes_its_files_once(profile: Path) -> None:
 
 def test_stages_count_their_own_time_once(report: dict[str, Any], profile: Path) -> None:
     stages = {stage["name"]: stage for stage in report["stages"]}
-    assert list(stages) == ["read", "detect", "align", "features", "denoise", "composite", "write"]
+    assert list(stages) == ["read", "detect", "align", "features", "encode", "denoise", "composite", "write"]
     assert {stage["frames"] for stage in stages.values()} == {N_FRAMES}
-    assert [stages[name]["threads"] for name in stages] == [1, 2, 2, 1, 1, 2, 1]
+    assert [stages[name]["threads"] for name in stages] == [1, 2, 2, 1, 1, 1, 2, 1]
     for stage in stages.values():
         waits_s = stage["waiting_for_input_s"] + stage["waiting_for_room_s"]
         assert 0 < stage["seconds"] + waits_s <= stage["threads"] * report["wall_s"]
@@ -105,7 +105,7 @@ def test_the_calls_of_every_thread_are_in_the_profile(profile: Path) -> None:
     # Of the main thread, of both face stages' and compositing's workers, and of the denoising thread.
     assert calls["write"] >= N_FRAMES
     assert calls["detect"] == calls["crop_face"] == calls["paste_face"] == N_FRAMES
-    assert calls["_repaint_batch"] == 2
+    assert calls["_denoise_batch"] == 2
 
 
 def test_the_trace_has_a_track_a_thread_and_a_span_a_call(report: dict[str, Any], events: list[dict[str, Any]]) -> None:
@@ -132,8 +132,8 @@ def test_the_trace_has_a_track_a_thread_and_a_span_a_call(report: dict[str, Any]
 def test_the_layers_lie_inside_denoising(events: list[dict[str, Any]]) -> None:
     layers = [e for e in events if e.get("cat") == "layer"]
     names = {e["name"] for e in layers}
-    assert {"unet", "conv_in", "mid_block", "down_blocks.0.resnets.0", "up_blocks.2.attentions.0"} <= names
-    assert len([e for e in layers if e["name"] == "unet"]) == 2
+    assert {"conv_out", "mid_block", "down_blocks.0.resnets.0", "up_blocks.2.attentions.0"} <= names
+    assert len([e for e in layers if e["name"] == "mid_block"]) == 2
     denoising = [(e["tid"], e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "denoise" and e["ph"] == "X"]
     for e in layers:
         assert any(e["tid"] == t and s <= e["ts"] and e["ts"] + e["dur"] <= end + 0.01 for t, s, end in denoising)

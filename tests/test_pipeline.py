@@ -111,7 +111,7 @@ def test_a_clip_is_synced_whole(sync: Callable[..., Any], clip: Path, tmp_path: 
     assert (result.frames_with_face, result.frames_without) == (19, 0)
     assert result.duration_s == 19 / 25
     assert result.real_time_factor == pytest.approx(result.wall_s / result.duration_s)
-    assert [stage.frames for stage in result.stages] == [19] * 7
+    assert [stage.frames for stage in result.stages] == [19] * 8
     assert [p.frames for p in progress] == list(range(1, 20))
     assert {p.n_frames for p in progress} == {19}
     assert before == [hashlib.sha256(path.read_bytes()).hexdigest() for path in (clip, speech)]
@@ -149,6 +149,11 @@ def test_windows_in_one_call_give_the_same_pictures(sync: Callable[..., Any], cl
     one, two = read_images(tmp_path / "one.mp4"), read_images(tmp_path / "two.mp4")
     assert len(one) == len(two) == 38
     assert min(psnr_db(a, b) for a, b in zip(one, two, strict=True)) > 50
+
+
+def test_auto_takes_one_window_a_call_on_a_cpu(model: Model, recorded: dict[str, NDArray[Any]]) -> None:
+    line = LipSync(model, KnownFace(recorded["landmarks"][0]), RuntimeSettings(device="cpu", batch="auto"))
+    assert line._line.batch == 1
 
 
 def test_the_same_seed_is_the_same_file_and_another_is_not(

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lipstream.accelerate.compile import compiled_step
 from lipstream.face.detect import Detector, make_detector
+from lipstream.latent.batch import windows_a_call
 from lipstream.latent.denoise import UNetDenoiser
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
@@ -65,21 +67,24 @@ class LipSync:
 
     def __init__(self, model: Model, detector: Detector, runtime: RuntimeSettings) -> None:
         self._runtime = runtime
+        device = runtime.torch_device()
+        batch = windows_a_call(runtime.batch, model, device)
+        frames = batch * model.config.num_frames
         self._line = Line(
             model=model,
-            denoiser=UNetDenoiser(model.unet),
+            denoiser=UNetDenoiser(model.unet, compiled_step(model.unet, frames) if runtime.compile else None),
             detector=detector,
-            device=runtime.torch_device(),
+            device=device,
             threads=runtime.face_threads(),
-            batch=runtime.batch,
+            batch=batch,
         )
 
     @classmethod
     def load(cls, model: str | Path = "tiny", **runtime: Any) -> LipSync:
         """Load a named model or a model folder.
 
-        runtime: the fields of RuntimeSettings (device, precision, detector, threads, batch). Raises SettingsError for
-        a device this machine has not, ModelError for a model or a detector that cannot be loaded.
+        runtime: the fields of RuntimeSettings (device, precision, detector, threads, batch, compile). Raises
+        SettingsError for a device this machine has not, ModelError for a model or a detector that cannot be loaded.
         """
         settings = RuntimeSettings(**runtime)
         device = settings.torch_device()
@@ -155,6 +160,7 @@ class LipSync:
             "detector": self._line.detector.name,
             "threads": self._line.threads,
             "batch": self._line.batch,
+            "compile": self._runtime.compile,
         }
 
 

@@ -25,7 +25,9 @@ from lipstream.face.align import crop_face
 from lipstream.face.composite import paste_face, resize_face
 from lipstream.face.detect import Detector
 from lipstream.face.track import FaceTrack
+from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
+from lipstream.latent.conditioning import Conditioning
 from lipstream.latent.mask import face_mask
 from lipstream.media.audio import SpeechInfo, read_mono
 from lipstream.media.looping import read_looped
@@ -62,8 +64,20 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """Windows of one U-Net call, their crops (faces of all windows, 3, res, res) in [-1, 1] and what conditions them.
+
+    Both on the device, and None where the windows hold no face.
+    """
+
+    windows: list[Window]
+    pixels: Tensor | None = None
+    conditioning: Conditioning | None = None
+
+
+@dataclass(frozen=True)
 class Repainted:
-    """A frame and its new crop (3, res, res) in [-1, 1]; None without a face."""
+    """A frame and its new crop (3, res, res) in [-1, 1], on the CPU; None without a face."""
 
     frame: Frame
     affine_matrix: Matrix | None
@@ -86,6 +100,7 @@ class Clocks:
     detect: StageClock
     align: StageClock
     features: StageClock
+    encode: StageClock
     denoise: StageClock
     composite: StageClock
     write: StageClock
@@ -134,12 +149,16 @@ def run(
     tracked = _track(found, resolution, settings)
     aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
 
-    rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder)
-    audio = timed(frame_windows(rows, n_frames), clocks.features)
+    audio = timed(_hear(line, speech, n_frames), clocks.features)
 
-    windows = _gather(prefetch(aligned, num_frames, "prefetch-align"), audio, num_frames)
-    repainted = _repaint(line, arriving(windows, clocks.denoise), settings, clocks.denoise)
-    ready = prefetch(leaving(repainted, clocks.denoise), num_frames, "prefetch-denoise")
+    windows = _gather(prefetch(aligned, num_frames * line.batch, "prefetch-align"), audio, num_frames)
+    mask = face_mask(line.model.config.mask_polygon_xy, line.model.config.mask_size, resolution).to(line.device)
+    batches = _batches(arriving(windows, clocks.encode), line.batch)
+    encoded = _encode(line, batches, mask, clocks.encode)
+    if line.device.type == "cuda":  # the next windows are encoded beside; on a CPU the two would fight for its cores
+        encoded = prefetch(leaving(encoded, clocks.encode), 1, "prefetch-encode")
+    repainted = _denoise(line, arriving(encoded, clocks.denoise), mask, settings, clocks.denoise)
+    ready = prefetch(leaving(repainted, clocks.denoise), num_frames * line.batch, "prefetch-denoise")
     pictures = arriving(ordered_map(_composite, ready, threads, clocks.composite), clocks.write)
 
     counts = Counts()
@@ -181,6 +200,18 @@ def _align(frame: Frame, affine_matrix: Matrix | None, resolution: int) -> Align
     return Aligned(frame, affine_matrix, crop)
 
 
+def _hear(line: Line, speech: SpeechInfo, n_frames: int) -> Iterator[Tensor]:
+    """What each frame hears, on the device."""
+    lane = Lane(line.device)
+    heard = frame_windows(feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder), n_frames)
+    while True:
+        with lane.running():
+            window = next(heard, None)
+        if window is None:
+            return
+        yield window
+
+
 def _gather(aligned: Iterable[Aligned], audio: Iterable[Tensor], num_frames: int) -> Iterator[Window]:
     """Windows of `num_frames` faces. Frames without one ride along, up to as many again as a window holds."""
     held: list[tuple[Aligned, Tensor]] = []
@@ -198,19 +229,6 @@ def _window(held: Sequence[tuple[Aligned, Tensor]]) -> Window:
     return Window(tuple(aligned for aligned, _ in held), heard)
 
 
-def _repaint(line: Line, windows: Iterable[Window], settings: SyncSettings, clock: StageClock) -> Iterator[Repainted]:
-    """Give every face of every window its new mouth; windows of as many faces share a call."""
-    config, size = line.model.config, line.model.latent_size
-    mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(line.device)
-    noise = denoise.initial_noise(config.unet.out_channels, size, size, settings.seed).to(line.device)
-    for batch in _batches(windows, line.batch):
-        with clock.running(frames=sum(len(window.frames) for window in batch)):
-            faces = iter(_repaint_batch(line, batch, settings, mask, noise) if batch[0].faces else ())
-        for aligned in itertools.chain.from_iterable(window.frames for window in batch):
-            face = None if aligned.crop is None else next(faces)
-            yield Repainted(aligned.frame, aligned.affine_matrix, face)
-
-
 def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
     """Up to `batch` windows on end with the same number of faces: a shorter one is run at its own length."""
     for _, alike in itertools.groupby(windows, key=lambda window: window.faces):
@@ -218,23 +236,57 @@ def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
             yield group
 
 
+def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: StageClock) -> Iterator[Encoded]:
+    """Bring the crops of each batch to the device and encode them."""
+    lane = Lane(line.device)
+    for batch in batches:
+        with clock.running(frames=sum(len(window.frames) for window in batch)), lane.running():
+            encoded = _encode_batch(line, lane, batch, mask) if batch[0].faces else Encoded(batch)
+        yield encoded
+
+
 @torch.inference_mode()
-def _repaint_batch(line: Line, batch: Sequence[Window], settings: SyncSettings, mask: Tensor, noise: Tensor) -> Tensor:
-    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU."""
-    vae, config = line.model.vae, line.model.config
-    crops = [a.crop for window in batch for a in window.frames if a.crop is not None]
+def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> Encoded:
+    crops = torch.stack([a.crop for window in batch for a in window.frames if a.crop is not None])
     audio = torch.stack([heard for window in batch for heard in window.audio])
-    pixels = conditioning.to_pixels(torch.stack(crops).to(line.device))
-    seen = conditioning.condition(vae, pixels, mask, audio, batch[0].faces)
+    pixels = conditioning.to_pixels(lane.upload(crops))
+    seen = conditioning.condition(line.model.vae, pixels, mask, audio, batch[0].faces)
+    return Encoded(batch, pixels, seen)
+
+
+def _denoise(
+    line: Line, batches: Iterable[Encoded], mask: Tensor, settings: SyncSettings, clock: StageClock
+) -> Iterator[Repainted]:
+    """Give every face of each batch its new mouth, and bring it back from the device."""
+    lane, size = Lane(line.device), line.model.latent_size
+    with lane.running():
+        noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
+    for batch in batches:
+        with clock.running(frames=sum(len(window.frames) for window in batch.windows)), lane.running():
+            faces = iter(_denoise_batch(line, lane, batch, mask, noise, settings))
+        for aligned in itertools.chain.from_iterable(window.frames for window in batch.windows):
+            face = None if aligned.crop is None else next(faces)
+            yield Repainted(aligned.frame, aligned.affine_matrix, face)
+
+
+@torch.inference_mode()
+def _denoise_batch(
+    line: Line, lane: Lane, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings
+) -> Sequence[Tensor]:
+    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU."""
+    if batch.pixels is None or batch.conditioning is None:
+        return ()
+    config = line.model.config
     latents = denoise.sample(
         line.denoiser,
         config.scheduler,
         noise,
-        seen,
+        batch.conditioning,
         num_inference_steps=settings.steps(config.num_inference_steps),
         guidance_scale=settings.guidance(config.guidance_scale),
     )
-    return conditioning.keep_surroundings(conditioning.decode(vae, latents), pixels, mask).cpu()
+    painted = conditioning.keep_surroundings(conditioning.decode(line.model.vae, latents), batch.pixels, mask)
+    return lane.download(painted).unbind()
 
 
 def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:

@@ -72,19 +72,25 @@ class SyncSettings:
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """What the work runs on. threads: for face work; None takes one a core. batch: windows in one U-Net call."""
+    """What the work runs on.
+
+    threads: for face work; None takes one a core. batch: windows in one U-Net call; "auto" takes as many as free
+    memory allows. compile: run the U-Net through torch.compile, which takes minutes before it pays.
+    """
 
     device: str = "auto"
     precision: Precision = "auto"
     detector: DetectorName = "auto"
     threads: int | None = None
-    batch: int = 1
+    batch: int | Literal["auto"] = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _among("precision", self.precision, get_args(Precision))
         _among("detector", self.detector, get_args(DetectorName))
         _between("threads", self.threads, 1, 256)
-        _between("batch", self.batch, 1, 256)
+        if self.batch != "auto":
+            _between("batch", self.batch, 1, 256)
 
     def torch_device(self) -> torch.device:
         """The device, with `auto` decided. Raises SettingsError for one that this machine has not."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipstream.settings import SyncSettings
 
-_RUNTIME = ("device", "precision", "detector", "threads", "batch")
+_RUNTIME = ("device", "precision", "detector", "threads", "batch", "compile")
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,20 @@ def add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None
         help=f"finds the face [{detector}]",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="for face work [one a core]")
-    parser.add_argument("--batch", type=int, default=1, metavar="WINDOWS", help="windows in one U-Net call [1]")
+    parser.add_argument(
+        "--batch",
+        type=_windows,
+        default=1,
+        metavar="auto|WINDOWS",
+        help="windows in one U-Net call; auto: as many as free GPU memory allows [1]",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net: minutes first, faster then")
+
+
+def _windows(word: str) -> int | str:
+    if word != "auto" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is neither auto nor a number of windows")
+    return word if word == "auto" else int(word)
 
 
 def sync_settings(args: argparse.Namespace) -> SyncSettings:

@@ -10,32 +10,42 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from lipstream.latent.conditioning import Conditioning
-from lipstream.models.unet import UNet
+from lipstream.models.unet import Prepared, Step, UNet
 
 
 class Denoiser(Protocol):
-    """What a U-Net, or an engine in its place, does in one step."""
+    """What a U-Net, or an engine in its place, does: once for a call's windows, then once a step."""
 
-    def __call__(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        """All that stays the same over the steps; handed back to every step."""
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
         """The predicted noise (or what the model's scheduler calls for), float32, in the shape of `latents`.
 
-        latents: (windows * num_frames, C, h, w), float32. timestep: scalar.
+        latents: (windows * num_frames, C, h, w), float32. timestep: scalar. guided: twice as many frames come back,
+        first what is predicted without audio, then with it.
         """
 
 
 class UNetDenoiser:
-    """Runs the U-Net in its own dtype; the latents stay float32 between the steps."""
+    """Runs the U-Net in its own dtype; the latents stay float32 between the steps.
 
-    def __init__(self, unet: UNet) -> None:
+    step: something faster that does what `unet.step` does, in its place (see lipstream.accelerate).
+    """
+
+    def __init__(self, unet: UNet, step: Step | None = None) -> None:
         self._unet = unet
+        self._step = step or unet.step
         self._dtype = unet.conv_in.weight.dtype
 
-    def __call__(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    def prepare(self, conditioning: Conditioning) -> Prepared:
         """See Denoiser."""
-        sample = torch.cat((latents.to(self._dtype), conditioning.channels.to(self._dtype)), dim=1)
-        audio = conditioning.audio.to(self._dtype)
-        noise: Tensor = self._unet(sample, timestep, audio, conditioning.num_frames)
-        return noise.float()
+        channels, audio = conditioning.channels.to(self._dtype), conditioning.audio.to(self._dtype)
+        return self._unet.prepare(channels, audio, conditioning.num_frames)
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        """See Denoiser."""
+        return self._step(latents.to(self._dtype), timestep.to(latents.device), prepared, guided).float()
 
 
 def initial_noise(channels: int, height: int, width: int, seed: int) -> Tensor:
@@ -65,18 +75,12 @@ def sample(
     scheduler: Any = DDIMScheduler.from_config(dict(scheduler_words))  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(num_inference_steps)
     guided = guidance_scale > 1.0
-    seen = _with_zero_audio(conditioning) if guided else conditioning
+    prepared = denoiser.prepare(conditioning)
     latents = noise.expand(len(conditioning.channels), -1, -1, -1) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        predicted = denoiser(torch.cat((latents, latents)) if guided else latents, timestep, seen)
+        predicted = denoiser(latents, timestep, prepared, guided)
         if guided:
             zero, heard = predicted.chunk(2)
             predicted = zero + guidance_scale * (heard - zero)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
     return latents
-
-
-def _with_zero_audio(conditioning: Conditioning) -> Conditioning:
-    channels = torch.cat((conditioning.channels, conditioning.channels))
-    audio = torch.cat((torch.zeros_like(conditioning.audio), conditioning.audio))
-    return Conditioning(channels, audio, conditioning.num_frames)

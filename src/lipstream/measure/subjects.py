@@ -19,6 +19,7 @@ from lipstream.face.composite import paste_face, resize_face
 from lipstream.face.detect import Detector
 from lipstream.face.track import FaceTrack
 from lipstream.latent import conditioning, denoise
+from lipstream.latent.batch import windows_a_call
 from lipstream.latent.mask import face_mask
 from lipstream.lipsync import LipSync
 from lipstream.measure import flops
@@ -233,7 +234,8 @@ def _batches(
     config, device = parts.model.config, setting.runtime.torch_device()
     mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(device)
     batches, first = [], 0
-    for size, num_frames in flops.calls(len(faces), config.num_frames, setting.runtime.batch):
+    windows = windows_a_call(setting.runtime.batch, parts.model, device)
+    for size, num_frames in flops.calls(len(faces), config.num_frames, windows):
         crops = torch.stack([face.crop for face in faces[first : first + size]])
         audio = torch.empty(size, 0, 0) if heard is None else torch.stack(heard[first : first + size])
         batches.append((conditioning.to_pixels(crops.to(device)), mask, audio.to(device), num_frames))

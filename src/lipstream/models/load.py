@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lipstream.errors import ModelError
 from lipstream.models import hub
 from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
-from lipstream.models.unet import UNet, sinusoidal_positions
+from lipstream.models.unet import UNet
+from lipstream.models.unet_layers import sinusoidal_positions
 from lipstream.models.whisper import AudioEncoder
 
 logger = logging.getLogger(__name__)
@@ -196,6 +197,7 @@ def load_model(model: str | Path, device: torch.device, dtype: torch.dtype) -> M
     with torch.device("meta"):
         unet = UNet(config.unet)
     _fill(unet, _read_tensors(paths.unet, "state_dict"), paths.unet, device, dtype)
+    unet.fuse_projections()
     for module in (unet, vae, audio_encoder):
         module.eval().requires_grad_(False)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

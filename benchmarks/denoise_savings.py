@@ -1,0 +1,308 @@
+"""Each exact saving in denoising, with and without it: seconds, and the greatest difference of the results.
+
+Without a saving means calling the same plain functions in the way that does without: preparing again at every step,
+both branches of guidance as one batch, windows one by one. Random weights of the published shape: a narrow U-Net, or
+with --full the published widths at 256 px. Both ways of a saving run by turns; two rows a saving go to results.csv
+(median, and the fastest and slowest in words). In fp32 the results must agree within 1e-4. From the repository's root:
+
+    python -m benchmarks.denoise_savings
+    python -m benchmarks.denoise_savings --full --device cuda --precision fp16 --steps 20 --compile
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, make_vae
+from benchmarks.memory import add_row
+from benchmarks.rows import DTYPES, row, timed_s
+from torch import Tensor
+
+from lipstream.accelerate.compile import compiled_step
+from lipstream.lanes import Lane
+from lipstream.latent import conditioning, denoise
+from lipstream.latent.conditioning import Conditioning
+from lipstream.models.load import read_config
+from lipstream.models.unet import Prepared, UNet
+from lipstream.models.unet_config import UNetConfig
+from lipstream.stages import prefetch
+
+NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
+NARROW_VAE_WIDTHS = (32, 64, 64, 64)
+NUM_FRAMES, AUDIO_TOKENS = 16, 50
+SAME = 1e-4
+
+Denoise = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every saving is measured on. crops: (windows * 16, 3, res, res) uint8 on the CPU."""
+
+    unet: UNet
+    vae: Any
+    crops: Tensor
+    mask: Tensor
+    audio: Tensor
+    noise: Tensor
+    seen: Conditioning
+    device: torch.device
+    steps: int
+    guidance_scale: float
+
+    @property
+    def windows(self) -> int:
+        return len(self.crops) // NUM_FRAMES
+
+    def sample(self, denoiser: denoise.Denoiser, seen: Conditioning | None = None) -> Tensor:
+        return denoise.sample(
+            denoiser,
+            read_config("latentsync-1.5")[0].scheduler,
+            self.noise,
+            seen or self.seen,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="published widths at 256 px; else narrow ones at 128 px")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=DTYPES, default="fp32")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance-scale", type=float, default=1.5)
+    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes minutes")
+    parser.add_argument("--only", metavar="WORD", default="", help="the savings with this in their name")
+    args = parser.parse_args()
+    if args.guidance_scale <= 1.0:
+        parser.error("--guidance-scale must be above 1.0: most savings are in guidance")
+    setup = make_setup(args)
+    model = f"random weights, widths {setup.unet.config.block_out_channels}".replace(",", "")
+    settings = f"{args.precision}, {args.steps} steps, guidance {args.guidance_scale}"
+    differ = []
+    for name, pair in savings(setup, args.compile):
+        if args.only not in name:
+            continue
+        ways = dict(zip(("without", "with"), pair(), strict=True))
+        difference, times, peaks = by_turns(ways, args.rounds, setup.device)
+        for way, seconds in times.items():
+            told = f"{way}; {settings}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds"
+            told += f"; greatest difference {difference:.1e}"
+            median_s = statistics.median(seconds)
+            add_row(row(f"denoise: {name}", model, told, len(setup.crops), median_s, peaks[way], setup.device))
+            print(f"{name:36} {way:8} {median_s:8.3f} s  {told}", flush=True)
+        if args.precision == "fp32" and not difference <= SAME:
+            differ.append(name)
+        del ways  # a full-size copy of the U-Net is gone before the next is made
+    if differ:
+        raise SystemExit(f"not the same within {SAME}: {', '.join(differ)}")
+
+
+def by_turns(
+    ways: dict[str, Denoise], rounds: int, device: torch.device
+) -> tuple[float, dict[str, list[float]], dict[str, float | None]]:
+    """The greatest difference of the results, and for each way its seconds and its peak memory on CUDA, MB."""
+    results = {way: work().cpu() for way, work in ways.items()}  # also warms up, and compiles
+    difference = float((results["with"] - results["without"]).abs().max())
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, float | None] = dict.fromkeys(ways)
+    for _ in range(rounds):
+        for way, work in ways.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            times[way].append(timed_s(work, device))
+            if device.type == "cuda":
+                peaks[way] = torch.cuda.max_memory_allocated(device) / 2**20
+    return difference, times, peaks
+
+
+def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[], tuple[Denoise, Denoise]]]]:
+    """Each saving's name, and what makes the two ways: without it and with it. Made when it is their turn."""
+    unet = setup.unet
+    ours = denoise.UNetDenoiser(unet)
+
+    def pair(without: denoise.Denoiser, with_: denoise.Denoiser) -> tuple[Denoise, Denoise]:
+        return lambda: setup.sample(without), lambda: setup.sample(with_)
+
+    yield "audio keys and values once", lambda: pair(HearsEveryStep(unet), ours)
+    yield "constant of first convolution once", lambda: pair(ConvolvesEveryStep(unet), ours)
+    yield "silence is its bias", lambda: pair(SilenceComputed(unet), BranchesApart(unet))
+    yield "prefix shared by both branches", lambda: pair(BranchesApart(unet), ours)
+    yield "windows in one call", lambda: (lambda: one_by_one(setup, ours), lambda: setup.sample(ours))
+    yield "channels last", lambda: pair(denoise.UNetDenoiser(rows_first(unet)), ours)
+    yield "fused projections", lambda: pair(denoise.UNetDenoiser(unfused(unet)), ours)
+    yield "encodings beside denoising", lambda: (lambda: clip(setup, ahead=False), lambda: clip(setup, ahead=True))
+    if setup.device.type == "cuda":
+        yield "pinned copies beside compute", lambda: (lambda: clip(setup, pinned=False), lambda: clip(setup))
+    yield "all of these", lambda: all_of_these(setup, ours)
+    if with_compile:
+        frames = len(setup.crops)
+        yield "torch.compile", lambda: pair(ours, denoise.UNetDenoiser(unet, compiled_step(unet, frames)))
+
+
+def all_of_these(setup: Setup, ours: denoise.Denoiser) -> tuple[Denoise, Denoise]:
+    plain = AsPublished(rows_first(unfused(setup.unet)))
+    return lambda: one_by_one(setup, plain), lambda: setup.sample(ours)
+
+
+class Unsaved(denoise.UNetDenoiser):
+    """Keeps what conditions a call, to compute from it again at every step."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__(unet)
+        self.unet, self.dtype = unet, unet.conv_in.weight.dtype
+
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        self.channels, self.audio = conditioning.channels.to(self.dtype), conditioning.audio.to(self.dtype)
+        return Prepared(self.channels[:0], (), conditioning.num_frames)
+
+
+class HearsEveryStep(Unsaved):
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        return replace(super().prepare(conditioning), first=self.unet.first(self.channels))
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        return super().__call__(latents, timestep, replace(prepared, heard=self.unet.hear(self.audio)), guided)
+
+
+class ConvolvesEveryStep(Unsaved):
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        return replace(super().prepare(conditioning), heard=self.unet.hear(self.audio))
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        return super().__call__(latents, timestep, replace(prepared, first=self.unet.first(self.channels)), guided)
+
+
+class BranchesApart(denoise.UNetDenoiser):
+    """Both branches from the first layer on."""
+
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        prepared = super().prepare(conditioning)
+        return replace(prepared, first=torch.cat((prepared.first, prepared.first)))
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        return super().__call__(torch.cat((latents, latents)), timestep, prepared, guided)
+
+
+class SilenceComputed(denoise.UNetDenoiser):
+    """Both branches as one batch, half of it with zeros for audio."""
+
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        channels = torch.cat((conditioning.channels, conditioning.channels))
+        audio = torch.cat((torch.zeros_like(conditioning.audio), conditioning.audio))
+        return super().prepare(Conditioning(channels, audio, conditioning.num_frames))
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        return super().__call__(torch.cat((latents, latents)), timestep, prepared, False)
+
+
+class AsPublished(Unsaved):
+    """Both branches as one batch, and all of it computed at every step."""
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        given = torch.cat((latents.to(self.dtype), self.channels), 1)
+        audio = torch.cat((torch.zeros_like(self.audio), self.audio))
+        noise: Tensor = self.unet(torch.cat((given, given)), timestep.to(latents.device), audio, prepared.num_frames)
+        return noise.float()
+
+
+def one_by_one(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:
+    """Every window in a call of its own."""
+    return torch.cat([setup.sample(denoiser, seen) for seen in each_window(setup.seen)])
+
+
+def each_window(seen: Conditioning) -> Iterator[Conditioning]:
+    for channels, audio in zip(seen.channels.split(NUM_FRAMES), seen.audio.split(NUM_FRAMES), strict=True):
+        yield Conditioning(channels, audio, NUM_FRAMES)
+
+
+def rows_first(unet: UNet) -> UNet:
+    module: Any = copy.deepcopy(unet)
+    return module.to(memory_format=torch.contiguous_format)
+
+
+def unfused(unet: UNet) -> UNet:
+    """The same weights with queries, keys and values projected apart."""
+    apart: Any = UNet(unet.config).to(unet.conv_in.weight)
+    tensors = {}
+    for name, tensor in unet.state_dict().items():
+        parts = ("to_q", "to_k", "to_v") if "to_qkv" in name else ()
+        tensors.update({name.replace("to_qkv", part): t for part, t in zip(parts, tensor.chunk(3), strict=False)})
+        tensors.update({} if parts else {name: tensor})
+    apart.load_state_dict(tensors)
+    return apart.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def clip(setup: Setup, *, ahead: bool = True, pinned: bool = True) -> Tensor:
+    """All windows through encoding, denoising and decoding, a window a call, in the way of lipstream.pipeline."""
+    lanes = [Lane(setup.device) for _ in range(3)]
+    denoiser = denoise.UNetDenoiser(setup.unet)
+
+    @torch.inference_mode()
+    def encode() -> Iterator[Conditioning]:
+        for crops, audio in zip(setup.crops.split(NUM_FRAMES), setup.audio.split(NUM_FRAMES), strict=True):
+            with lanes[0].running():
+                pixels = conditioning.to_pixels(lanes[0].upload(crops) if pinned else crops.to(setup.device))
+                seen = conditioning.condition(setup.vae, pixels, setup.mask, audio, NUM_FRAMES)
+            yield seen
+
+    @torch.inference_mode()
+    def repaint(encoded: Iterable[Conditioning]) -> Iterator[Tensor]:
+        for seen in encoded:
+            with lanes[1].running():
+                faces = conditioning.decode(setup.vae, setup.sample(denoiser, seen))
+                faces = faces if pinned else faces.cpu()
+            yield faces
+
+    @torch.inference_mode()
+    def fetch(repainted: Iterable[Tensor]) -> Iterator[Tensor]:
+        for faces in repainted:
+            with lanes[2].running():
+                faces = lanes[2].download(faces) if pinned else faces
+            yield faces
+
+    return torch.cat(list(fetch(prefetch(repaint(prefetch(encode(), 1) if ahead else encode()), 1))))
+
+
+@torch.inference_mode()
+def make_setup(args: argparse.Namespace) -> Setup:
+    torch.manual_seed(0)
+    device, dtype = torch.device(args.device), DTYPES[args.precision]
+    config, resolution = (UNetConfig(), 256) if args.full else (NARROW, 128)
+    with device:
+        unet: Any = UNet(config)
+        vae = make_vae(PUBLISHED_VAE_WIDTHS if args.full else NARROW_VAE_WIDTHS)
+    unet = unet.to(dtype).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    unet.fuse_projections()
+    vae = vae.to(dtype).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    n, size = args.windows * NUM_FRAMES, resolution // 8
+    crops = torch.randint(0, 256, (n, 3, resolution, resolution), dtype=torch.uint8)
+    mask = (torch.arange(resolution)[:, None] < resolution // 2).expand(1, resolution, resolution).float().to(device)
+    audio = torch.randn(n, AUDIO_TOKENS, config.cross_attention_dim).to(device, dtype)
+    pixels = conditioning.to_pixels(crops.to(device))
+    return Setup(
+        unet=unet,
+        vae=vae,
+        crops=crops,
+        mask=mask,
+        audio=audio,
+        noise=denoise.initial_noise(config.out_channels, size, size, seed=0).to(device),
+        seen=conditioning.condition(vae, pixels, mask, audio, NUM_FRAMES),
+        device=device,
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+    )
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

@@ -1,0 +1,233 @@
+"""The published model's full size with random weights: frames a second end to end and for the U-Net alone.
+
+Makes a folder in the published layout (latentsync_unet.pt, whisper/tiny.pt, vae/) for each resolution and syncs a
+1080p clip with it, then times the U-Net's steps alone. Random weights say nothing of quality. The share of the chip is
+what the U-Net's matrix work needs, counted operation by operation, beside a timed matrix product of the same precision.
+Two rows a resolution go to results.csv. Needs about 6 GB of disk a resolution; from the repository's root:
+
+    python -m benchmarks.gpu.full_size FOLDER
+    python -m benchmarks.gpu.full_size FOLDER --batch auto --compile
+    python -m benchmarks.gpu.full_size FOLDER --narrow --device cpu --seconds 1 --steps 2   # only that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.memory import HEIGHT, WIDTH, add_row, make_inputs
+from benchmarks.rows import DTYPES, row, timed_s
+from diffusers import AutoencoderKL
+from torch.utils.flop_counter import FlopCounterMode
+
+from lipstream import LipSync, SyncSettings
+from lipstream.latent import denoise
+from lipstream.latent.conditioning import Conditioning
+from lipstream.models.load import Model, read_config
+from lipstream.models.unet import Prepared, UNet
+from lipstream.models.whisper import AudioEncoder
+from lipstream.settings import FRAME_RATE_HZ
+
+PUBLISHED_VAE_WIDTHS = (128, 256, 512, 512)
+NARROW_UNET_WIDTHS, NARROW_VAE_WIDTHS = (32, 32, 64, 64), (32, 32, 32, 32)
+NAMES = {256: "latentsync-1.5", 512: "latentsync-1.6"}
+AUDIO_TOKENS = 50
+TERA = 1e12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="models are made in it where they do not exist yet")
+    parser.add_argument("--resolution", type=int, nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--seconds", type=int, default=20, help="of the clip")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-scale", type=float, default=1.5)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", choices=DTYPES, help="[fp16, on a CPU fp32]")
+    parser.add_argument("--detector", default="mediapipe")
+    parser.add_argument("--batch", default="1", metavar="auto|WINDOWS")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5, help="of the U-Net alone")
+    parser.add_argument("--narrow", action="store_true", help="narrow networks, to see that everything runs")
+    args = parser.parse_args()
+    precision = args.precision or ("fp32" if args.device == "cpu" else "fp16")
+    settings = SyncSettings(num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
+    with tempfile.TemporaryDirectory() as clips:
+        clip = make_inputs(Path(clips), args.seconds)
+        measure_each(args, precision, clip, settings)
+
+
+def measure_each(args: argparse.Namespace, precision: str, clip: tuple[Path, Path], settings: SyncSettings) -> None:
+    """Make and measure the model of each resolution."""
+    for resolution in args.resolution:
+        model = args.folder / f"{resolution}{'-narrow' if args.narrow else ''}"
+        if not (model / "lipstream.json").exists():
+            make_folder(model, NAMES[resolution], narrow=args.narrow)
+        sync = LipSync.load(
+            model,
+            device=args.device,
+            precision=precision,
+            detector=args.detector,
+            batch=args.batch if args.batch == "auto" else int(args.batch),
+            compile=args.compile,
+        )
+        measure(sync, clip, settings, args)
+
+
+def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args: argparse.Namespace) -> None:
+    """Time the whole line, then the U-Net alone; print and add a row each."""
+    video, speech = clip
+    line, device = sync._line, sync._line.device
+    resolution, num_frames = line.model.config.resolution, line.model.config.num_frames
+    out = video.with_name("out.mp4")
+    with tempfile.TemporaryDirectory() as folder:
+        warm_up = make_inputs(Path(folder), math.ceil(line.batch * num_frames / FRAME_RATE_HZ))  # one whole batch
+        sync(*warm_up, out, replace(settings, num_inference_steps=1), overwrite=True)
+    reset_peak(device)
+    result = sync(video, speech, out, settings, overwrite=True)
+    used = result.settings
+    words = f"{used['precision']}, {used['num_inference_steps']} steps, guidance {used['guidance_scale']}"
+    words += f", batch {used['batch']}{', compile' if used['compile'] else ''}, {used['detector']}"
+    name = f"full size {resolution} px{', narrow' if args.narrow else ''}"
+    clip_name = f"{WIDTH}x{HEIGHT}, {args.seconds} s"
+    whole = row(f"{name}, end to end", "random weights", f"{words}, {clip_name}", result.frames, result.wall_s,
+                peak_mb(device), device)  # fmt: skip
+    add_row(whole)
+    print(f"{name}: {whole['frames_per_s']} frames/s end to end, peak {whole['peak_mb']} MB; {words}")
+    for stage in result.stages:
+        print(f"  {stage.name:10} {stage.seconds:8.2f} s  {stage.frames} frames")
+
+    reset_peak(device)
+    seconds, flop = unet_alone(line.model, line.denoiser, line.batch, settings, device, args.rounds)
+    median_s = statistics.median(seconds)
+    rate, chip = flop / median_s / TERA, matmul_rate(line.model.unet.conv_in.weight.dtype, device) / TERA
+    told = f"{words}; {min(seconds):.4g} to {max(seconds):.4g} s; {flop / TERA:.4g} TFLOP, {rate:.4g} TFLOP/s"
+    told += f" = {rate / chip:.1%} of the {chip:.4g} of a matrix product"
+    frames = line.batch * num_frames
+    alone = row(f"{name}, U-Net alone", "random weights", told, frames, median_s, peak_mb(device), device)
+    add_row(alone)
+    print(f"{name}: {alone['frames_per_s']} frames/s for the U-Net alone, peak {alone['peak_mb']} MB; {told}")
+
+
+@torch.inference_mode()
+def unet_alone(
+    model: Model,
+    denoiser: denoise.Denoiser,
+    windows: int,
+    settings: SyncSettings,
+    device: torch.device,
+    rounds: int,
+) -> tuple[list[float], int]:
+    """Seconds of each round of sampling `windows` windows, and what a round takes, FLOP."""
+    config = model.config
+    n, size = windows * config.num_frames, model.latent_size
+    generator = torch.Generator().manual_seed(0)
+    channels = torch.randn(n, config.unet.in_channels - config.unet.out_channels, size, size, generator=generator)
+    audio = torch.randn(n, AUDIO_TOKENS, config.unet.cross_attention_dim, generator=generator)
+    noise = denoise.initial_noise(config.unet.out_channels, size, size, seed=0).to(device)
+    seen = Conditioning(channels.to(device), audio.to(device), config.num_frames)
+    steps, guidance_scale = settings.steps(config.num_inference_steps), settings.guidance(config.guidance_scale)
+
+    def sample(denoiser: denoise.Denoiser = denoiser) -> None:
+        denoise.sample(
+            denoiser,
+            config.scheduler,
+            noise,
+            seen,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+        )
+
+    sample()
+    seconds = [timed_s(sample, device) for _ in range(rounds)]
+    return seconds, count_flop(model.unet, seen, steps, guidance_scale > 1.0)
+
+
+def count_flop(unet: UNet, seen: Conditioning, steps: int, guided: bool) -> int:
+    """What sampling takes, a multiplication and an addition counted as two; computes nothing."""
+    with torch.device("meta"):
+        twin: Any = UNet(unet.config).eval()
+        channels, audio = torch.empty(seen.channels.shape), torch.empty(seen.audio.shape)
+        latents = torch.empty(len(channels), unet.config.out_channels, *channels.shape[-2:])
+        timestep = torch.empty(())
+    with FlopCounterMode(display=False) as once:
+        prepared: Prepared = twin.prepare(channels, audio, seen.num_frames)
+    with FlopCounterMode(display=False) as each:
+        twin.step(latents, timestep, prepared, guided)
+    return once.get_total_flops() + steps * each.get_total_flops()
+
+
+@torch.inference_mode()
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP a second of a large square matrix product, the median of several: what the chip really gives."""
+    size, repeats = (8192, 10) if device.type == "cuda" else (1024, 3)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            a @ b
+
+    multiply()
+    return 2 * size**3 * repeats / statistics.median(timed_s(multiply, device) for _ in range(5))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new measurement of the peak, where the device counts it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak memory, MB: the GPU's since `reset_peak`, elsewhere the process's since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@torch.no_grad()
+def make_folder(folder: Path, name: str, *, narrow: bool) -> None:
+    """Random weights: small enough everywhere that 1246 layers on end neither vanish nor overflow."""
+    config, _ = read_config(name)
+    words: dict[str, Any] = {"base": name}
+    unet_config = config.unet
+    if narrow:
+        unet_config = replace(unet_config, block_out_channels=NARROW_UNET_WIDTHS)
+        words["unet"] = json.loads(json.dumps(asdict(unet_config)))
+    torch.manual_seed(0)
+    (folder / "whisper").mkdir(parents=True, exist_ok=True)
+    unet = UNet(unet_config)
+    torch.save({"global_step": 0, "state_dict": half(unet)}, folder / config.files.unet)
+    del unet
+    encoder = {f"encoder.{key}": value for key, value in half(AudioEncoder(config.audio_encoder)).items()}
+    dims = {**asdict(config.audio_encoder), "n_vocab": 51865}
+    torch.save({"dims": dims, "model_state_dict": encoder}, folder / config.files.audio_encoder)
+    vae = make_vae(NARROW_VAE_WIDTHS if narrow else PUBLISHED_VAE_WIDTHS)
+    vae.save_pretrained(folder / config.files.vae)
+    (folder / "lipstream.json").write_text(json.dumps(words))
+
+
+def make_vae(widths: tuple[int, ...]) -> Any:
+    """Stable Diffusion's autoencoder at these widths, with random weights."""
+    return AutoencoderKL(
+        block_out_channels=widths,
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        scaling_factor=0.18215,
+    )
+
+
+def half(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.half() for name, tensor in module.state_dict().items()}
+
+
+if __name__ == "__main__":
+    main()

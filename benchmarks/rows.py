@@ -1,0 +1,50 @@
+"""What the rows of results.csv have in common, and timing that waits for the device."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+
+import torch
+
+from lipstream import __version__
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def row(
+    benchmark: str, model: str, settings: str, frames: int, wall_s: float, peak_mb: float | None, device: torch.device
+) -> dict[str, object]:
+    """A row in the order of the file's columns. peak_mb: None where it was not measured."""
+    is_cuda = device.type == "cuda"
+    gpu = torch.cuda.get_device_name(device) if is_cuda else "no GPU"
+    return {
+        "date": date.today().isoformat(),
+        "benchmark": benchmark,
+        "model": model,
+        "settings": settings,
+        "frames": frames,
+        "wall_s": round(wall_s, 4),
+        "frames_per_s": round(frames / wall_s, 2),
+        "peak_mb": "" if peak_mb is None else round(peak_mb),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {gpu}",
+        "versions": f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+    }
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done all it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed_s(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes, the device's part included."""
+    settle(device)
+    begun_s = time.perf_counter()
+    work()
+    settle(device)
+    return time.perf_counter() - begun_s

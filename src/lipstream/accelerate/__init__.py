@@ -1,0 +1,1 @@
+"""What makes a loaded model faster: one file a technique, applied once, where the model is loaded."""

@@ -1,0 +1,100 @@
+"""torch.compile for the U-Net's step, and on CUDA a recording of all it launches, replayed at every step.
+
+The recording is ours and not that of torch's mode "reduce-overhead": before torch 2.13 that one works only in the
+thread that ran it first (https://github.com/pytorch/pytorch/issues/123177), and every sync denoises in a new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipstream.errors import SettingsError
+from lipstream.models.unet import Prepared, Step, UNet
+from lipstream.models.unet_layers import KeysValues
+
+_WARM_UPS = 3
+
+
+def compiled_step(unet: UNet, frames: int) -> Step:
+    """`unet.step`, compiled at its first call with `frames` frames.
+
+    Calls of other sizes, a clip's last windows, take the plain step: compiling takes longer than they do.
+    The step raises SettingsError where torch.compile does not work on this machine.
+    """
+    compiled: Step = torch.compile(unet.step, fullgraph=True, dynamic=False)
+    fast = RecordedStep(compiled) if unet.conv_in.weight.is_cuda else compiled
+
+    def step(latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        if len(latents) != frames:
+            return unet.step(latents, timestep, prepared, guided)
+        try:
+            return fast(latents, timestep, prepared, guided)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise SettingsError(
+                f"torch.compile does not work here ({_first_line(error.inner_exception)}); leave --compile out"
+            ) from error
+
+    return step
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A CUDA graph, the tensors it reads and the one it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    output: Tensor
+
+
+class RecordedStep:
+    """A step on CUDA, recorded once for each of guided and not, for one size of call."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._recordings: dict[bool, _Recording] = {}
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        """See UNet.step."""
+        if guided not in self._recordings:
+            self._recordings[guided] = self._record(latents.clone(), timestep.clone(), _copied(prepared), guided)
+        recording = self._recordings[guided]
+        for mine, given in zip(recording.inputs, _tensors(latents, timestep, prepared), strict=True):
+            mine.copy_(given)
+        recording.graph.replay()
+        return recording.output.clone()
+
+    def _record(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> _Recording:
+        # What is done once (compiling, choosing algorithms, work space) must not be recorded, and not run on the
+        # default stream.
+        current = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                self._step(latents, timestep, prepared, guided)
+        current.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": the next windows are encoded meanwhile, in a thread of their own.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            output = self._step(latents, timestep, prepared, guided)
+        return _Recording(graph, _tensors(latents, timestep, prepared), output)
+
+
+def _copied(prepared: Prepared) -> Prepared:
+    heard = tuple(
+        {name: KeysValues(seen.keys.clone(), seen.values.clone()) for name, seen in block.items()}
+        for block in prepared.heard
+    )
+    return replace(prepared, first=prepared.first.clone(), heard=heard)
+
+
+def _tensors(latents: Tensor, timestep: Tensor, prepared: Prepared) -> list[Tensor]:
+    heard = [tensor for block in prepared.heard for seen in block.values() for tensor in seen]
+    return [latents, timestep, prepared.first, *heard]

@@ -1,0 +1,55 @@
+"""Where a stage's work on the device goes, so that stages in different threads do not wait for one another there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Two threads that ask Metal for work at the same time crash the process, in torch up to 2.14 at least
+# (https://github.com/pytorch/pytorch/issues/197805).
+_METAL_TURN = threading.Lock()
+
+
+class Lane:
+    """One stage's way to the device and back. What a stage makes in its lane is complete when it leaves it.
+
+    On CUDA a stream of its own: kernels and copies run beside those of other lanes, and copies go through pinned
+    memory. Hold on to what came from another lane until this one is left: its memory may be used again after that.
+    On Metal lanes take turns; on a CPU a lane adds nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run what is inside in this lane, after what the thread has asked of the device before."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                yield
+                self._stream.synchronize()
+        elif self._device.type == "mps":
+            with _METAL_TURN:
+                yield
+        else:
+            yield
+
+    def upload(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor's copy on the device. To be called inside `running`."""
+        if self._stream is None:
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def download(self, tensor: Tensor) -> Tensor:
+        """A device tensor's copy on the CPU, complete when the lane is left. To be called inside `running`."""
+        if self._stream is None:
+            return tensor.cpu()
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return pinned.copy_(tensor, non_blocking=True)

@@ -1,0 +1,235 @@
+"""Sampling, what is computed once a call, and where the work goes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor
+
+from lipstream.accelerate.compile import RecordedStep, compiled_step
+from lipstream.cli import main
+from lipstream.errors import SettingsError
+from lipstream.lanes import Lane
+from lipstream.latent import batch, conditioning, denoise
+from lipstream.latent.conditioning import Conditioning
+from lipstream.models.load import read_config
+from lipstream.models.unet import UNet
+from lipstream.settings import RuntimeSettings
+from unet_helpers import SMALL, Inputs, make_inputs, make_unet
+
+SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
+ONE_LEVEL = replace(
+    SMALL,
+    block_out_channels=(32,),
+    down_block_types=("CrossAttnDownBlock3D",),
+    up_block_types=("CrossAttnUpBlock3D",),
+    layers_per_block=1,
+)
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    unet = make_unet()
+    unet.fuse_projections()
+    return unet
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def sample_as_published(unet: UNet, inputs: Inputs, noise: Tensor, steps: int, guidance_scale: float) -> Tensor:
+    """Every step computes everything, and both branches of guidance as one batch."""
+    scheduler: Any = DDIMScheduler.from_config(dict(SCHEDULER_WORDS))
+    scheduler.set_timesteps(steps)
+    latents = noise.expand(len(inputs.audio), -1, -1, -1)
+    for timestep in scheduler.timesteps:
+        given = torch.cat((latents, inputs.channels), 1)
+        if guidance_scale > 1.0:
+            audio = torch.cat((torch.zeros_like(inputs.audio), inputs.audio))
+            zero, heard = unet(torch.cat((given, given)), timestep, audio, inputs.num_frames).chunk(2)
+            predicted = zero + guidance_scale * (heard - zero)
+        else:
+            predicted = unet(given, timestep, inputs.audio, inputs.num_frames)
+        latents = scheduler.step(predicted, timestep, latents).prev_sample
+    return latents
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5, 4.0])
+@pytest.mark.parametrize(("windows", "num_frames"), [(1, 16), (2, 7), (1, 1)])
+def test_sampling_gives_what_the_plain_way_gives(
+    unet: UNet, windows: int, num_frames: int, guidance_scale: float
+) -> None:
+    inputs = make_inputs(windows, num_frames)
+    noise = denoise.initial_noise(4, 8, 8, seed=3)
+    latents = denoise.sample(
+        denoise.UNetDenoiser(unet),
+        SCHEDULER_WORDS,
+        noise,
+        Conditioning(inputs.channels, inputs.audio, num_frames),
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+    )
+    expected = sample_as_published(unet, inputs, noise, 3, guidance_scale)
+    assert float((latents - expected).abs().max()) <= 1e-4
+
+
+def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
+    unet = make_unet().to(torch.bfloat16)
+    inputs = make_inputs(1, 4)
+    denoiser = denoise.UNetDenoiser(unet)
+    prepared = denoiser.prepare(Conditioning(inputs.channels, inputs.audio, 4))
+    assert prepared.first.dtype == torch.bfloat16
+    assert denoiser(inputs.latents, torch.tensor(1), prepared, True).dtype == torch.float32
+
+
+def small_vae() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        ).eval()
+
+
+def test_images_pass_the_vae_in_parts() -> None:
+    vae = small_vae()
+    sizes: list[int] = []
+    for module in (vae.encoder, vae.decoder):
+        module.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    pixels = torch.rand(37, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = conditioning.encode(vae, pixels)
+    decoded = conditioning.decode(vae, latents)
+    assert (len(latents), len(decoded)) == (37, 37)
+    assert max(sizes) <= 16
+    assert sum(sizes) == 2 * 37
+    for i in (0, 16, 36):
+        assert torch.allclose(conditioning.encode(vae, pixels[i : i + 1])[0], latents[i], atol=1e-5)
+        assert torch.allclose(conditioning.decode(vae, latents[i : i + 1])[0], decoded[i], atol=1e-5)
+
+
+def test_windows_that_fit() -> None:
+    gb = 10**9
+    assert batch.windows_that_fit(1 * gb, 3 * gb) == 1
+    assert batch.windows_that_fit(16 * gb, 4 * gb) == 2
+    assert batch.windows_that_fit(1000 * gb, 1 * gb) == batch.MOST_WINDOWS
+
+
+def test_a_cpu_takes_one_window_a_call() -> None:
+    assert batch.windows_a_call("auto", None, CPU) == 1  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """torch.compile as far as tracing, which takes a second and not minutes; notes each graph."""
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    return graphs
+
+
+def test_a_compiled_step_is_the_step(traced: list[int]) -> None:
+    unet = make_unet(ONE_LEVEL)
+    inputs, short = make_inputs(2, 4), make_inputs(1, 3)
+    step = compiled_step(unet, frames=8)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    outputs: list[Tensor] = []
+
+    def run() -> None:
+        with torch.inference_mode():
+            outputs.append(step(inputs.latents, torch.tensor(401), prepared, True))
+
+    for _ in range(2):  # a sync denoises in a thread of its own
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    expected = unet.step(inputs.latents, torch.tensor(401), prepared, True)
+    for output in outputs:
+        assert float((output - expected).abs().max()) <= 1e-4
+    assert len(outputs) == 2
+    assert len(traced) == 1, "one whole graph, made once"
+
+    prepared = unet.prepare(short.channels, short.audio, 3)
+    step(short.latents, torch.tensor(401), prepared, True)
+    assert len(traced) == 1, "windows of another size are not compiled"
+
+
+def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = make_unet(ONE_LEVEL)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise FileNotFoundError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    inputs = make_inputs(1, 2)
+    step = compiled_step(unet, frames=2)
+    with pytest.raises(SettingsError, match=r"no compiler.*leave --compile out"):
+        step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False)
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=[needs_cuda, pytest.mark.gpu])])
+def test_a_lane_brings_there_and_back(device: torch.device) -> None:
+    lane = Lane(device)
+    given = torch.arange(6).view(2, 3)
+    with lane.running():
+        there = lane.upload(given)
+        back = lane.download(there * 2)
+    assert there.device.type == device.type
+    assert back.device == CPU
+    assert torch.equal(back, given * 2)
+
+
+def test_lanes_on_metal_take_turns() -> None:
+    first, second = (Lane(torch.device("mps")) for _ in range(2))
+    entered = threading.Event()
+
+    def enter() -> None:
+        with second.running():
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with first.running():
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(timeout=30)
+    assert entered.is_set()
+
+
+@needs_cuda
+@pytest.mark.gpu
+def test_a_recorded_step_is_the_step() -> None:
+    unet = make_unet().to("cuda")
+    recorded = RecordedStep(unet.step)
+    for seed in (1, 2, 3):
+        inputs = make_inputs(2, 4, SMALL, seed=seed)
+        prepared = unet.prepare(inputs.channels.cuda(), inputs.audio.cuda(), 4)
+        latents, timestep = inputs.latents.cuda(), torch.tensor(100 * seed).cuda()
+        for guided in (True, False):
+            expected = unet.step(latents, timestep, prepared, guided)
+            assert torch.allclose(recorded(latents, timestep, prepared, guided), expected, atol=1e-4)
+
+
+def test_words_for_the_batch() -> None:
+    assert RuntimeSettings(batch="auto").batch == "auto"
+    with pytest.raises(SettingsError, match="batch"):
+        RuntimeSettings(batch=0)
+    with pytest.raises(SystemExit) as stop:
+        main(["sync", "a.mp4", "b.wav", "--batch", "many"])
+    assert stop.value.code == 2

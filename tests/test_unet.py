@@ -1,0 +1,181 @@
+"""The U-Net's exact savings: the same numbers as when all is computed at every step, for both branches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipstream.models.unet import UNet
+from lipstream.models.unet_config import UNetConfig
+from unet_helpers import SMALL, Inputs, make_inputs, make_unet
+
+TIMESTEP = torch.tensor(401)
+ATTENTION_LATER = replace(SMALL, down_block_types=("DownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"))
+ATTENTION_IN_THE_MIDDLE = replace(
+    SMALL, down_block_types=("DownBlock3D",) * 3, up_block_types=("UpBlock3D",) * 3, motion_module_mid_block=True
+)
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    return make_unet()
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def both_branches_in_full(unet: UNet, inputs: Inputs) -> Tensor:
+    """What guidance needs as it is published: zero audio and audio as one batch of twice the windows."""
+    sample = torch.cat((inputs.latents, inputs.channels), 1)
+    audio = torch.cat((torch.zeros_like(inputs.audio), inputs.audio))
+    return unet(torch.cat((sample, sample)), TIMESTEP, audio, inputs.num_frames)
+
+
+def assert_same(ours: Tensor, expected: Tensor) -> None:
+    assert ours.shape == expected.shape
+    assert float((ours - expected).abs().max()) <= 1e-4
+
+
+@contextmanager
+def frames_seen(module: torch.nn.Module, seen: list[int]) -> Iterator[None]:
+    """Note how many frames a module is called with."""
+
+    def note(_: Any, args: tuple[Tensor, ...]) -> None:
+        seen.append(len(args[0]))
+
+    handle = module.register_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("config", [SMALL, ATTENTION_LATER, ATTENTION_IN_THE_MIDDLE])
+@pytest.mark.parametrize(("windows", "num_frames"), [(1, 16), (3, 5), (2, 1)])
+def test_two_branches_from_one_call(config: UNetConfig, windows: int, num_frames: int) -> None:
+    unet, inputs = make_unet(config), make_inputs(windows, num_frames, config)
+    prepared = unet.prepare(inputs.channels, inputs.audio, num_frames)
+    predicted = unet.step(inputs.latents, TIMESTEP, prepared, True)
+    assert_same(predicted, both_branches_in_full(unet, inputs))
+    silent, heard = predicted.chunk(2)
+    assert float((silent - heard).abs().max()) > 1e-3
+    assert_same(unet.step(inputs.latents, TIMESTEP, prepared), heard)
+
+
+def test_branches_given_apart_stay_apart(unet: UNet) -> None:
+    inputs = make_inputs(2, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    apart = replace(prepared, first=torch.cat((prepared.first, prepared.first)))
+    latents = torch.cat((inputs.latents, inputs.latents))
+    assert_same(unet.step(latents, TIMESTEP, apart, True), both_branches_in_full(unet, inputs))
+
+
+def test_what_is_prepared_serves_every_step(unet: UNet) -> None:
+    inputs = make_inputs(1, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    for index, timestep in enumerate((torch.tensor(801), torch.tensor(401), torch.tensor(1))):
+        latents = make_inputs(1, 4, seed=10 + index).latents
+        expected = unet(torch.cat((latents, inputs.channels), 1), timestep, inputs.audio, 4)
+        assert_same(unet.step(latents, timestep, prepared), expected)
+
+
+def test_the_first_convolution_in_two_parts(unet: UNet) -> None:
+    inputs = make_inputs(1, 3)
+    whole = unet.conv_in(torch.cat((inputs.latents, inputs.channels), 1))
+    noisy = torch.nn.functional.conv2d(inputs.latents, unet.conv_in.weight[:, :4], padding=1)
+    assert_same(unet.first(inputs.channels) + noisy, whole)
+
+
+def test_what_a_step_leaves_out(unet: UNet) -> None:
+    inputs = make_inputs(2, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    block = unet.down_blocks[0]
+    first: Any = block.attentions["0"].transformer_blocks[0]
+    second: Any = block.attentions["1"].transformer_blocks[0]
+    keys: list[int] = []
+    shared: list[int] = []
+    parted: list[int] = []
+    hearing: list[int] = []
+    with (
+        frames_seen(first.attn2.to_k, keys),
+        frames_seen(block.resnets[0], shared),
+        frames_seen(first.attn1, shared),
+        frames_seen(first.ff, parted),
+        frames_seen(second.attn1, parted),
+        frames_seen(first.attn2, hearing),
+        frames_seen(second.attn2, hearing),
+    ):
+        unet.step(inputs.latents, TIMESTEP, prepared, True)
+    assert keys == []
+    assert shared == [8, 8]
+    assert parted == [16, 16]
+    assert hearing == [8, 8]
+
+
+def test_windows_of_a_batch_do_not_touch_one_another(unet: UNet) -> None:
+    inputs = make_inputs(3, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    silent, heard = unet.step(inputs.latents, TIMESTEP, prepared, True).chunk(2)
+    for i in range(3):
+        one = slice(4 * i, 4 * i + 4)
+        alone = unet.prepare(inputs.channels[one], inputs.audio[one], 4)
+        expected = unet.step(inputs.latents[one], TIMESTEP, alone, True)
+        assert_same(torch.cat((silent[one], heard[one])), expected)
+
+
+def test_a_timestep_a_window(unet: UNet) -> None:
+    inputs = make_inputs(2, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    both = unet.step(inputs.latents, torch.tensor([801, 1]), prepared)
+    for i, timestep in enumerate((801, 1)):
+        alone = unet.step(inputs.latents, torch.tensor(timestep), prepared)
+        assert_same(both[4 * i : 4 * i + 4], alone[4 * i : 4 * i + 4])
+
+
+def test_fused_projections(unet: UNet) -> None:
+    fused = copy.deepcopy(unet)
+    fused.fuse_projections()
+    fused.fuse_projections()
+    names = set(fused.state_dict())
+    assert not any(name.endswith(("attn1.to_q.weight", "attention_blocks.0.to_v.weight")) for name in names)
+    assert sum(t.numel() for t in fused.state_dict().values()) == sum(t.numel() for t in unet.state_dict().values())
+    inputs = make_inputs(2, 4)
+    for guided in (False, True):
+        outputs = [
+            net.step(inputs.latents, TIMESTEP, net.prepare(inputs.channels, inputs.audio, 4), guided)
+            for net in (unet, fused)
+        ]
+        assert_same(outputs[1], outputs[0])
+
+
+def test_the_memory_format_is_the_weights_own(unet: UNet) -> None:
+    formats: list[bool] = []
+
+    def note(_: Any, args: tuple[Tensor, ...]) -> None:
+        formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+
+    inputs = make_inputs(2, 4)
+    rows_first: UNet = copy.deepcopy(unet)
+    reformat: Callable[..., Any] = rows_first.to
+    reformat(memory_format=torch.contiguous_format)
+    outputs = []
+    for net in (unet, rows_first):
+        handles = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+        prepared = net.prepare(inputs.channels, inputs.audio, 4)
+        outputs.append(net.step(inputs.latents, TIMESTEP, prepared, True))
+        for handle in handles:
+            handle.remove()
+    half = len(formats) // 2
+    assert all(formats[:half])
+    assert sum(formats[half:]) < half / 2
+    assert_same(outputs[1], outputs[0])
