@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,15 @@ def test_crop_takes_any_array_and_leaves_it_alone():
     image.flags.writeable = False
     for same in (image, flipped_twice, torch.from_numpy(before)):
         assert torch.equal(crop_face(same, matrix, 64), expected)
+
+
+def test_the_number_of_threads_changes_nothing():
+    image, points = picture(180, 240), template(64)
+    matrices = [similarity_transform(turned(points, 0.1 * step, 0.5, (40, 20)), points)[0] for step in range(12)]
+    alone = [crop_face(image, matrix, 64) for matrix in matrices]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda matrix: crop_face(image, matrix, 64), matrices))
+    assert torch.equal(torch.stack(alone), torch.stack(together))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2)])

@@ -242,7 +242,8 @@ def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:
     image = repainted.frame.image
     if repainted.face is None or repainted.affine_matrix is None:
         return image, False
-    return paste_face(image, resize_face(repainted.face), repainted.affine_matrix), True
+    # The frame is the line's own (see Frame) and has been cut out of already.
+    return paste_face(image, resize_face(repainted.face), repainted.affine_matrix, in_place=True), True
 
 
 def _no_face(video: Path, n_frames: int) -> NoFaceError:
