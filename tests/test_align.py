@@ -67,6 +67,12 @@ def test_crop_equals_sampling_the_whole_frame(centre, scale, angle):
     assert (difference > 0).float().mean() < 0.02
 
 
+@pytest.mark.parametrize("level", [0, 1, 99, 126, 254, 255])
+def test_a_plain_frame_stays_plain(level):
+    matrix, _ = similarity_transform(turned(template(64), 0.3, 0.37, (80, 40)), template(64))
+    assert (crop_face(np.full((180, 240, 3), level, np.uint8), matrix, 64) == level).all()
+
+
 @pytest.mark.parametrize("shift", [(-1000, 0), (5000, 40), (20, 3000), (0, -900)])
 def test_a_face_outside_the_frame_is_grey(shift):
     matrix, _ = similarity_transform(template(64) + shift, template(64))

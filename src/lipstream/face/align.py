@@ -24,6 +24,8 @@ from lipstream.imaging import (
 )
 
 _GREY = 127.0
+# More than float32 is off by, so that whole numbers are not truncated to the next lower ones.
+_ROUNDING = 1e-4
 
 
 def _ratio(resolution: int) -> float:
@@ -99,5 +101,5 @@ def crop_face(
     size = (pixels.shape[2], pixels.shape[1])
     x, y = affine_coordinates(inverse, range(width), range(height), size, device)
     # Sampling gives zero outside the frame: counted from grey, that is the fill.
-    face = bilinear_sample(pixels.sub_(_GREY), x, y).add_(_GREY)
+    face = bilinear_sample(pixels.sub_(_GREY), x, y).add_(_GREY + _ROUNDING)
     return lanczos4_resize(face.floor_(), (resolution, resolution))
