@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,12 @@ def test_crop_equals_sampling_the_whole_frame(centre, scale, angle):
     assert (difference > 0).float().mean() < 0.02
 
 
+@pytest.mark.parametrize("level", [0, 1, 99, 126, 254, 255])
+def test_a_plain_frame_stays_plain(level):
+    matrix, _ = similarity_transform(turned(template(64), 0.3, 0.37, (80, 40)), template(64))
+    assert (crop_face(np.full((180, 240, 3), level, np.uint8), matrix, 64) == level).all()
+
+
 @pytest.mark.parametrize("shift", [(-1000, 0), (5000, 40), (20, 3000), (0, -900)])
 def test_a_face_outside_the_frame_is_grey(shift):
     matrix, _ = similarity_transform(template(64) + shift, template(64))
@@ -81,6 +89,15 @@ def test_crop_takes_any_array_and_leaves_it_alone():
     image.flags.writeable = False
     for same in (image, flipped_twice, torch.from_numpy(before)):
         assert torch.equal(crop_face(same, matrix, 64), expected)
+
+
+def test_the_number_of_threads_changes_nothing():
+    image, points = picture(180, 240), template(64)
+    matrices = [similarity_transform(turned(points, 0.1 * step, 0.5, (40, 20)), points)[0] for step in range(12)]
+    alone = [crop_face(image, matrix, 64) for matrix in matrices]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda matrix: crop_face(image, matrix, 64), matrices))
+    assert torch.equal(torch.stack(alone), torch.stack(together))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,24 @@ def test_paints_inside_and_leaves_the_rest_and_the_input_alone():
     outside = np.ones(image.shape[:2], bool)
     outside[int(low[1]) - 1 : int(high[1]) + 2, int(low[0]) - 1 : int(high[0]) + 2] = False
     np.testing.assert_array_equal(restored[outside], image[outside])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_in_place_is_the_same_on_the_frame_itself(place):
+    image = picture(180, 240)
+    matrix = matrix_at(*PLACES[place])
+    expected = paste_face(image, face(), matrix)
+    assert paste_face(image, face(), matrix, in_place=True) is image
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_the_number_of_threads_changes_nothing():
+    image = picture(180, 240)
+    matrices = [matrix_at((60 + 10 * step, 90), 0.8, 0.1 * step) for step in range(12)]
+    alone = [paste_face(image, face(), matrix) for matrix in matrices]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda matrix: paste_face(image, face(), matrix), matrices))
+    np.testing.assert_array_equal(alone, together)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from lipstream.errors import ModelError
 from lipstream.face import detect, insight
 from lipstream.face.detect import Detector, DetectorStatus, detector_report, make_detector
-from lipstream.face.faces import Face, choose
+from lipstream.face.faces import Face, choose, is_near
 from lipstream.face.libraries import import_mend, native_logs_hidden, own_prints_dropped
 from lipstream.face.mesh import MediapipeDetector
 from lipstream.imaging import lanczos4_resize
@@ -56,38 +58,58 @@ def test_filters(width, height, score, usable):
     assert choose([candidate]) is (candidate if usable else None)
 
 
+@pytest.mark.parametrize(
+    ("left", "top", "width", "height", "near"),
+    [
+        (100, 100, 100, 150, True),
+        (129, 71, 100, 150, True),
+        (131, 100, 100, 150, False),
+        (100, 69, 100, 150, False),
+        (90, 88, 115, 172, True),
+        (88, 86, 120, 175, False),
+        (108, 112, 84, 126, False),
+    ],
+)
+def test_a_face_is_near_where_it_was_and_as_large(left, top, width, height, near):
+    assert is_near(face(left, top, width, height), face(100, 100, 100, 150)) is near
+
+
 # InsightFace, with a stand-in for the library
 
 
 class StandInAnalysis:
-    """What FaceAnalysis looks like from outside, in 0.7 and 2.1: it prints, it prepares, it gives faces."""
+    """What FaceAnalysis looks like from outside, in 0.7 and 2.1: it prints, it prepares, it holds two models."""
 
     instances: list[StandInAnalysis] = []  # noqa: RUF012
 
     def __init__(self, name: str, allowed_modules: list[str], providers: list) -> None:
         print("find model:", name)
         self.name, self.providers = name, providers
+        self.det_model = types.SimpleNamespace(detect=self.detect)
         self.models = dict.fromkeys(allowed_modules)
+        self.models["landmark_2d_106"] = types.SimpleNamespace(get=self.landmarks)
+        self.asked: list[list[float]] = []
         self.instances.append(self)
 
     def prepare(self, ctx_id: int, det_size: tuple[int, int]) -> None:
         print("set det-size:", det_size)
         self.ctx_id, self.det_size = ctx_id, det_size
 
-    def get(self, image: np.ndarray) -> list[types.SimpleNamespace]:
+    def detect(self, image: np.ndarray, max_num: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
         assert image.flags.c_contiguous
+        assert (max_num, metric) == (0, "default")
         self.seen = image
+        small, big = [300, 20, 390, 120, 0.9], [80, 20, 240, 220, 0.8]
+        return np.array([small, big], np.float32), np.zeros((2, 5, 2), np.float32)
+
+    def landmarks(self, image: np.ndarray, face: types.SimpleNamespace) -> None:
+        assert image is self.seen
+        self.asked.append(face.bbox.tolist())
         points = np.full((106, 2), 999.0)
         points[[43, 48, 49, 51, 50]] = [[100.4, 50.6], [101.4, 50.6], [102.4, 50.6], [103.4, 50.6], [104.4, 50.6]]
         points[101:106] = [[200, 52], [201, 52], [202, 52], [203, 52], [204, 54]]
         points[[74, 77, 83, 86]] = [[150, 90], [140, 101], [160, 101], [150, 100]]
-        big = types.SimpleNamespace(
-            bbox=np.array([80, 20, 240, 220], np.float32), det_score=np.float32(0.8), landmark_2d_106=points
-        )
-        small = types.SimpleNamespace(
-            bbox=np.array([300, 20, 390, 120], np.float32), det_score=np.float32(0.9), landmark_2d_106=points * 0
-        )
-        return [small, big]
+        face.landmark_2d_106 = points
 
 
 @pytest.fixture
@@ -95,6 +117,11 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType
     """A stand-in insightface whose files are present; answers of the network are refused."""
     app = types.ModuleType("insightface.app")
     app.FaceAnalysis = StandInAnalysis
+    common = types.ModuleType("insightface.app.common")
+    common.Face = types.SimpleNamespace
+    opencv = types.ModuleType("cv2")
+    opencv.COLOR_RGB2BGR = 4
+    opencv.cvtColor = lambda image, code: np.ascontiguousarray(image[:, :, ::-1])
     storage = types.ModuleType("insightface.utils.storage")
     storage.BASE_REPO_URL = "http://models.invalid/files"
     utils = types.ModuleType("insightface.utils")
@@ -103,7 +130,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType
     errors.InvalidProtobuf = type("InvalidProtobuf", (Exception,), {})
     runtime = types.ModuleType("onnxruntime")
     runtime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    for module in (app, utils, storage, errors, runtime):
+    for module in (app, common, opencv, utils, storage, errors, runtime):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
     monkeypatch.setattr(StandInAnalysis, "instances", [])
@@ -135,6 +162,22 @@ def test_insightface_landmarks_are_means_of_rounded_points(library):
     assert found.box == (80, 20, 240, 220)
     assert found.score == pytest.approx(0.8)
     assert StandInAnalysis.instances[0].seen[0, 0].tolist() == [0, 0, 200]  # BGR
+    assert StandInAnalysis.instances[0].asked == [[80, 20, 240, 220]]  # of the chosen face only
+
+
+def test_insightface_searches_the_whole_frame_for_a_held_face_too(library):
+    detector = make_detector("buffalo_s", "cpu")
+    image = np.zeros((300, 400, 3), np.uint8)
+    assert detector.detect_near(image, face(80, 20, 160, 200)).box == detector.detect(image).box
+
+
+def test_insightface_without_a_usable_face_takes_no_landmarks(library, monkeypatch):
+    detector = make_detector("buffalo_s", "cpu")
+    analysis = StandInAnalysis.instances[0]
+    none = np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
+    monkeypatch.setattr(analysis.det_model, "detect", lambda image, max_num, metric: none)
+    assert detector.detect(np.zeros((300, 400, 3), np.uint8)) is None
+    assert analysis.asked == []
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (79, 400), (3000, 49)])
@@ -379,6 +422,26 @@ def test_mediapipe_finds_brows_and_nose(mediapipe_detector: Detector, portraits)
     assert left < 290 < 390 < right
     assert top < 125 < 240 < bottom
     assert found.score >= 0.5
+
+
+def test_mediapipe_finds_a_held_face_again_from_its_surroundings(mediapipe_detector: Detector, portraits):
+    for before, image in itertools.pairwise(portraits):
+        held = mediapipe_detector.detect(before)
+        whole, near = mediapipe_detector.detect(image), mediapipe_detector.detect_near(image, held)
+        assert np.abs(near.landmarks - whole.landmarks).max() <= 3
+        assert np.abs(np.subtract(near.box, whole.box)).max() <= 6
+        assert near.score == held.score
+
+
+def test_mediapipe_does_not_find_a_held_face_elsewhere_or_of_another_size(mediapipe_detector: Detector, portraits):
+    held = mediapipe_detector.detect(portraits[0])
+    moved = np.roll(portraits[0], 60, axis=1)
+    assert mediapipe_detector.detect(moved) is not None
+    assert mediapipe_detector.detect_near(moved, held) is None
+    assert mediapipe_detector.detect_near(np.zeros_like(moved), held) is None
+    left, top, right, bottom = held.box
+    larger = replace(held, box=(left - 20, top - 20, right + 20, bottom + 20))
+    assert mediapipe_detector.detect_near(portraits[0], larger) is None
 
 
 @pytest.mark.parametrize("threads", [2, 8])

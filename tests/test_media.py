@@ -17,6 +17,7 @@ from lipstream.media.audio import n_output_frames, probe_speech, read_mono, read
 from lipstream.media.color import ColorTags
 from lipstream.media.looping import read_looped
 from lipstream.media.reader import probe, read_frames
+from lipstream.settings import Loop
 from media_helpers import (
     number_of,
     numbered_image,
@@ -232,6 +233,21 @@ def test_hold_trim_and_stopping_early(long_gop: Path) -> None:
     assert len(list(read_looped(long_gop, 53, "trim"))) == 50
     for loop in ("pingpong", "hold", "trim"):
         assert [f.index for f in read_looped(long_gop, 10, loop)] == [*range(10)]
+
+
+@pytest.mark.parametrize("loop", ["pingpong", "hold"])
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("qtrle", "rgb24")])
+@pytest.mark.parametrize("frame_rate", [25, 50])  # at 50 every picture is shown twice
+def test_frames_are_the_receivers_to_paint_on(
+    tmp_path: Path, loop: Loop, codec: str, pix_fmt: str, frame_rate: int
+) -> None:
+    clip = write_images(tmp_path / "clip.mov", [numbered_image(number) for number in (3, 3, 5, 5)], codec, pix_fmt)
+    kept = [frame.image for frame in list(read_looped(clip, 12, loop, frame_rate))]
+    copies = []
+    for frame in read_looped(clip, 12, loop, frame_rate):
+        copies.append(frame.image.copy())
+        frame.image[:] = 77
+    np.testing.assert_array_equal(copies, kept)
 
 
 def test_a_video_that_shrinks_between_the_passes_is_an_error(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ class KnownFace:
             return None
         return Face((0.0, 0.0, 100.0, 100.0), 1.0, self.landmarks)
 
+    def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
+        return Face(held.box, held.score, held.landmarks + 1) if image.mean() >= 20 else None
+
     def close(self) -> None:
         pass
 
@@ -213,6 +216,21 @@ def test_longer_speech_plays_back_and_forth(
 
     assert sync(clip, speech, tmp_path / "hold.mp4", settings=replace(FAST, loop="hold")).frames == 50
     assert sync(clip, speech, tmp_path / "trim.mp4", settings=replace(FAST, loop="trim")).frames == 20
+
+
+def test_the_whole_frame_is_searched_as_often_as_asked(
+    model: Model, recorded: dict[str, NDArray[Any]], tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [recorded["frames"][i % 3] for i in range(20)])
+    speech, written = write_speech(tmp_path / "speech.wav", 1.0), []
+    for threads in (1, 4):
+        detector = KnownFace(recorded["landmarks"][0])
+        sync = LipSync(model, detector, RuntimeSettings(device="cpu", threads=threads))
+        result = sync(clip, speech, tmp_path / f"{threads}.mp4", replace(FAST, search_every=8))
+        assert result.settings["search_every"] == 8
+        assert detector.calls == 3  # frames 0, 8 and 16 of 20; the last five are repeats
+        written.append(read_images(tmp_path / f"{threads}.mp4"))
+    np.testing.assert_array_equal(*written)
 
 
 def test_a_fault_on_the_way_leaves_nothing(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from lipstream.errors import InputError, NoFaceError
 from lipstream.face.align import crop_face
 from lipstream.face.composite import paste_face, resize_face
 from lipstream.face.detect import Detector
+from lipstream.face.search import Stretch
 from lipstream.face.track import FaceTrack
 from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
@@ -145,7 +146,8 @@ def run(
     num_frames = line.model.config.num_frames
 
     frames: Iterable[Frame] = timed(read_looped(video.path, n_frames, settings.loop), clocks.read)
-    found = ordered_map(lambda frame: _detect(line.detector, frame), frames, threads, clocks.detect)
+    stretches = _stretches(frames, settings.search_every)
+    found = ordered_map(lambda item: _detect(line.detector, *item), stretches, threads, clocks.detect)
     tracked = _track(found, resolution, settings)
     aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
 
@@ -176,9 +178,17 @@ def run(
     return counts
 
 
-def _detect(detector: Detector, frame: Frame) -> tuple[Frame, NDArray[np.float64] | None]:
+def _stretches(frames: Iterable[Frame], search_every: int) -> Iterator[tuple[Frame, Stretch]]:
+    """Frames with the stretch of `search_every` that each belongs to."""
+    for frame in frames:
+        if frame.source_index % search_every == 0:
+            stretch = Stretch(frame.source_index)
+        yield frame, stretch
+
+
+def _detect(detector: Detector, frame: Frame, stretch: Stretch) -> tuple[Frame, NDArray[np.float64] | None]:
     """A frame's landmarks (3, 2), or None; a repeated frame's are known already."""
-    face = None if frame.is_repeat else detector.detect(frame.image)
+    face = None if frame.is_repeat else stretch.find(detector, frame.source_index, frame.image)
     return frame, None if face is None else face.landmarks
 
 
@@ -294,7 +304,8 @@ def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:
     image = repainted.frame.image
     if repainted.face is None or repainted.affine_matrix is None:
         return image, False
-    return paste_face(image, resize_face(repainted.face), repainted.affine_matrix), True
+    # The frame is the line's own (see Frame) and has been cut out of already.
+    return paste_face(image, resize_face(repainted.face), repainted.affine_matrix, in_place=True), True
 
 
 def _no_face(video: Path, n_frames: int) -> NoFaceError:

@@ -17,7 +17,6 @@ from torch import Tensor
 from lipstream.imaging import (
     affine_coordinates,
     as_image,
-    bilinear_coverage,
     bilinear_sample,
     invert_affine,
     lanczos4_resize,
@@ -25,6 +24,8 @@ from lipstream.imaging import (
 )
 
 _GREY = 127.0
+# More than float32 is off by, so that whole numbers are not truncated to the next lower ones.
+_ROUNDING = 1e-4
 
 
 def _ratio(resolution: int) -> float:
@@ -97,7 +98,8 @@ def crop_face(
 
     # The rectangle cut out may end where the frame goes on; what lies there is beyond the face's reach.
     inverse[:, 2] -= (left, top)
-    x, y = affine_coordinates(inverse, range(width), range(height), device)
-    outside = 1 - bilinear_coverage(pixels.shape[2], pixels.shape[1], x, y)
-    face = bilinear_sample(pixels, x, y) + outside * _GREY
-    return lanczos4_resize(face.to(torch.uint8), (resolution, resolution))
+    size = (pixels.shape[2], pixels.shape[1])
+    x, y = affine_coordinates(inverse, range(width), range(height), size, device)
+    # Sampling gives zero outside the frame: counted from grey, that is the fill.
+    face = bilinear_sample(pixels.sub_(_GREY), x, y).add_(_GREY + _ROUNDING)
+    return lanczos4_resize(face.floor_(), (resolution, resolution))

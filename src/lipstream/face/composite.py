@@ -38,28 +38,31 @@ def resize_face(faces: Tensor) -> Tensor:
     return resized.reshape(*faces.shape[:-2], height, width)
 
 
-def paste_face(image: NDArray[np.uint8], face: Tensor, affine_matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The frame with the face blended in: a new uint8 RGB picture (h, w, 3).
+def paste_face(
+    image: NDArray[np.uint8], face: Tensor, affine_matrix: NDArray[np.float32], *, in_place: bool = False
+) -> NDArray[np.uint8]:
+    """The frame with the face blended in, uint8 RGB (h, w, 3).
 
-    `image` is uint8 RGB (h, w, 3) and is left as it was; `face` is float (3, h, w) in [-1, 1] at the face
-    rectangle's size (see `resize_face`), on the device to compute on; `affine_matrix` (2, 3) is the one the
-    crop was taken with.
+    `image` is uint8 RGB (h, w, 3). It is left as it was and the result is a copy, unless `in_place`: copying a
+    large frame takes as long as the blending. `face` is float (3, h, w) in [-1, 1] at the face rectangle's size
+    (see `resize_face`), on the device to compute on; `affine_matrix` (2, 3) is the one the crop was taken with.
     """
-    restored = np.array(image)
-    columns, rows = _touched(affine_matrix, (face.shape[2], face.shape[1]), (restored.shape[1], restored.shape[0]))
+    restored = image if in_place else np.array(image)
+    size = (face.shape[2], face.shape[1])
+    columns, rows = _touched(affine_matrix, size, (restored.shape[1], restored.shape[0]))
     if not columns or not rows:
         return restored
-    x, y = affine_coordinates(affine_matrix, columns, rows, face.device)
-    reach = bilinear_coverage(face.shape[2], face.shape[1], x, y)
-    warped = bilinear_sample(face.float(), x, y) + (1 - reach) * _FILL
-    painted = (warped / 2 + 0.5).clamp(0, 1) * 255
+    x, y = affine_coordinates(affine_matrix, columns, rows, size, face.device)
+    reach = bilinear_coverage(*size, x, y)
+    warped = bilinear_sample(face.float(), x, y).add_((1 - reach).mul_(_FILL))
+    painted = warped.div_(2).add_(0.5).clamp_(0, 1).mul_(255)
 
     inner = erode(reach, before=1, after=0)
     weight = _soft_mask(inner)
-    target = restored[rows.start : rows.stop, columns.start : columns.stop]
-    original = torch.from_numpy(target).to(face.device).permute(2, 0, 1).float()
-    blended = weight * (inner * painted) + (1 - weight) * original
-    target[:] = blended.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    target = torch.from_numpy(restored[rows.start : rows.stop, columns.start : columns.stop])
+    original = target.to(face.device).permute(2, 0, 1).contiguous().float()
+    blended = torch.lerp(original, painted.mul_(inner), weight)
+    target.copy_(blended.permute(1, 2, 0))
     return restored
 
 

@@ -14,6 +14,8 @@ _MIN_HEIGHT = 80
 _MIN_ASPECT = 0.2
 _MAX_ASPECT = 1.5
 _MIN_SCORE = 0.5
+_NEAR = 0.2
+_ALIKE = 1.15
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Detector(Protocol):
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
         """The face of a uint8 RGB frame (h, w, 3), or None. May be called by several threads at once."""
 
+    def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
+        """The face of a frame that is where a frame shortly before showed `held`, as large; None for any other.
+
+        Only its surroundings are looked at, so the face may lie elsewhere by what the back end's landmarks vary.
+        """
+
     def close(self) -> None:
         """Let go of the models. No thread may be in `detect`."""
 
@@ -46,6 +54,14 @@ class Detector(Protocol):
 def has_room_for_a_face(image: NDArray[np.uint8]) -> bool:
     """Whether a frame (h, w, 3) is as large as the smallest usable face; the libraries choke on thinner ones."""
     return image.shape[0] >= _MIN_HEIGHT and image.shape[1] >= _MIN_WIDTH
+
+
+def is_near(face: Face, held: Face) -> bool:
+    """Whether a face lies about where another one does: off by less than a fifth of its size, as large within 15 %."""
+    box, held_box = np.array(face.box), np.array(held.box)
+    size, held_size = (max(b[2] - b[0], b[3] - b[1]) for b in (box, held_box))
+    moved = np.abs(box[:2] + box[2:] - held_box[:2] - held_box[2:]).max() / 2
+    return bool(moved < _NEAR * held_size and 1 / _ALIKE < size / held_size < _ALIKE)
 
 
 def choose(candidates: Iterable[Face]) -> Face | None:

@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,15 @@ class InsightFaceDetector:
         self.name = name
         try:
             onnxruntime = importlib.import_module("onnxruntime")
+            self._cv2 = importlib.import_module("cv2")
             from insightface.app import FaceAnalysis
+            from insightface.app.common import Face as FoundFace
         except ImportError as error:
             raise ModelError(f"face detector {name}: {import_mend('insightface', error)}") from error
         if not models_present(name):
             _require_reachable(name)
 
+        self._found = FoundFace
         providers, context = _providers(torch.device(device), onnxruntime.get_available_providers())
         try:
             with own_prints_dropped():
@@ -66,8 +70,19 @@ class InsightFaceDetector:
         """The largest usable face of a uint8 RGB frame (h, w, 3), or None."""
         if not has_room_for_a_face(image):
             return None
-        found = self._analysis.get(np.ascontiguousarray(image[:, :, ::-1]))
-        return choose(_face(face) for face in found)
+        bgr = self._cv2.cvtColor(np.ascontiguousarray(image), self._cv2.COLOR_RGB2BGR)
+        boxes, _ = self._analysis.det_model.detect(bgr, max_num=0, metric="default")
+        chosen = choose(_face(box) for box in boxes)
+        if chosen is None:
+            return None
+        # Landmarks of the chosen face only; the library's own `get` takes those of every face in the frame.
+        found = self._found(bbox=np.array(chosen.box, np.float32), det_score=chosen.score)
+        self._analysis.models["landmark_2d_106"].get(bgr, found)
+        return replace(chosen, landmarks=_centres(found.landmark_2d_106))
+
+    def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
+        """As `detect`: how far off a search of the surroundings alone would be has not been measured."""
+        return self.detect(image)
 
     def close(self) -> None:
         """Let go of the models."""
@@ -85,12 +100,17 @@ def models_present(name: str) -> bool:
     return (folder / "2d106det.onnx").is_file() and any(folder.glob("det_*.onnx"))
 
 
-def _face(found: Any) -> Face:
+def _face(box: NDArray[np.float32]) -> Face:
+    """A face without landmarks from the detector's (left, top, right, bottom, score)."""
+    left, top, right, bottom, score = (float(value) for value in box)
+    return Face((left, top, right, bottom), score, np.zeros((3, 2)))
+
+
+def _centres(landmarks: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Brow and nose centres (3, 2) of the 106 points (106, 2)."""
     # As published: the 106 points are rounded before the means are taken, and the means again.
-    points = np.round(found.landmark_2d_106).astype(np.int_)
-    centres = [points[indices].mean(axis=0) for indices in (_LEFT_BROW, _RIGHT_BROW, _NOSE)]
-    left, top, right, bottom = (float(value) for value in found.bbox)
-    return Face((left, top, right, bottom), float(found.det_score), np.round(centres))
+    points = np.round(landmarks).astype(np.int_)
+    return np.round([points[indices].mean(axis=0) for indices in (_LEFT_BROW, _RIGHT_BROW, _NOSE)])
 
 
 def _providers(device: torch.device, available: list[str]) -> tuple[list[Any], int]:

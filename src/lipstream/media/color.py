@@ -83,7 +83,9 @@ def to_rgb(
         dst_color_range=FULL_RANGE,
         interpolation=_SCALING,
     )
-    return np.ascontiguousarray(rgb.to_ndarray())
+    image: NDArray[np.uint8] = np.ascontiguousarray(rgb.to_ndarray())
+    # A frame that needed no conversion is the decoder's own memory, which later frames may be built on.
+    return image.copy() if rgb is frame else image
 
 
 def to_yuv420p(image: NDArray[np.uint8], tags: ColorTags, reformatter: VideoReformatter) -> av.VideoFrame:

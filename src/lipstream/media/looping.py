@@ -51,24 +51,27 @@ def read_looped(
     """
     path, frame_rate = Path(path), Fraction(frame_rate)
     seen = _Seen()
-    last: Frame | None = None
+    n_seen, n_bytes = 0, 1
     with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
-        for index, picture in enumerate(pictures):
-            if index == n_frames:
+        for picture in pictures:
+            if n_seen == n_frames:
                 return
-            last = Frame(index, index, False, source.image(picture.item))
+            image = source.image(picture.item)
+            n_bytes = image.nbytes
             if loop == "pingpong":
-                seen.add(picture.item.ordinal, picture.item.pts, last.image)
-            yield last
-    if loop == "trim" or last is None:
+                seen.add(picture.item.ordinal, picture.item.pts, image)
+            yield Frame(n_seen, n_seen, False, image)
+            n_seen += 1
+        if loop == "hold" and n_seen:
+            # Converted anew: what was handed out is the receiver's, who may have painted on it.
+            held = source.image(picture.item)
+            for index in range(n_seen, n_frames):
+                yield Frame(index, n_seen - 1, True, held.copy())
+    if loop != "pingpong" or not n_seen:
         return
-    if loop == "hold":
-        for index in range(last.index + 1, n_frames):
-            yield Frame(index, last.source_index, True, last.image.copy())
-        return
-    n_held = max(1, min(max_held_frames, MAX_HELD_BYTES // last.image.nbytes))
+    n_held = max(1, min(max_held_frames, MAX_HELD_BYTES // n_bytes))
     with closing(_replay(path, frame_rate, seen, n_held)) as replay:
-        for index in range(last.index + 1, n_frames):
+        for index in range(n_seen, n_frames):
             source_index, image = next(replay)
             yield Frame(index, source_index, True, image)
 

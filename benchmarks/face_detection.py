@@ -1,0 +1,147 @@
+"""Finding faces: the library called frame by frame on whole frames, beside ours, in one run and interleaved.
+
+Takes the first frames of --video, or the bundled sample on a 1080x1920 canvas, and finds their faces with the bare
+library, one frame after the other; with ours, every frame searched whole, several in flight; and with ours searching
+the whole of every Nth frame only. Says frames a second (median, least and most of the rounds), in how many frames a
+face is found, how far boxes and landmarks lie from those of the library's own networks on the whole frame, and that
+the number of threads changes nothing; adds a row a way to results.csv: python benchmarks/face_detection.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from face_geometry import HEIGHT, WIDTH, row
+from lipstream import sample
+from lipstream.face.detect import Detector, Face, make_detector
+from lipstream.face.search import Stretch
+from lipstream.media.reader import Frame, read_frames
+from lipstream.settings import DetectorName
+from lipstream.stages import StageClock, ordered_map
+from memory import add_row
+
+Faces = list[Face | None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--video", type=Path, help="a clip with a face, instead of the bundled sample")
+    parser.add_argument("--frames", type=int, default=75, help="held in memory: 6 MB each at 1080x1920")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--detector", default="mediapipe", choices=[n for n in get_args(DetectorName) if n != "auto"])
+    parser.add_argument("--search-every", type=int, nargs="+", default=[10, 25])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
+    args = parser.parse_args()
+    frames = list(itertools.islice(read_frames(args.video) if args.video else canvas(), args.frames))
+    detector = make_detector(args.detector, "cpu")
+    library = LIBRARIES[args.detector](args.detector)
+
+    runs: dict[str, Callable[[], object]] = {"library, frame by frame": lambda: [library(f.image) for f in frames]}
+    found: dict[str, Faces] = {}
+    for every in (1, *args.search_every):
+        words = f"ours, every frame whole, {args.threads} threads" if every == 1 else f"ours, whole every {every}"
+        runs[words] = lambda every=every: search(detector, frames, every, args.threads)
+        found[words] = search(detector, frames, every, args.threads)
+        if described(search(detector, frames, every, 1)) != described(found[words]):
+            raise SystemExit(f"{words}: the number of threads changed the result")
+
+    times: dict[str, list[float]] = {words: [] for words in runs}
+    for _, (words, run) in itertools.product(range(args.rounds), runs.items()):
+        begun_s = time.perf_counter()
+        run()
+        times[words].append(time.perf_counter() - begun_s)
+    detector.close()
+
+    height, width = frames[0].image.shape[:2]
+    where = f"{width}x{height}, {args.video.name if args.video else 'bundled sample'}, {args.detector}"
+    print(f"{where}, {len(frames)} frames, {args.rounds} rounds")
+    whole = next(iter(found.values()))
+    for words, seconds in times.items():
+        speed = describe(seconds, len(frames), statistics.median(next(iter(times.values()))))
+        note = f"{speed}, {compare(found[words], whole)}" if words in found else speed
+        print(f"{words:38} {note}")
+        if not args.no_row:
+            settings = f"{where}, {words}, {note}"
+            add_row(row("face detection", "", settings, len(frames), statistics.median(seconds)))
+
+
+def search(detector: Detector, frames: Sequence[Frame], every: int, threads: int) -> Faces:
+    """The face of each frame, found as the line finds it."""
+    stretches = [Stretch(index - index % every) for index in range(0, len(frames), every)]
+
+    def find(index: int) -> Face | None:
+        return stretches[index // every].find(detector, index, frames[index].image)
+
+    return list(ordered_map(find, range(len(frames)), threads, StageClock("detect")))
+
+
+def mediapipe_library(name: str) -> Callable[[NDArray[np.uint8]], object]:
+    """Both of mediapipe's networks on the whole frame: the detector, and the mesh of one face."""
+    import mediapipe
+
+    detection = mediapipe.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
+    mesh = mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1, refine_landmarks=True)
+    return lambda image: (detection.process(image), mesh.process(image))
+
+
+def insightface_library(name: str) -> Callable[[NDArray[np.uint8]], object]:
+    """InsightFace's analysis of the whole frame, set up as the published code does."""
+    from insightface.app import FaceAnalysis
+
+    analysis = FaceAnalysis(name, allowed_modules=["detection", "landmark_2d_106"], providers=["CPUExecutionProvider"])
+    analysis.prepare(ctx_id=-1, det_size=(512, 512))
+    return lambda image: analysis.get(np.ascontiguousarray(image[:, :, ::-1]))
+
+
+LIBRARIES = {"mediapipe": mediapipe_library, "buffalo_s": insightface_library, "buffalo_l": insightface_library}
+
+
+def compare(faces: Faces, whole: Faces) -> str:
+    """In how many frames a face was found, and how far from where the whole frame's search found it."""
+    pairs = [(face, other) for face, other in zip(faces, whole, strict=True) if face and other]
+    boxes = [np.abs(np.subtract(face.box, other.box)).max() for face, other in pairs] or [0.0]
+    points = [np.abs(face.landmarks - other.landmarks).max() for face, other in pairs] or [0.0]
+    count = sum(face is not None for face in faces)
+    return (
+        f"{count} of {len(faces)} with a face, boxes off by {np.median(boxes):.1f} px (most {np.max(boxes):.1f}, "
+        f"{np.mean(np.array(boxes) <= 1):.0%} within 1), landmarks {np.median(points):.0f} px "
+        f"(most {np.max(points):.0f}, {np.mean(np.array(points) <= 1):.0%} within 1)"
+    )
+
+
+def described(faces: Faces) -> list[object]:
+    """The faces as plain values, to be compared."""
+    return [face and (face.box, face.score, face.landmarks.tolist()) for face in faces]
+
+
+def describe(seconds: Sequence[float], n_frames: int, library_s: float) -> str:
+    """Frames a second, the median of the rounds, the least and the most, beside the library's."""
+    rates = [n_frames / value for value in seconds]
+    return (
+        f"{statistics.median(rates):.1f} frames a second ({min(rates):.1f} to {max(rates):.1f}), "
+        f"{library_s / statistics.median(seconds):.2f} times as fast"
+    )
+
+
+def canvas() -> Iterator[Frame]:
+    """The bundled sample in the middle of a 1080x1920 frame."""
+    for frame in read_frames(sample.VIDEO):
+        image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+        top, left = (HEIGHT - frame.image.shape[0]) // 3, (WIDTH - frame.image.shape[1]) // 2
+        image[top : top + frame.image.shape[0], left : left + frame.image.shape[1]] = frame.image
+        yield Frame(frame.index, frame.source_index, False, image)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Searching the whole of some frames only: who is looked at where, in any number of threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from lipstream.face.faces import Face
+from lipstream.face.search import Stretch
+
+SHAPE = (96, 128, 3)
+
+
+def face(left: float, size: float = 100.0) -> Face:
+    return Face((left, 0.0, left + size, size), 0.9, np.full((3, 2), left))
+
+
+class Witness:
+    """A detector that sees the face at the frame's brightness, or none in a dark one, and notes what it is asked."""
+
+    name = "witness"
+
+    def __init__(self, reach: float = 1000.0) -> None:
+        self.reach = reach
+        self.asked: list[str] = []
+
+    def detect(self, image: np.ndarray) -> Face | None:
+        self.asked.append("whole")
+        if image.max() == 255:
+            raise RuntimeError("broken")
+        return face(float(image[0, 0, 0])) if image.any() else None
+
+    def detect_near(self, image: np.ndarray, held: Face) -> Face | None:
+        self.asked.append("near")
+        found = face(float(image[0, 0, 0]) + held.box[0] / 1000)
+        return found if abs(found.box[0] - held.box[0]) < self.reach else None
+
+    def close(self) -> None:
+        pass
+
+
+def frame(brightness: int) -> np.ndarray:
+    return np.full(SHAPE, brightness, np.uint8)
+
+
+def search(detector: Witness, brightness: list[int]) -> list[Face | None]:
+    stretch = Stretch(7)
+    return [stretch.find(detector, 7 + index, frame(value)) for index, value in enumerate(brightness)]
+
+
+def test_only_the_first_frame_is_searched_whole():
+    detector = Witness()
+    found = search(detector, [100, 101, 102, 103])
+    assert detector.asked == ["whole", "near", "near", "near"]
+    assert [f.box[0] for f in found] == pytest.approx([100, 101.1, 102.1, 103.1])
+
+
+def test_a_face_that_left_is_sought_everywhere():
+    detector = Witness(reach=5)
+    found = search(detector, [100, 104, 110, 102])
+    assert detector.asked == ["whole", "near", "near", "whole", "near"]
+    assert found[2].box[0] == 110
+
+
+def test_after_a_cut_the_whole_frame_is_searched():
+    detector = Witness()
+    found = search(detector, [100, 140, 141, 105])
+    assert detector.asked == ["whole", "whole", "whole", "near"]
+    assert found[1].box[0] == 140
+
+
+def test_without_a_face_to_hold_every_frame_is_searched_whole():
+    detector = Witness()
+    found = search(detector, [0, 0, 20])
+    assert found[:2] == [None, None]
+    assert found[2].box[0] == 20
+    assert detector.asked == ["whole"] * 3
+
+
+def test_a_fault_in_the_first_frame_reaches_those_that_wait_for_it():
+    stretch, detector = Stretch(0), Witness()
+    with pytest.raises(RuntimeError, match="broken"):
+        stretch.find(detector, 0, frame(255))
+    with pytest.raises(RuntimeError, match="broken"):
+        stretch.find(detector, 1, frame(100))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_the_number_of_threads_changes_nothing(threads):
+    brightness = [int(value) for value in np.random.default_rng(0).integers(80, 120, 60)]
+
+    def run(threads: int) -> list[float]:
+        stretches = [Stretch(start) for start in range(0, 60, 10)]
+        detector = Witness(reach=15)
+
+        def find(index: int) -> float:
+            return stretches[index // 10].find(detector, index, frame(brightness[index])).box[0]
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(find, range(60)))
+
+    assert run(threads) == run(1)
