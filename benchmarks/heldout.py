@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 import wave
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream import LipSync, sample
+from lipstream import LipSync, SyncSettings, sample
 from lipstream.face.align import crop_face
 from lipstream.face.detect import make_detector
 from lipstream.face.track import FaceTrack
@@ -44,6 +45,7 @@ SIZE = 256  # of the crops that landmarks are found in
 LIPS = (61, 291, 78, 308, 0, 17, 13, 14, 37, 267, 84, 314, 82, 312, 87, 317, 80, 310, 88, 318)
 
 Floats = NDArray[np.floating[Any]]
+Sync = Callable[[Path, Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Region:
         return round(float(per_frame.abs().mean() * 127.5), 2)
 
 
-def measure_clip(sync: LipSync, video: Path, truth_path: Path, sounds: dict[str, Path], out: Path, tools: Any) -> Any:
+def measure_clip(sync: Sync, video: Path, truth_path: Path, sounds: dict[str, Path], out: Path, tools: Any) -> Any:
     """The held-out end of a clip with each of the sounds."""
     cutter, region = tools
     matrices = cutter.matrices(truth_path)
@@ -141,7 +143,7 @@ def measure_clip(sync: LipSync, video: Path, truth_path: Path, sounds: dict[str,
     made = {}
     for name, sound in sounds.items():
         result = out / f"{video.stem}-{name}.mp4"
-        sync(truth_path, sound, result, overwrite=True)
+        sync(truth_path, sound, result)
         made[name] = cutter.faces(result, matrices)
     n = min(len(faces.crops) for faces in (truth, *made.values()))
     own = made["own"]
@@ -160,10 +162,10 @@ def measure_clip(sync: LipSync, video: Path, truth_path: Path, sounds: dict[str,
     }
 
 
-def measure_still(sync: LipSync, picture: Path, speech: Path, result: Path, tools: Any) -> tuple[dict[str, Any], Faces]:
+def measure_still(sync: Sync, picture: Path, speech: Path, result: Path, tools: Any) -> tuple[dict[str, Any], Faces]:
     """A portrait or the sample with a speech: there is no truth, so the mouth is held against the loudness."""
     cutter, region = tools
-    sync(picture, speech, result, overwrite=True)
+    sync(picture, speech, result)
     matrices = cutter.matrices(picture)
     n = sum(1 for _ in read_frames(result))
     given = cutter.faces(picture, matrices)
@@ -209,7 +211,7 @@ def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
-def measure_clips(sync: LipSync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
     shifts = read_shifts(args.shifts) if args.shifts else {}
     ends = {
         v: cut_end(v, folder, args.held_out, shifts.get(v.stem, 0.0)) for v in files_of(args.videos, VIDEO_SUFFIXES)
@@ -226,7 +228,7 @@ def measure_clips(sync: LipSync, args: argparse.Namespace, folder: Path, tools: 
     return found
 
 
-def measure_stills(sync: LipSync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+def measure_stills(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
     speech = folder / "speech.wav"
     write_wav(speech, np.concatenate(list(read_mono(sample.SPEECH)))[: round(args.still_seconds * RATE_HZ)])
     found, rows = {}, []
@@ -255,12 +257,17 @@ def main() -> None:
     parser.add_argument("--shifts", type=Path)
     parser.add_argument("--held-out", type=float, default=0.2)
     parser.add_argument("--portraits", type=Path)
+    parser.add_argument("--guidance-scale", type=float, help="[the model's own]")
     parser.add_argument("--still-seconds", type=float, default=2.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sync = LipSync.load(args.model, detector="mediapipe")
+    loaded, settings = LipSync.load(args.model, detector="mediapipe"), SyncSettings(guidance_scale=args.guidance_scale)
+
+    def sync(video: Path, speech: Path, output: Path) -> None:
+        loaded(video, speech, output, settings, overwrite=True)
+
     tools = (Cutter(), Region.of(args.model))
-    measures: dict[str, Any] = {"model": args.model}
+    measures: dict[str, Any] = {"model": args.model, "guidance_scale": args.guidance_scale}
     words, made = measure_still(sync, sample.VIDEO, sample.SPEECH, args.out / "sample.mp4", tools)
     measures["sample"] = words
     print("sample", json.dumps(words), flush=True)

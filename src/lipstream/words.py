@@ -30,6 +30,13 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         metavar="pass|error",
         help="a frame without a face: pass it through or stop [pass]",
     )
+    parser.add_argument(
+        "--search-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="look for the face in the whole of every Nth frame only: faster, landmarks differ by a pixel or two [1]",
+    )
     parser.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
 
 
@@ -72,6 +79,7 @@ def sync_settings(args: argparse.Namespace) -> SyncSettings:
         loop=args.loop,
         no_face=args.no_face,
         crf=args.crf,
+        search_every=args.search_every,
     )
 
 

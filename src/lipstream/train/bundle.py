@@ -26,6 +26,7 @@ class BundleSettings:
     mask_polygon_xy: Sequence[Sequence[float]]
     num_frames: int = 16
     num_inference_steps: int = 1
+    guidance_scale: float = 1.0
     notes: str = ""
 
 
@@ -45,7 +46,7 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
         "mask": {"size": settings.mask_size, "polygon_xy": [list(p) for p in settings.mask_polygon_xy]},
         "scheduler": SCHEDULER_WORDS,
         "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": 1.0,
+        "guidance_scale": settings.guidance_scale,
         "unet": unet.unet_words(vae.config.latent_channels),
         "audio_encoder": unet.audio_words(),
         "files": {"unet": "unet.safetensors", "audio_encoder": "audio_encoder.safetensors", "vae": "vae"},

@@ -60,6 +60,7 @@ def add_arguments(commands: Any) -> None:
     made.add_argument("work", type=Path, metavar="WORK")
     made.add_argument("folder", type=Path, metavar="FOLDER")
     made.add_argument("--name", default="tuned", metavar="NAME", help="[tuned]")
+    made.add_argument("--guidance-scale", type=float, default=1.0, metavar="G", help="weight of the speech [1.0]")
     made.add_argument("--notes", default="", metavar="TEXT", help="kept in lipstream.json")
 
 
@@ -170,7 +171,12 @@ def _bundle(args: argparse.Namespace, tell: Tell) -> None:
         load_average(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
     words = bundle.BundleSettings(
-        args.name, stage.resolution, config.mask_size, config.mask_polygon_xy, notes=args.notes
+        args.name,
+        stage.resolution,
+        config.mask_size,
+        config.mask_polygon_xy,
+        guidance_scale=args.guidance_scale,
+        notes=args.notes,
     )
     size = bundle.write(args.folder, pair, stage.autoencoder, settings, words)
     tell(f"{args.folder}: step {step}, {size / 1e6:.1f} MB")

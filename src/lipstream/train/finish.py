@@ -34,7 +34,7 @@ class FinishSettings:
     num_frames: int = 8
     decoded_frames: int = 10
     encoded_share: float = 0.3
-    mouth_gain: float = 3.0
+    mouth_gain: float = 8.0
     texture_weight: float = 3.0
 
 

@@ -33,7 +33,7 @@ class LoopSettings:
     steps: int
     learning_rate: float = 5e-4
     warmup_steps: int = 50
-    decay_steps: int = 200
+    decay_steps: int = 600
     ema_decay: float = 0.995
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
