@@ -336,3 +336,20 @@ def test_texture_minds_strength_not_place():
     everywhere = torch.ones(1, 1, 64, 64)
     moved = finish.texture_loss(grain.roll(3, -1), grain, everywhere)
     assert moved < 0.2 * finish.texture_loss(smooth, grain, everywhere)
+
+
+def test_many_steps_begin_anywhere(tmp_path):
+    """A window that begins close to the picture shows it to the U-Net, one that begins at pure noise does not."""
+    times = unet._timesteps(400, 0.7, torch.Generator().manual_seed(0))
+    assert 0.2 < float((times == unet.FIRST_TIMESTEP).float().mean()) < 0.4
+    assert int(times.min()) < 50
+    sampler = latents.Sampler(made_latents(tmp_path), made_mask(), footage_share=0.5)
+    batch = sampler.draw(1, 3, torch.Generator().manual_seed(0), CPU)
+    other = dataclasses.replace(batch, latents=batch.latents + 1)
+    torch.manual_seed(0)
+    pair, noise = unet.Pair(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
+    with torch.inference_mode():
+        for timestep, seen in ((10, True), (unet.FIRST_TIMESTEP, False)):
+            times = torch.tensor([timestep])
+            assert torch.equal(pair.predict(batch, noise, times), pair.predict(other, noise, times)) != seen
+        torch.testing.assert_close(pair.predict(batch, noise, times), pair.predict(batch, noise), atol=1e-4, rtol=0)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # The work folder's parts.
 _CLIPS, _LATENTS, _VAE, _UNET, _FINISH = "clips", "latents", "vae", "unet", "finish"
 _SCALE_PICTURES = 128
+_NOISY_SHARE = 0.7  # with --many-steps
 
 Tell = Callable[[str], None]
 
@@ -55,12 +56,15 @@ def add_arguments(commands: Any) -> None:
         stage.add_argument("--learning-rate", type=float, default=8e-4, metavar="R", help="[0.0008]")
         if name == "vae":
             stage.add_argument("--decoder-only", action="store_true", help="leave the encoder as it is")
+        if name == "unet":
+            stage.add_argument("--many-steps", action="store_true", help="for a model that samples in many steps")
     made = commands.add_parser("bundle", help="write a model folder for `sync --model FOLDER`")
     made.set_defaults(train_stage="bundle")
     made.add_argument("work", type=Path, metavar="WORK")
     made.add_argument("folder", type=Path, metavar="FOLDER")
     made.add_argument("--name", default="tuned", metavar="NAME", help="[tuned]")
     made.add_argument("--guidance-scale", type=float, default=1.0, metavar="G", help="weight of the speech [1.0]")
+    made.add_argument("--steps", type=int, default=1, metavar="N", help="more for a model trained --many-steps [1]")
     made.add_argument("--notes", default="", metavar="TEXT", help="kept in lipstream.json")
 
 
@@ -98,7 +102,8 @@ def _unet(args: argparse.Namespace, tell: Tell) -> None:
     stage = _Stage.open(args.work)
     autoencoder = stage.autoencoder.to(device)
     clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, tell)
-    settings, folder = unet.UNetSettings(), args.work / _UNET
+    settings = unet.UNetSettings(noisy_share=_NOISY_SHARE if args.many_steps else 0.0)
+    folder = args.work / _UNET
 
     def after_save(pair: unet.Pair, step: int) -> None:
         _write_samples(pair, autoencoder, clips, stage.mask, settings, folder / "samples.png", device)
@@ -175,6 +180,7 @@ def _bundle(args: argparse.Namespace, tell: Tell) -> None:
         stage.resolution,
         config.mask_size,
         config.mask_polygon_xy,
+        num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
         notes=args.notes,
     )

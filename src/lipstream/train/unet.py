@@ -1,4 +1,4 @@
-"""Joint training of the U-Net and the audio encoder, for one denoising step from pure noise.
+"""Joint training of the U-Net and the audio encoder, for one denoising step from pure noise, or for many.
 
 With zero terminal signal-to-noise and the prediction of the clean latents themselves, one step is a plain regression:
 what a small model can learn in little time (few-step training: Lin et al. 2024, https://arxiv.org/abs/2305.08891).
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from lipstream.latent import conditioning
@@ -46,7 +47,11 @@ POSITION_PERIOD = 20
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """Sizes, batch and loss weights. deaf_share: windows that hear nothing, which guidance needs at inference."""
+    """Sizes, batch and loss weights.
+
+    deaf_share: windows that hear nothing, which guidance needs at inference. noisy_share: windows that begin anywhere
+    between pure noise and the picture, which a model needs that samples in many steps; the rest begin at pure noise.
+    """
 
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = 1
@@ -57,6 +62,7 @@ class UNetSettings:
     long_num_frames: int = 16
     long_share: float = 0.15
     deaf_share: float = 0.1
+    noisy_share: float = 0.0
     decoded_frames: int = 3
     footage_share: float = 0.45
     hidden_share: float = 0.35
@@ -125,12 +131,20 @@ class Pair(nn.Module):
         heard = rows[:, data.MEL_BEFORE // 2 - ROWS_BEFORE :].unfold(1, span, ROWS_PER_FRAME)[:, :num_frames]
         return heard.permute(0, 1, 3, 2).flatten(0, 1)
 
-    def predict(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Clean latents (n, C, h, w) from pure noise (n, C, h, w)."""
-        sample = torch.cat((noise, batch.mask, batch.masked, batch.reference), 1)
+    def predict(self, batch: Batch, noise: Tensor, timesteps: Tensor | None = None) -> Tensor:
+        """Clean latents (n, C, h, w).
+
+        From noise (n, C, h, w) alone, or with `timesteps` (windows,) from what the noise leaves of them there.
+        """
+        noisy = noise
+        if timesteps is None:
+            timesteps = torch.tensor(FIRST_TIMESTEP, device=noise.device)
+        else:
+            scheduler: Any = DDIMScheduler.from_config(SCHEDULER_WORDS)  # type: ignore[no-untyped-call]
+            noisy = scheduler.add_noise(batch.latents, noise, timesteps.repeat_interleave(batch.num_frames, 0))
+        sample = torch.cat((noisy, batch.mask, batch.masked, batch.reference), 1)
         audio = self.hear(batch.mel, batch.phase, batch.num_frames) * batch.hears.repeat_interleave(batch.num_frames, 0)
-        timestep = torch.tensor(FIRST_TIMESTEP, device=noise.device)
-        return self.unet(sample, timestep, audio, batch.num_frames).float()
+        return self.unet(sample, timesteps, audio, batch.num_frames).float()
 
 
 def periodic_positions(rows: int, channels: int) -> Tensor:
@@ -149,7 +163,8 @@ def training_loss(
     shape = (windows, *batch.latents.shape[1:])
     # One noise image for all frames of a window (published behaviour).
     noise = torch.randn(shape, generator=generator).to(batch.latents.device)
-    predicted = pair.predict(batch, noise.repeat_interleave(batch.num_frames, 0))
+    timesteps = _timesteps(windows, settings.noisy_share, generator).to(noise.device) if settings.noisy_share else None
+    predicted = pair.predict(batch, noise.repeat_interleave(batch.num_frames, 0), timesteps)
     weight = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device)
     weight = weight * (0.05 + (1 - batch.mask))
     latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.2) * weight).mean()
@@ -175,6 +190,12 @@ def training_loss(
         "lips": lips,
         "pixels": pixels,
     }
+
+
+def _timesteps(windows: int, noisy_share: float, generator: torch.Generator) -> Tensor:
+    """Where each window begins: (windows,)."""
+    anywhere = torch.randint(FIRST_TIMESTEP, (windows,), generator=generator)
+    return torch.where(torch.rand(windows, generator=generator) < noisy_share, anywhere, FIRST_TIMESTEP)
 
 
 def _moving(latents: Tensor, num_frames: int) -> Tensor:
