@@ -110,9 +110,14 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
     """Killed after any step and resumed, the weights are those of an uninterrupted run, bit for bit."""
     clips = made_latents(tmp_path)
 
+    def judge(mouths: torch.Tensor) -> torch.Tensor:
+        return mouths.mean((1, 2, 3))
+
+    small = dataclasses.replace(SMALL_UNET, judge_every=3, judged_batches=1)
+
     def train(folder: Path, report=None) -> dict[str, torch.Tensor]:
         settings = loop_of(6, save_every_s=0.0)
-        unet.train(clips, made_vae(), made_mask(), folder, SMALL_UNET, settings, CPU, report)
+        unet.train(clips, made_vae(), made_mask(), folder, small, settings, CPU, report, judge=judge)
         return torch.load(folder / "checkpoint.pt", weights_only=True)
 
     def kill(step: int, *_) -> None:
@@ -123,7 +128,7 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", kill)
     resumed = train(tmp_path / "killed")
-    for part in ("module", "average"):
+    for part in ("module", "average", "beside"):
         for name, value in whole[part].items():
             assert torch.equal(value, resumed[part][name]), name
     assert [line["step"] for line in read_log(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
@@ -289,6 +294,24 @@ def test_lip_reader_reads_what_it_was_taught(tmp_path):
     low, high = reader(torch.full((2, 4, 8, 8), 0.2)), reader(torch.full((2, 4, 8, 8), 0.8))
     assert float((high - low).min()) > 0.3
     assert not any(p.requires_grad for p in reader.parameters())
+
+
+def test_lip_reader_is_taught_what_fooled_it(tmp_path):
+    """Latents that it took for an open mouth and a judge calls shut are read as shut after the lesson."""
+    clips = made_latents(tmp_path)
+    for clip in clips:
+        clip.latents[: clip.n_frames] = clip.openings()[:, None, None, None].half()
+    reader = lips.train_reader(clips, seed=0, steps=150)
+    grey = torch.full((24, 4, 8, 8), 0.9)
+    grey[:, 0] = -0.9
+    openings = torch.zeros(24)
+    openings[:4] = float("nan")
+    before = float(reader(grey).mean())
+    taught = lips.relearn(reader, grey, openings, clips, seed=1)
+    assert abs(float(taught(grey).mean())) < min(0.15, abs(before))
+    high, low = taught(torch.full((1, 4, 8, 8), 0.8)), taught(torch.full((1, 4, 8, 8), 0.2))
+    assert float(high - low) > 0.3
+    assert not any(p.requires_grad for p in taught.parameters())
 
 
 def test_windows_without_sound_do_not_hear(tmp_path):

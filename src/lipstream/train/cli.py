@@ -18,7 +18,7 @@ from lipstream.face.detect import make_detector
 from lipstream.latent import conditioning
 from lipstream.latent.mask import face_mask
 from lipstream.models.load import read_config
-from lipstream.train import bundle, curves, data, finish, latents, unet, vae
+from lipstream.train import bundle, curves, data, finish, latents, lips, unet, vae
 from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,18 @@ def _unet(args: argparse.Namespace, tell: Tell) -> None:
         _write_samples(pair, autoencoder, clips, stage.mask, settings, folder / "samples.png", device)
         tell(f"saved at step {step}")
 
-    unet.train(clips, autoencoder, stage.mask, folder, settings, _loop(args), device, _reporter(tell), after_save)
+    unet.train(
+        clips,
+        autoencoder,
+        stage.mask,
+        folder,
+        settings,
+        _loop(args),
+        device,
+        _reporter(tell),
+        after_save,
+        lips.mesh_judge(autoencoder),
+    )
     curves.draw_curves(folder, folder / "curves.png")
 
 

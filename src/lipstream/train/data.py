@@ -122,7 +122,7 @@ def footage_clip(
             logger.warning("%s: frame %d shows no face; the clip ends there", path, frame.index)
             break
         crop = crop_face(frame.image, matrix, resolution)
-        points = face_mesh.points(_upscaled(crop))
+        points = face_mesh.points(upscaled(crop))
         crops.append(crop.numpy())
         redrawn.append(_redrawn(crop, points, generator).numpy() if points is not None else crops[0])
         opening.append(mouth_opening(points) if points is not None else (opening[-1] if opening else 0.0))
@@ -151,7 +151,8 @@ def _interior(image: Tensor, mouth: stills.Mouth, generator: torch.Generator) ->
     return stills.Interior.random(skin.mean((1, 2)), generator)
 
 
-def _upscaled(crop: Tensor) -> NDArray[np.uint8]:
+def upscaled(crop: Tensor) -> NDArray[np.uint8]:
+    """A crop (3, h, w) of 0 to 255 as an image (256, 256, 3), large enough for the face mesh."""
     large = F.interpolate(crop[None].float(), size=(256, 256), mode="bilinear", align_corners=False)[0]
     return large.round().to(torch.uint8).permute(1, 2, 0).numpy()
 

@@ -2,23 +2,35 @@
 
 Losses on latents and pixels are content with a mouth that hardly moves, half open all the time; a reader is not. The
 idea is that of the lip-sync expert (Prajwal et al. 2020, https://arxiv.org/abs/2008.10010), for openings alone.
+
+A reader that never changes is soon fooled: the U-Net finds grey mouths that it takes for open ones. So every so often
+what the U-Net makes is decoded, a face mesh tells how far those mouths are really open, and the reader learns that.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lipstream.latent import conditioning
+from lipstream.train.data import upscaled
 from lipstream.train.latents import LatentClip
 from lipstream.train.loop import step_generator
+from lipstream.train.mesh import FaceMesh, mouth_opening
+from lipstream.train.stills import FULL_GAP
 
 logger = logging.getLogger(__name__)
 
 _NOISE = 0.3
 _CLIPS = 12  # a batch is of so many clips
+
+Judge = Callable[[Tensor], Tensor]
+"""Latents (n, channels, size, size) to the openings of what is seen when they are decoded, not a number where none."""
 
 
 class LipReader(nn.Module):
@@ -61,6 +73,46 @@ def train_reader(clips: list[LatentClip], seed: int, steps: int = 600, batch: in
     r = torch.corrcoef(torch.stack((read.detach(), openings)))[0, 1]
     logger.info("lip reader: read opening against the true one, r = %.2f", r)
     return reader.requires_grad_(False).eval()
+
+
+def mesh_judge(vae: Any) -> Judge:
+    """A judge by mediapipe's face mesh. Raises ModelError where mediapipe is not installed."""
+    face_mesh = FaceMesh()
+
+    def judge(latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            pictures = ((conditioning.decode(vae, latents).float().cpu() + 1) * 127.5).round().clamp(0, 255)
+        found = [face_mesh.points(upscaled(picture)) for picture in pictures]
+        return torch.tensor([float("nan") if p is None else mouth_opening(p) / FULL_GAP for p in found])
+
+    return judge
+
+
+def relearn(
+    reader: LipReader, mouths: Tensor, openings: Tensor, clips: list[LatentClip], seed: int, steps: int = 150
+) -> LipReader:
+    """A reader that has learnt the openings (n,) of `mouths` (n, channels, size, size) besides those of the clips.
+
+    Those that are not a number are left out. Trained on the CPU, frozen again, on the device of the one given.
+    """
+    device = next(reader.parameters()).device
+    seen = ~openings.isnan()
+    mouths, openings = mouths.cpu()[seen], openings[seen]
+    if len(mouths) == 0:
+        return reader
+    reader = reader.cpu().requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(reader.parameters(), 1e-3, weight_decay=0.05)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps) + 1e-5
+        generator = step_generator(seed, step)
+        known, known_openings = _draw(clips, 48, generator)
+        chosen = torch.randint(len(mouths), (48,), generator=generator)
+        read = reader(torch.cat((known, mouths[chosen])))
+        loss = F.smooth_l1_loss(read, torch.cat((known_openings, openings[chosen])), beta=0.2)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return reader.requires_grad_(False).eval().to(device)
 
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,8 @@ class Run:
     """One training run in a folder: the module in training, its averaged copy, the optimizer and the log.
 
     module: holds everything that is trained. `average` is an exponential moving average of it, which is what a
-    bundle is made of. fast: parts of the names of parameters that learn FAST_GAIN times as fast as the rest.
+    bundle is made of. fast: parts of the names of parameters that learn FAST_GAIN times as fast as the rest. beside:
+    what changes with the run without being trained by it, kept in the checkpoint too.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Run:
         settings: LoopSettings,
         device: torch.device,
         fast: Sequence[str] = (),
+        beside: nn.Module | None = None,
     ) -> None:
         self.folder, self.settings, self.device = folder, settings, device
         self.module = module.to(device)
@@ -76,6 +78,7 @@ class Run:
             weight_decay=settings.weight_decay,
         )
         self.step = 0
+        self.beside = beside
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT_NAME).exists():
             self._load()
@@ -129,6 +132,8 @@ class Run:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if self.beside is not None:
+            state["beside"] = self.beside.state_dict()
         temporary = self.folder / (CHECKPOINT_NAME + ".tmp")
         torch.save(state, temporary)
         temporary.replace(self.folder / CHECKPOINT_NAME)
@@ -138,6 +143,8 @@ class Run:
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.beside is not None and "beside" in state:
+            self.beside.load_state_dict(state["beside"])
         self.step = int(state["step"])
         _drop_lines_after(self.folder / LOG_NAME, self.step)
         logger.info("resumed %s at step %d", self.folder, self.step)

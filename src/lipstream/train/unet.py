@@ -24,8 +24,8 @@ from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
 from lipstream.train import data, hearing, losses
 from lipstream.train.latents import Batch, LatentClip, Sampler
-from lipstream.train.lips import LipReader, train_reader
-from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run
+from lipstream.train.lips import Judge, LipReader, relearn, train_reader
+from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run, step_generator
 
 SCHEDULER_WORDS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -51,6 +51,7 @@ class UNetSettings:
 
     deaf_share: windows that hear nothing, which guidance needs at inference. noisy_share: windows that begin anywhere
     between pure noise and the picture, which a model needs that samples in many steps; the rest begin at pure noise.
+    judge_every: steps between lessons of the lip reader, each on so many batches.
     """
 
     block_out_channels: tuple[int, ...] = (64, 96, 128)
@@ -71,6 +72,8 @@ class UNetSettings:
     motion_weight: float = 8.0
     lips_weight: float = 4.0
     pixel_weight: float = 2.0
+    judge_every: int = 200
+    judged_batches: int = 10
 
     def unet_words(self, latent_channels: int) -> dict[str, Any]:
         """The U-Net's configuration in the published words."""
@@ -192,6 +195,19 @@ def training_loss(
     }
 
 
+@torch.no_grad()
+def _mouths_made(
+    pair: Pair, sampler: Sampler, settings: UNetSettings, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Latents (n, C, h, w) float32 that the pair makes of some windows, and the true ones."""
+    found = []
+    for _ in range(settings.judged_batches):
+        batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
+        noise = torch.randn((settings.windows, *batch.latents.shape[1:]), generator=generator).to(device)
+        found += [pair.predict(batch, noise.repeat_interleave(batch.num_frames, 0)), batch.latents]
+    return torch.cat(found)
+
+
 def _timesteps(windows: int, noisy_share: float, generator: torch.Generator) -> Tensor:
     """Where each window begins: (windows,)."""
     anywhere = torch.randint(FIRST_TIMESTEP, (windows,), generator=generator)
@@ -214,15 +230,19 @@ def train(
     device: torch.device,
     report: Report | None = None,
     after_save: Callable[[Pair, int], None] | None = None,
+    judge: Judge | None = None,
 ) -> Pair:
-    """Train on clips; returns the averaged pair. vae: frozen; mask: (1, res, res), 1 = keep."""
+    """Train on clips; returns the averaged pair. vae: frozen; mask: (1, res, res), 1 = keep.
+
+    judge: teaches the lip reader what the U-Net's mouths really are; without one the reader stays as it is.
+    """
     torch.manual_seed(loop.seed)
     vae = vae.to(device).eval().requires_grad_(False)
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
         hearing.pretrain(pair.audio_encoder, clips, loop.seed)
     reader = train_reader(clips, loop.seed).to(device)
-    run = Run(folder, pair, loop, device, fast=("attn2", "audio_encoder"))
+    run = Run(folder, pair, loop, device, fast=("attn2", "audio_encoder"), beside=reader)
     sampler = Sampler(
         clips,
         mask,
@@ -231,7 +251,10 @@ def train(
         deaf_share=settings.deaf_share,
     )
 
-    def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if judge is not None and step % settings.judge_every == 0:
+            mouths = _mouths_made(run.module, sampler, settings, step_generator(loop.seed + 1, step), device)  # type: ignore[arg-type]
+            relearn(reader, mouths, judge(mouths), clips, loop.seed + step)
         long = float(torch.rand((), generator=generator)) < settings.long_share
         num_frames = settings.long_num_frames if long else settings.num_frames
         windows = max(settings.windows * settings.num_frames // num_frames, 1)
