@@ -5,9 +5,10 @@ Images are uint8 RGB (h, w, 3), gone through once and one frame at a time: memor
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.imaging import gaussian_blur
+from lipstream.measure.mouths import MouthFinder, Mouths
 
 Image = NDArray[np.uint8]
 Images = Iterable[Image]
@@ -24,6 +26,42 @@ Images = Iterable[Image]
 _RADIUS, _SIGMA = 5, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far pictures are from the reference's, over `frames` frames; None where it cannot be told.
+
+    frames_without_face: those where a mouth was not found in one of the two, left out of landmark_distance and
+    opening_correlation. All but these two look at the repainted region (see psnr_db). psnr_db: inf where all is equal.
+    ssim: 1 is equal. landmark_distance: of the inner lips' points, in heights of the face. opening_correlation: of how
+    far the mouth is open, over time. flicker and reference_flicker: mean absolute second difference over time of the
+    pictures and of the reference, levels of 255.
+    """
+
+    frames: int
+    frames_without_face: int | None
+    psnr_db: float | None
+    ssim: float | None
+    landmark_distance: float | None
+    opening_correlation: float | None
+    flicker: float | None
+    reference_flicker: float | None
+
+
+def measure(
+    reference: Images,
+    pictures: Images,
+    untouched: Images | None = None,
+    *,
+    tolerance: int = 0,
+    finder: MouthFinder | None = None,
+) -> Quality:
+    """All figures in one pass over the pictures; those of mouths only with a finder. As `psnr_db` otherwise."""
+    meter = Meter(finder)
+    for frames in compared(reference, pictures, untouched, tolerance):
+        meter.add(frames)
+    return meter.value()
 
 
 def psnr_db(reference: Images, pictures: Images, untouched: Images | None = None, tolerance: int = 0) -> float | None:
@@ -51,25 +89,42 @@ def ssim(reference: Images, pictures: Images, untouched: Images | None = None, t
     return similarity.value()
 
 
+def flicker(pictures: Images, counts: Iterable[NDArray[np.bool_]]) -> float | None:
+    """Mean absolute second difference over time, |before - 2 now + after|, levels of 255; a still's is 0.
+
+    counts: which pixels of each picture do, (h, w). None where none does, or where there are fewer than three pictures.
+    """
+    unrest = Flicker()
+    for image, places in zip(pictures, counts, strict=True):
+        unrest.add(image, places)
+    return unrest.value()
+
+
 class Compared(NamedTuple):
-    """A frame of both sides (h, w, 3) and which of its pixels count: (h, w) bool."""
+    """A frame of both sides and the frame before it was painted (h, w, 3), and which pixels count: (h, w) bool."""
 
     reference: Image
     picture: Image
+    before: Image
     counts: NDArray[np.bool_]
+
+    @classmethod
+    def painted(cls, reference: Image, picture: Image, before: Image, tolerance: int) -> Compared:
+        """With those pixels counting that differ from the frame before in either picture."""
+        counts = _differs(reference, before, tolerance) | _differs(picture, before, tolerance)
+        return cls(reference, picture, before, counts)
 
 
 def compared(
     reference: Images, pictures: Images, untouched: Images | None = None, tolerance: int = 0
 ) -> Iterator[Compared]:
-    """The frames of both side by side. Raises ValueError where one has more than another."""
-    befores: Iterable[Image | None] = itertools.repeat(None) if untouched is None else untouched
-    pairs = zip(reference, pictures, strict=True)
-    for (one, other), before in zip(pairs, befores, strict=untouched is not None):
-        if before is None:
-            yield Compared(one, other, np.ones(one.shape[:2], np.bool_))
-        else:
-            yield Compared(one, other, _differs(one, before, tolerance) | _differs(other, before, tolerance))
+    """The frames of all side by side. Raises ValueError where one has more than another."""
+    if untouched is None:
+        for one, other in zip(reference, pictures, strict=True):
+            yield Compared(one, other, one, np.ones(one.shape[:2], np.bool_))
+        return
+    for one, other, before in zip(reference, pictures, untouched, strict=True):
+        yield Compared.painted(one, other, before, tolerance)
 
 
 def _differs(image: Image, before: Image, tolerance: int) -> NDArray[np.bool_]:
@@ -77,6 +132,40 @@ def _differs(image: Image, before: Image, tolerance: int) -> NDArray[np.bool_]:
     difference = np.maximum(image, before) - np.minimum(image, before)
     differs: NDArray[np.bool_] = (difference > tolerance).any(axis=-1)
     return differs
+
+
+class Meter:
+    """Adds up `Quality` frame by frame, in order; mouths only with a finder."""
+
+    def __init__(self, finder: MouthFinder | None = None) -> None:
+        self._frames = 0
+        self._psnr, self._ssim = Psnr(), Ssim()
+        self._flicker, self._reference_flicker = Flicker(), Flicker()
+        self._mouths = None if finder is None else Mouths(finder)
+
+    def add(self, frames: Compared) -> None:
+        """Count one frame."""
+        self._frames += 1
+        self._psnr.add(frames)
+        self._ssim.add(frames)
+        self._flicker.add(frames.picture, frames.counts)
+        self._reference_flicker.add(frames.reference, frames.counts)
+        if self._mouths is not None:
+            self._mouths.add(frames.reference, frames.picture, frames.before)
+
+    def value(self) -> Quality:
+        """Of all frames so far."""
+        mouths = self._mouths
+        return Quality(
+            frames=self._frames,
+            frames_without_face=None if mouths is None else mouths.frames_without,
+            psnr_db=self._psnr.value(),
+            ssim=self._ssim.value(),
+            landmark_distance=None if mouths is None else mouths.landmark_distance(),
+            opening_correlation=None if mouths is None else mouths.opening_correlation(),
+            flicker=self._flicker.value(),
+            reference_flicker=self._reference_flicker.value(),
+        )
 
 
 class Psnr:
@@ -117,6 +206,27 @@ class Ssim:
 
     def value(self) -> float | None:
         """Of all frames so far."""
+        return None if self._count == 0 else self._sum / self._count
+
+
+class Flicker:
+    """Adds up `flicker` frame by frame, in order; holds two frames."""
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[Image, NDArray[np.bool_]]] = deque(maxlen=2)
+        self._sum, self._count = 0, 0
+
+    def add(self, image: Image, counts: NDArray[np.bool_]) -> None:
+        """Take the next frame: (h, w, 3), and which of its pixels count, (h, w)."""
+        if len(self._held) == 2:
+            (first, _), (middle, places) = self._held
+            past, now, then = (frame[places].astype(np.int32) for frame in (first, middle, image))
+            self._sum += int(np.abs(past - 2 * now + then).sum())
+            self._count += now.size
+        self._held.append((image, counts))
+
+    def value(self) -> float | None:
+        """Of all frames so far that have one before and one after."""
         return None if self._count == 0 else self._sum / self._count
 
 
