@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lipstream.measure.quality import psnr_db, ssim
+from lipstream.face.faces import Face
+from lipstream.measure.mouths import Correlation, MouthFinder
+from lipstream.measure.quality import flicker, measure, psnr_db, ssim
 
 Image = NDArray[np.uint8]
 
@@ -92,3 +94,94 @@ def test_videos_of_different_lengths_do_not_pass_for_equal() -> None:
         ssim(images, images[:2])
     with pytest.raises(ValueError, match="shorter"):
         psnr_db(images, images, images[:2])
+
+
+def test_psnr_looks_at_painted_pixels_only() -> None:
+    before = np.full((4, 4, 3), 100, np.uint8)
+    one, other = before.copy(), before.copy()
+    one[0, 0] = 200
+    other[0, 0] = 190
+    assert psnr_db([one], [other], [before]) == pytest.approx(20 * math.log10(255 / 10))
+    assert psnr_db([one], [other]) == pytest.approx(20 * math.log10(255 / 10) + 10 * math.log10(16))
+    assert psnr_db([one], [one], [before]) == math.inf
+    assert psnr_db([before], [before], [before]) is None
+
+
+def test_a_still_does_not_flicker() -> None:
+    (image,) = pictures(1)
+    everywhere = np.ones(image.shape[:2], np.bool_)
+    assert flicker([image] * 4, [everywhere] * 4) == 0
+    assert flicker([image] * 2, [everywhere] * 2) is None
+    assert flicker([image] * 4, [~everywhere] * 4) is None
+    # A light that goes on for one frame: 2 of 4 second differences of 10, one of 20, in the half that counts.
+    bright = image // 2
+    frames = [bright, bright, bright + 10, bright, bright]
+    half = everywhere.copy()
+    half[:, 24:] = False
+    assert flicker(frames, [half] * 5) == pytest.approx((10 + 20 + 10) / 3)
+    frames[2] = np.where(half[..., None], bright, bright + 10)
+    assert flicker(frames, [half] * 5) == 0
+
+
+def test_the_correlation_is_pearsons() -> None:
+    x, y = np.random.default_rng(0).normal(1000, 0.1, (2, 50))
+    found = Correlation()
+    for pair in zip(x, y, strict=True):
+        found.add(*map(float, pair))
+    assert found.value() == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+    still = Correlation()
+    for value in x:
+        still.add(float(value), 0.1)
+    assert still.value() is None
+
+
+class Detector:
+    """Sees a face in every frame but those that are black."""
+
+    name = "stand-in"
+
+    def detect(self, image: Image) -> Face | None:
+        return Face((0, 0, 200, 200), 1.0, np.array([[60.0, 60], [140, 60], [100, 110]])) if image.any() else None
+
+    def detect_near(self, image: Image, held: Face) -> Face | None:
+        return self.detect(image)
+
+    def close(self) -> None:
+        pass
+
+
+class Finder(MouthFinder):
+    """Reads a mouth that is as far open as the frame's first pixel says, of a face 100 high; none where that is 255."""
+
+    def __init__(self) -> None:
+        self.detector = Detector()
+
+    def points(self, image: Image, affine_matrix: NDArray[np.float32]) -> NDArray[np.float64] | None:
+        points = np.zeros((478, 2))
+        points[152] = (0, 100)
+        points[14] = (0, image[0, 0, 0])
+        return None if image[0, 0, 0] == 255 else points
+
+
+def test_frames_without_a_mouth_are_counted_and_left_out() -> None:
+    def frame(opening: int) -> Image:
+        return np.full((8, 8, 3), opening, np.uint8)
+
+    reference = [frame(value) for value in (10, 20, 30, 0, 40, 50)]
+    moved = [frame(value) for value in (12, 22, 32, 0, 255, 52)]
+    quality = measure(reference, moved, reference, finder=Finder())
+    assert (quality.frames, quality.frames_without_face) == (6, 2)
+    assert quality.landmark_distance == pytest.approx(2 / 100 / 20)  # of twenty points one moved
+    assert quality.opening_correlation == pytest.approx(1)
+    assert measure(reference, moved).landmark_distance is None
+
+
+def test_the_record_holds_what_the_functions_find() -> None:
+    before, one = pictures(4), noisy(pictures(4), 10)
+    other = noisy(one, 5)
+    quality = measure(one, other, before)
+    assert quality.psnr_db == psnr_db(one, other, before)
+    assert quality.ssim == ssim(one, other, before)
+    assert quality.flicker is not None
+    assert quality.reference_flicker is not None
+    assert quality.flicker > quality.reference_flicker > 0

@@ -14,7 +14,7 @@ from lipstream.media.writer import same_file
 def check_beside(path: Path, *, inputs: Iterable[Path], overwrite: bool) -> None:
     """Refuse, before any work is done, a file that must not be written: an input, or there without `overwrite`."""
     for source in inputs:
-        if same_file(path, source):
+        if path == source or same_file(path, source):
             raise OutputError(f"{path}: is also an input ({source}); choose another name")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; choose another name")
