@@ -123,11 +123,13 @@ def test_a_sweep_from_end_to_end(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         "[[grid]]\nname='guidance {guidance_scale}'\nguidance_scale=[1.0, 1.2]\n"
-        "[[setting]]\nname='half'\nprecision='bf16'\n",
+        "[[setting]]\nname='half'\nprecision='bf16'\n"
+        "[[setting]]\nname='elsewhere'\nmodel='no-such'\n",
     )
     words = ("bench", "--sweep", path, "--seconds", "0.2", "--repeats", "1", "-o", tmp_path / "out.csv")
     done = run(*words)
     assert done.returncode == 0, done.stderr
+    assert "elsewhere: left out, no-such" in done.stderr
     # The model in bf16 is another, so its row comes by itself, in turns with the baseline.
     turns = [line.split(":")[1].rpartition(" ")[0] for line in done.stderr.splitlines() if line.startswith("turn")]
     assert [turn.rpartition(" ")[0].strip() for turn in turns] == [

@@ -15,7 +15,7 @@ from typing import get_args
 
 import torch
 
-from lipstream.errors import ModelError, SettingsError
+from lipstream.errors import LipstreamError, ModelError, SettingsError
 from lipstream.face.detect import Detector, make_detector
 from lipstream.measure import machine
 from lipstream.measure.inputs import Clip, Inputs, prepare
@@ -48,7 +48,7 @@ class BenchSettings:
     """What is run, on what and how often.
 
     video and speech None: the bundled sample's. synthetic: width and height in px of a clip made instead.
-    duration_s: of the speech, whole where None.
+    duration_s: of the speech, whole where None. leave_out_failing: go on without a setting that cannot be run.
     """
 
     settings: tuple[Setting, ...]
@@ -58,6 +58,7 @@ class BenchSettings:
     synthetic: tuple[int, int] | None = None
     duration_s: float | None = None
     repeats: int = 5
+    leave_out_failing: bool = False
 
     def __post_init__(self) -> None:
         if self.stage not in get_args(StageName):
@@ -184,21 +185,30 @@ class _Comparison:
         """Fill `runs` with what each setting of a group does, and with the first of all where it is not in it."""
         self._loaded.forget_others(group[0])
         for setting in group:
-            one = self._add(setting, runs)
-            self._warm_up(one)
-            self._compare(one)
+            try:
+                one = self._ready(setting)
+                self._warm_up(one)
+                self._compare(one)
+            except (LipstreamError, RuntimeError) as error:  # RuntimeError: how torch says what it cannot do
+                if setting is self._first or not self._bench.leave_out_failing:
+                    raise
+                self._tell(f"{setting.name}: left out, {error}")
+            else:
+                runs.append(one)
+        if not runs:
+            return
         if self.beside(runs) is None:
-            self._add(self._first, runs).subject.run()
+            runs.append(self._ready(self._first))
+            runs[-1].subject.run()
         self._take_turns(runs)
 
     def beside(self, runs: Sequence[_Runs]) -> _Runs | None:
         """The first of all settings, in these runs."""
         return next((one for one in runs if one.setting is self._first), None)
 
-    def _add(self, setting: Setting, runs: list[_Runs]) -> _Runs:
+    def _ready(self, setting: Setting) -> _Runs:
         parts = self._loaded.parts(setting)
-        runs.append(_Runs(setting, parts, make_subject(self._bench.stage, setting, parts, self._inputs)))
-        return runs[-1]
+        return _Runs(setting, parts, make_subject(self._bench.stage, setting, parts, self._inputs))
 
     def _warm_up(self, one: _Runs) -> None:
         peak = machine.PeakMemory(_place(one)[0])

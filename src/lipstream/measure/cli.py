@@ -101,6 +101,7 @@ def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
         synthetic=_size(args.synthetic) if args.synthetic else None,
         duration_s=args.seconds if whole else _STAGE_DURATION_S,
         repeats=args.repeats,
+        leave_out_failing=args.sweep is not None,
     )
     check_csv(args.output)
     plot = args.output.with_suffix(".png") if args.sweep else None
