@@ -69,7 +69,7 @@ def test_the_film_holds_all_three_and_the_speech(compared: tuple[Path, dict[str,
     with av.open(str(output)) as container:
         assert "Made with AI" in container.metadata["comment"]
         assert [stream.type for stream in container.streams] == ["video", "audio"]
-        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    images = [frame.image for frame in read_frames(output)]
     assert len(images) == N_FRAMES
     height, width = images[0].shape[:2]
     assert width == 3 * info.width

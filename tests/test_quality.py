@@ -177,7 +177,8 @@ def test_frames_without_a_mouth_are_counted_and_left_out() -> None:
 
 
 def test_the_record_holds_what_the_functions_find() -> None:
-    before, one = pictures(4), noisy(pictures(4), 10)
+    before = pictures(1) * 4
+    one = noisy(before, 10)
     other = noisy(one, 5)
     quality = measure(one, other, before)
     assert quality.psnr_db == psnr_db(one, other, before)
