@@ -29,6 +29,7 @@ from torch import Tensor
 from lipstream import LipSync, SyncSettings, sample
 from lipstream.face.align import crop_face
 from lipstream.face.detect import make_detector
+from lipstream.face.mouth import FaceMesh, mouth_opening
 from lipstream.face.track import FaceTrack
 from lipstream.latent.mask import face_mask
 from lipstream.media.audio import read_mono
@@ -37,7 +38,6 @@ from lipstream.models.load import read_config
 from lipstream.train.curves import write_sheet
 from lipstream.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, n_training_frames, read_shifts
 from lipstream.train.losses import laplacian, psnr_db
-from lipstream.train.mesh import FaceMesh, mouth_opening
 
 RATE_HZ, FRAME_RATE_HZ = 16000, 25
 SAMPLES = RATE_HZ // FRAME_RATE_HZ

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
 import torch
 
@@ -27,7 +26,7 @@ from lipstream import SettingsError, sample
 from lipstream.measure import bench, flops
 from lipstream.measure.calls import CallProfiles, PythonProfile
 from lipstream.measure.cli import add_bench_arguments, parse_settings, run_bench
-from lipstream.measure.quality import psnr_db
+from lipstream.measure.rows import Row, add_to_csv
 from lipstream.measure.subjects import StageName
 from lipstream.measure.trace import Trace
 from lipstream.models.load import read_config
@@ -273,8 +272,16 @@ def test_a_benchmark_compares_in_turns_and_adds_rows(tmp_path: Path) -> None:
         assert f"torch {torch.__version__}" in row["versions"]
         assert set(row) >= {"commit", "peak_device_mb"}
     assert float(guided["gflop"]) > float(plain["gflop"]) > 0
-    assert guided["psnr_db"] == ""
+    assert guided["speedup"] == "1.0"
+    assert float(plain["speedup"]) == pytest.approx(float(guided["seconds"]) / float(plain["seconds"]), rel=0.01)
+    assert guided["psnr_db"] == guided["ssim"] == guided["flicker"] == ""
     assert 15 < float(plain["psnr_db"]) < 60
+    assert 0.5 < float(plain["ssim"]) < 1
+    assert 0 < float(plain["landmark_distance"]) < 0.1
+    assert 0 < float(plain["opening_correlation"]) <= 1
+    assert 0 < float(plain["flicker"]) < 50
+    assert 0 < float(plain["reference_flicker"]) < 50
+    assert plain["frames_without_face"] == "0"
 
 
 def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
@@ -322,18 +329,22 @@ def test_a_stage_alone(stage: StageName, tmp_path: Path) -> None:
         duration_s=0.2,
         repeats=1,
     )
-    rows = bench.run(settings, lambda line: None)
+    kept: list[Row] = []
+    rows = bench.run(settings, lambda line: None, kept.extend)
+    assert kept == rows
     assert [row.setting for row in rows] == ["one", "two"]
     assert {row.input for row in rows} == {"synthetic 480x360, 5 frames"}
     assert {row.frames for row in rows} == {5}
     # The number of threads never changes the result.
     assert rows[1].psnr_db == (math.inf if STAGES[stage] else None)
+    assert rows[1].ssim == (1 if STAGES[stage] else None)
+    assert rows[1].landmark_distance is None  # a stage makes no whole frames to find mouths in
     has_network = stage in ("features", "unet", "vae")
     assert all((row.gflop is not None) == has_network for row in rows)
 
     path = tmp_path / "rows.csv"
-    bench.add_to_csv(path, rows[:1])
-    bench.add_to_csv(path, rows[1:])
+    add_to_csv(path, rows[:1])
+    add_to_csv(path, rows[1:])
     with path.open(newline="") as file:
         assert [row["setting"] for row in csv.DictReader(file)] == ["one", "two"]
 
@@ -352,14 +363,3 @@ def test_windows_are_counted_as_the_line_makes_them() -> None:
     assert flops.calls(50, 16, 2) == [(32, 16), (16, 16), (2, 2)]
     assert flops.calls(16, 16, 4) == [(16, 16)]
     assert flops.calls(3, 16, 1) == [(3, 3)]
-
-
-def test_psnr_looks_at_painted_pixels_only() -> None:
-    before = np.full((4, 4, 3), 100, np.uint8)
-    one, other = before.copy(), before.copy()
-    one[0, 0] = 200
-    other[0, 0] = 190
-    assert psnr_db([one], [other], [before]) == pytest.approx(20 * math.log10(255 / 10))
-    assert psnr_db([one], [other]) == pytest.approx(20 * math.log10(255 / 10) + 10 * math.log10(16))
-    assert psnr_db([one], [one], [before]) == math.inf
-    assert psnr_db([before], [before], [before]) is None

@@ -6,7 +6,6 @@ python tools/contact_sheet.py SHEET.png VIDEO [VIDEO ...] [--columns 8] [--heigh
 from __future__ import annotations
 
 import argparse
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from lipstream.face.align import crop_face
 from lipstream.face.detect import make_detector
 from lipstream.face.track import FaceTrack
+from lipstream.media.picture import resized, sheet, write_png
 
 Image = NDArray[np.uint8]
 
@@ -33,8 +33,7 @@ def main() -> None:
     rows = [frames_at(video, moments) for video in args.videos]
     if args.face:
         rows = crop_alike(rows, args.height)
-    pictures = [[scaled(image, args.height) for image in row] for row in rows]
-    save_png(np.concatenate([np.concatenate(row, axis=1) for row in pictures]), args.sheet)
+    write_png(args.sheet, sheet([[resized(image, args.height) for image in row] for row in rows]))
     print(f"{args.sheet}: frames {', '.join(map(str, moments))} of {', '.join(map(str, args.videos))}")
 
 
@@ -62,20 +61,6 @@ def crop_alike(rows: list[list[Image]], size: int) -> list[list[Image]]:
         ]
         for row in rows
     ]
-
-
-def scaled(image: Image, height: int) -> Image:
-    width = round(image.shape[1] * height / image.shape[0])
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    return frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray()
-
-
-def save_png(image: Image, path: Path) -> None:
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    codec = av.CodecContext.create("png", "w")
-    codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "rgb24"
-    codec.time_base = Fraction(1)
-    path.write_bytes(b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)]))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LipstreamError as error:
         return _fail(args, str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail(args, "interrupted; nothing was written", EXIT_INTERRUPTED)
+        return _fail(args, "interrupted; no half-written file stays behind", EXIT_INTERRUPTED)
     except Exception as error:  # noqa: BLE001  (the last resort: a fault of ours)
         return _fail(
             args,
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("profile", help="where a sync's time goes: stages, calls, a trace (see docs/measuring.md)")
     commands.add_parser("bench", help="speed, memory and quality of settings against one another")
+    commands.add_parser("compare", help="videos side by side, labelled, with how far one is from the other")
     commands.add_parser("train", help="make a model: data, vae, unet, finish, bundle (see docs/training.md)")
 
     doctor = _command(commands, "doctor", _doctor, "what this machine has and what is missing, with the mend")
@@ -139,8 +140,16 @@ def _bench_parser() -> argparse.ArgumentParser:
     return _finished(parser, _bench)
 
 
+def _compare_parser() -> argparse.ArgumentParser:
+    from lipstream.measure import compare_cli
+
+    parser = _Parser(prog="lipstream compare", description="Videos side by side, and how far one is from the other.")
+    compare_cli.add_arguments(parser)
+    return _finished(parser, _compare)
+
+
 # Commands of folders that are imported only when they are called.
-_OWN_PARSERS = {"train": _train_parser, "profile": _profile_parser, "bench": _bench_parser}
+_OWN_PARSERS = {"train": _train_parser, "profile": _profile_parser, "bench": _bench_parser, "compare": _compare_parser}
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
@@ -279,6 +288,15 @@ def _bench(args: argparse.Namespace) -> int:
     from lipstream.measure import cli as measure_cli
 
     print(measure_cli.run_bench(args, lambda line: print(line, file=sys.stderr)))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from lipstream.measure import compare_cli
+
+    with _progress() as on_progress:
+        told = compare_cli.run(args, on_progress)
+    print(told)
     return 0
 
 

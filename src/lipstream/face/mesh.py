@@ -81,7 +81,7 @@ class MediapipeDetector:
     name = "mediapipe"
 
     def __init__(self) -> None:
-        self._solutions = _import_solutions()
+        self._solutions = import_solutions()
         self._idle: queue.SimpleQueue[_Solvers] = queue.SimpleQueue()
         self._met_a_face = False
         self._idle.put(self._new_solvers())
@@ -225,7 +225,8 @@ def _square(image: NDArray[np.uint8], left: int, top: int, side: int) -> NDArray
     return square
 
 
-def _import_solutions() -> Any:
+def import_solutions() -> Any:
+    """mediapipe's models and what runs them. Raises ModelError that tells what is missing and the mend."""
     try:
         import mediapipe
     except ImportError as error:

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -16,7 +16,7 @@ from lipstream.errors import SettingsError
 
 if TYPE_CHECKING:
     from lipstream.lipsync import Progress
-    from lipstream.measure.bench import Row
+    from lipstream.measure.rows import Row
     from lipstream.measure.subjects import Setting
 
 # What all settings of a benchmark have in common, or they would not be compared on the same pictures.
@@ -68,6 +68,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         " others' pictures are compared with; the options below hold for all",
     )
     parser.add_argument(
+        "--sweep", type=Path, metavar="TOML", help="a list or a grid of settings, plotted beside the CSV"
+    )
+    parser.add_argument(
         "--stage", default="all", metavar="align|composite|detect|features|unet|vae|all", help="one alone [all]"
     )
     parser.add_argument("--synthetic", metavar="WxH", help="a clip of this size, made on the spot, instead of VIDEO")
@@ -81,11 +84,13 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("bench.csv"), metavar="CSV", help="[bench.csv]")
     words.add_sync(parser)
     words.add_runtime(parser, detector="mediapipe")  # auto might fetch InsightFace's models
+    parser.add_argument("--overwrite", action="store_true", help="replace the plot of a former sweep; rows are added")
 
 
 def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
     """Carry out `lipstream bench`; what to print. `tell` receives lines of progress. Raises LipstreamError."""
-    from lipstream.measure import bench
+    from lipstream.measure import bench, pareto
+    from lipstream.measure.rows import add_to_csv, check_csv
 
     whole = args.stage == "all" or args.seconds is not None
     settings = bench.BenchSettings(
@@ -96,16 +101,35 @@ def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
         synthetic=_size(args.synthetic) if args.synthetic else None,
         duration_s=args.seconds if whole else _STAGE_DURATION_S,
         repeats=args.repeats,
+        leave_out_failing=args.sweep is not None,
     )
-    bench.check_csv(args.output)
-    rows = bench.run(settings, tell)
-    bench.add_to_csv(args.output, rows)
-    return _table(rows)
+    check_csv(args.output)
+    plot = args.output.with_suffix(".png") if args.sweep else None
+    if plot is not None:
+        pareto.check_plot(plot, inputs=[args.output, args.sweep], overwrite=args.overwrite)
+    kept: list[Row] = []
+
+    def keep(rows: Sequence[Row]) -> None:
+        kept.extend(rows)
+        add_to_csv(args.output, rows)
+        if plot is not None:
+            pareto.draw(kept, plot)
+        tell(f"{args.output}: {len(kept)} of {len(settings.settings)} rows")
+
+    return _table(bench.run(settings, tell, keep))
 
 
 def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:
-    """The settings to compare: each --setting on top of the options that hold for all. Raises SettingsError."""
-    settings = tuple(_setting(text, args) for text in args.setting or ["as told:"])
+    """The settings to compare: each --setting, or each of a sweep, on top of the options that hold for all.
+
+    Raises SettingsError, and InputError for a sweep that cannot be read.
+    """
+    from lipstream.measure.sweep import read_sweep
+
+    if args.sweep and args.setting:
+        raise SettingsError("a benchmark takes settings or a sweep, not both; write the settings into the sweep")
+    told = read_sweep(args.sweep) if args.sweep else [_split(text) for text in args.setting or ["as told:"]]
+    settings = tuple(_setting(name, options, args) for name, options in told)
     names = [setting.name for setting in settings]
     for name in names:
         if names.count(name) > 1:
@@ -113,23 +137,32 @@ def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:
     return settings
 
 
-def _setting(text: str, args: argparse.Namespace) -> Setting:
-    from lipstream.measure.subjects import Setting
-    from lipstream.settings import RuntimeSettings
-
+def _split(text: str) -> tuple[str, list[str]]:
+    """The name and the options of a --setting."""
     head, colon, tail = text.partition(":")
     name, options = (head.strip(), tail.strip()) if colon and "=" not in head else (text.strip(), text.strip())
     if not name:
         raise SettingsError(f'setting {text!r}: give it a name: "NAME: OPTION=VALUE ..."')
+    try:
+        return name, shlex.split(options)
+    except ValueError as error:  # a quote that is not closed
+        raise SettingsError(f"setting {name!r}: {error}") from error
+
+
+def _setting(name: str, options: Sequence[str], args: argparse.Namespace) -> Setting:
+    from lipstream.measure.subjects import Setting
+    from lipstream.settings import RuntimeSettings
+
     parser = _SettingParser(name)
     shared = argparse.Namespace(**{key: value for key, value in vars(args).items() if key in parser.known()})
     try:
-        told = parser.parse_args([_as_option(word) for word in shlex.split(options)], shared)
+        told = parser.parse_args([_as_option(word) for word in options], shared)
         for key in _SHARED:
             if getattr(told, key) != getattr(args, key):
                 raise SettingsError(f"all settings share one {key}; give --{key} to the benchmark")
-        return Setting(name, options, told.model, words.sync_settings(told), RuntimeSettings(**words.runtime(told)))
-    except (SettingsError, ValueError) as error:  # ValueError: shlex met a quote that is not closed
+        runtime = RuntimeSettings(**words.runtime(told))
+        return Setting(name, shlex.join(options), told.model, words.sync_settings(told), runtime)
+    except SettingsError as error:
         raise SettingsError(f"setting {name!r}: {error}") from error
 
 
@@ -167,6 +200,10 @@ def _table(rows: list[Row]) -> str:
         words = f"{row.setting:{width}}  {row.seconds:.3f} s ({row.seconds_min:.3f} to {row.seconds_max:.3f})"
         words += f"  {row.frames_per_s:.1f} frames/s  real-time factor {row.real_time_factor:.2f}"
         words += "" if row.matrix_share is None else f"  {row.matrix_share:.0%} of the matmul rate"
+        words += "" if row.speedup is None else f"  {row.speedup:.2f} times as fast"
         words += "" if row.psnr_db is None else f"  {row.psnr_db:.1f} dB"
+        words += "" if row.ssim is None else f"  SSIM {row.ssim:.4f}"
+        words += "" if row.landmark_distance is None else f"  lips {row.landmark_distance:.4f}"
+        words += "" if row.opening_correlation is None else f"  opening {row.opening_correlation:.3f}"
         lines.append(words)
     return "\n".join(lines)

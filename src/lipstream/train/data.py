@@ -22,12 +22,12 @@ from torch import Tensor
 from lipstream.errors import InputError
 from lipstream.face.align import crop_face
 from lipstream.face.faces import Detector
+from lipstream.face.mouth import FaceMesh, mouth_opening
 from lipstream.face.track import FaceTrack
 from lipstream.media.audio import read_mono, resample
 from lipstream.media.reader import read_frames
 from lipstream.speech import mel
 from lipstream.train import augment, espeak, stills
-from lipstream.train.mesh import FaceMesh, mouth_opening
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,36 @@
+"""Single pictures, uint8 RGB (h, w, 3): made smaller, put on a sheet, written as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from lipstream.media.whole import write_whole
+
+Image = NDArray[np.uint8]
+
+
+def resized(image: Image, height: int, width: int | None = None) -> Image:
+    """The picture at another size, the width to match where there is none; a smaller one's pixels are means."""
+    width = width or max(round(image.shape[1] * height / image.shape[0]), 1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return np.asarray(frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray(), np.uint8)
+
+
+def sheet(rows: Sequence[Sequence[Image]]) -> Image:
+    """Rows of pictures, one row below the other: as high in a row, as wide in all."""
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+
+
+def write_png(path: Path, image: Image) -> None:
+    """Write a picture, whole or not at all; one that is there is replaced. Raises OutputError."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    codec = av.CodecContext.create("png", "w")
+    codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "rgb24"
+    codec.time_base = Fraction(1)
+    write_whole(path, b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)]))
