@@ -127,12 +127,12 @@ class _Loaded:
     """Models and detectors, each loaded once however many settings share it."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[str, torch.device, torch.dtype], Model] = {}
+        self._models: dict[tuple[str, torch.device, torch.dtype, str | Path | None], Model] = {}
         self._detectors: dict[tuple[str, torch.device], Detector] = {}
 
     def parts(self, setting: Setting) -> Parts:
         device = setting.runtime.torch_device()
-        key = (setting.model, device, setting.runtime.torch_dtype(device))
+        key = (setting.model, device, setting.runtime.torch_dtype(device), setting.runtime.pruned)
         if key not in self._models:
             self._models[key] = load_model(*key)
         if (setting.runtime.detector, device) not in self._detectors:

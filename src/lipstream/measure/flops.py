@@ -41,16 +41,17 @@ def calls(n_frames: int, num_frames: int, batch: int) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache  # a minute for twenty steps of the published sizes, and settings often differ in other things
-def count(model_name: str | Path, settings: SyncSettings, n_frames: int) -> Flop:
+def count(model_name: str | Path, settings: SyncSettings, n_frames: int, pruned: str | Path | None = None) -> Flop:
     """What a sync of `n_frames` frames, all with a face, has the networks do. Raises ModelError.
 
     What is executed counts: both halves of guidance, and nothing that is skipped or kept from the step before.
+    pruned: see load_model.
     """
-    model = load_model(model_name, _META, torch.float32)
+    model = load_model(model_name, _META, torch.float32, pruned)
     features = _of_features(model, n_frames)
     vae = unet = 0
     for size, window in calls(n_frames, model.config.num_frames, batch=1):
-        pair = _of_call(model, settings, size, window)
+        pair = of_call(model, settings, size, window)
         vae, unet = vae + pair[0], unet + pair[1]
     return Flop(features, vae, unet)
 
@@ -62,7 +63,8 @@ def _of_features(model: Model, n_frames: int) -> int:
     return blocks * counted(lambda: model.audio_encoder(block))
 
 
-def _of_call(model: Model, settings: SyncSettings, size: int, window: int) -> tuple[int, int]:
+def of_call(model: Model, settings: SyncSettings, size: int, window: int) -> tuple[int, int]:
+    """What the VAE and the U-Net do for `size` faces in windows of `window`; `model`: on the meta device."""
     config = model.config
     channels, latent_size, resolution = config.unet.out_channels, model.latent_size, config.resolution
     pixels = torch.zeros(size, 3, resolution, resolution, device=_META)
