@@ -19,7 +19,7 @@ from lipstream.face.detect import make_detector
 from lipstream.measure import flops
 from lipstream.measure.cli import add_prune_arguments, run_prune
 from lipstream.measure.inputs import prepare
-from lipstream.measure.prune import Pruned, PruneSettings, search, table
+from lipstream.measure.prune import Pruned, PruneSettings, drop_in_turn, search, table
 from lipstream.measure.subjects import Parts, Setting, make_sampling
 from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, drop, parts, read_list, without
@@ -31,7 +31,7 @@ TIMESTEP = torch.tensor(401)
 CPU = torch.device("cpu")
 MID_MOTION = replace(SMALL, motion_module_mid_block=True)
 NO_ATTENTION = replace(SMALL, down_block_types=("DownBlock3D",) * 3, up_block_types=("UpBlock3D",) * 3)
-FLOOR = 0.9
+FLOOR = 0.9995
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,7 @@ def test_two_branches_where_nothing_is_heard(config: Any) -> None:
     deaf = without(whole, attentions(whole))
     drop(whole, attentions(whole), "test")
     assert not any(deaf.hear(inputs.audio))
+    assert not deaf.hears
     silent, hearing = predicted(deaf, inputs, True).chunk(2)
     assert torch.equal(silent, hearing)
     assert torch.equal(silent, predicted(deaf, inputs, False))
@@ -229,6 +230,26 @@ def pruned(setting: Setting) -> Pruned:
     return search(PruneSettings(setting, floor=FLOOR, duration_s=0.12, repeats=2), lambda line: None)
 
 
+class Indifferent:
+    """Takes every U-Net for as good as the whole one."""
+
+    def __init__(self, unet: UNet) -> None:
+        self.unet = unet
+
+    def of(self, lesser: UNet) -> float:
+        return 1.0
+
+    def without(self, names: list[str]) -> float:
+        return 1.0 - len(names) / 100
+
+
+def test_the_last_that_hears_is_kept(unet: UNet) -> None:
+    indifferent: Any = Indifferent(unet)
+    tried = drop_in_turn([(name, 1.0) for name in parts(unet)], indifferent, indifferent, 0.97, lambda line: None)
+    kept = [one.name for one in tried if not one.is_dropped]
+    assert kept == attentions(unet)[-1:]
+
+
 def test_the_search_drops_in_order_and_stays_above_the_floor(pruned: Pruned) -> None:
     alone = [one.ssim_alone for one in pruned.tried]
     assert alone == sorted(alone, reverse=True)
@@ -238,7 +259,7 @@ def test_the_search_drops_in_order_and_stays_above_the_floor(pruned: Pruned) -> 
     share = 1.0
     for one in pruned.tried:
         assert one.is_dropped == (one.ssim is not None and one.ssim >= FLOOR)
-        assert (one.ssim is None) == (one.ssim_alone < FLOOR)
+        assert (one.ssim is None) == (one.ssim_alone < FLOOR)  # and not yet the last attention
         assert one.flop_share < share if one.is_dropped else one.flop_share == share
         share = one.flop_share
     assert 0 < share < 1

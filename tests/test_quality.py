@@ -27,7 +27,9 @@ def noisy(images: list[Image], deviation: float) -> list[Image]:
 
 def blurred(images: list[Image], times: int) -> list[Image]:
     for _ in range(times):
-        images = [((image.astype(int) + np.roll(image, 1, axis=0) + np.roll(image, 1, axis=1)) // 3) for image in images]
+        images = [
+            ((image.astype(int) + np.roll(image, 1, axis=0) + np.roll(image, 1, axis=1)) // 3) for image in images
+        ]
     return [image.astype(np.uint8) for image in images]
 
 
@@ -43,7 +45,6 @@ def ssim_written_out(one: Image, other: Image, y: int, x: int) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     likeness = (2 * p_mean * q_mean + c1) * (2 * covariance + c2)
     return float(likeness / ((p_mean**2 + q_mean**2 + c1) * (p_variance + q_variance + c2)))
-
 
 
 def test_ssim_of_many_pixels_is_their_mean() -> None:

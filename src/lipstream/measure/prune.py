@@ -57,8 +57,8 @@ class PruneSettings:
 class Tried:
     """One part of the U-Net. ssim_alone: with this one left out; ssim: with all before it that were dropped, and it.
 
-    ssim is None where it was not tried: alone it falls below the floor. flop_share: of the U-Net's operations a step,
-    what is left after it was decided on.
+    ssim is None where it was not tried: alone it falls below the floor, or it is the last that hears. flop_share: of
+    the U-Net's operations a step, what is left after it was decided on.
     """
 
     name: str
@@ -94,7 +94,7 @@ def search(prune: PruneSettings, tell: Tell) -> Pruned:
         finally:
             detector.close()
     likeness = _Likeness(sampling)
-    tried = _drop_in_turn(_rank(likeness, tell), likeness, _FlopShare(setting), prune.floor, tell)
+    tried = drop_in_turn(_rank(likeness, tell), likeness, _FlopShare(setting), prune.floor, tell)
     found = PruneList(
         model=model.config.name,
         dropped=tuple(Dropped(t.name, round(t.ssim, 5)) for t in tried if t.is_dropped and t.ssim is not None),
@@ -122,10 +122,9 @@ class _Likeness:
         """The whole one."""
         return self._sampling.model.unet
 
-    def without(self, names: Sequence[str]) -> float:
-        """SSIM of the repainted region where the named parts are left out; 1.0 where no pixel is repainted."""
-        pictures = self._sampling.pictures(without(self.unet, names))
-        likeness = ssim(self._reference, pictures, self._untouched)
+    def of(self, lesser: UNet) -> float:
+        """SSIM of the repainted region; 1.0 where no pixel is repainted."""
+        likeness = ssim(self._reference, self._sampling.pictures(lesser), self._untouched)
         return 1.0 if likeness is None else likeness
 
 
@@ -144,27 +143,29 @@ class _FlopShare:
     def _count(self, names: Sequence[str]) -> int:
         lesser = replace(self._model, unet=without(self._model.unet, names))
         window = lesser.config.num_frames
-        return flops.of_call(lesser, self._settings, window, window)[1]
+        return flops.of_unet(lesser, self._settings, window, window)
 
 
 def _rank(likeness: _Likeness, tell: Tell) -> list[tuple[str, float]]:
     """Every part and the SSIM without it alone, what changes least first."""
     names, alone = parts(likeness.unet), {}
     for index, name in enumerate(names):
-        alone[name] = likeness.without([name])
+        alone[name] = likeness.of(without(likeness.unet, [name]))
         tell(f"alone, {index + 1} of {len(names)}: {name} {alone[name]:.4f}")
     return sorted(alone.items(), key=lambda ranked: -ranked[1])
 
 
-def _drop_in_turn(
+def drop_in_turn(
     ranked: Sequence[tuple[str, float]], likeness: _Likeness, flop_share: _FlopShare, floor: float, tell: Tell
 ) -> tuple[Tried, ...]:
     """Leave out one part after another, and put back each with which the SSIM falls below the floor."""
     dropped: list[str] = []
     tried, share = [], 1.0
     for name, alone in ranked:
-        # With others gone too it would hardly do better.
-        together = likeness.without([*dropped, name]) if alone >= floor else None
+        # One that falls below the floor alone would hardly do better with others gone too. A mouth is small beside the
+        # region: its SSIM may be high with a U-Net that hears nothing, which is none that syncs lips.
+        lesser = without(likeness.unet, [*dropped, name])
+        together = likeness.of(lesser) if alone >= floor and lesser.hears else None
         is_dropped = together is not None and together >= floor
         if is_dropped:
             dropped.append(name)

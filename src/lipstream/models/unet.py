@@ -213,6 +213,11 @@ class UNet(nn.Module):
         nothing_heard = not any(prepared.heard)
         return torch.cat((predicted, predicted)) if guided and nothing_heard else predicted
 
+    @property
+    def hears(self) -> bool:
+        """Whether any layer hears audio."""
+        return any(block.attentions for block in (*self._down(), self.mid_block, *self._up()))
+
     def fuse_projections(self) -> None:
         """Fuse queries, keys and values of every self-attention; the state dict's names are then no longer published.
 
