@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("profile", help="where a sync's time goes: stages, calls, a trace (see docs/measuring.md)")
     commands.add_parser("bench", help="speed, memory and quality of settings against one another")
     commands.add_parser("compare", help="videos side by side, labelled, with how far one is from the other")
+    commands.add_parser("prune", help="which layers a model can spare, measured on a clip (see docs/pruning.md)")
     commands.add_parser("train", help="make a model: data, vae, unet, finish, bundle (see docs/training.md)")
 
     doctor = _command(commands, "doctor", _doctor, "what this machine has and what is missing, with the mend")
@@ -148,8 +149,22 @@ def _compare_parser() -> argparse.ArgumentParser:
     return _finished(parser, _compare)
 
 
+def _prune_parser() -> argparse.ArgumentParser:
+    from lipstream.measure import cli as measure_cli
+
+    parser = _Parser(prog="lipstream prune", description="List layers to leave out; see docs/pruning.md.")
+    measure_cli.add_prune_arguments(parser)
+    return _finished(parser, _prune)
+
+
 # Commands of folders that are imported only when they are called.
-_OWN_PARSERS = {"train": _train_parser, "profile": _profile_parser, "bench": _bench_parser, "compare": _compare_parser}
+_OWN_PARSERS = {
+    "train": _train_parser,
+    "profile": _profile_parser,
+    "bench": _bench_parser,
+    "compare": _compare_parser,
+    "prune": _prune_parser,
+}
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
@@ -297,6 +312,13 @@ def _compare(args: argparse.Namespace) -> int:
     with _progress() as on_progress:
         told = compare_cli.run(args, on_progress)
     print(told)
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from lipstream.measure import cli as measure_cli
+
+    print(measure_cli.run_prune(args, lambda line: print(line, file=sys.stderr)))
     return 0
 
 

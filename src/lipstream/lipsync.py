@@ -83,13 +83,15 @@ class LipSync:
     def load(cls, model: str | Path = "tiny", **runtime: Any) -> LipSync:
         """Load a named model or a model folder.
 
-        runtime: the fields of RuntimeSettings (device, precision, detector, threads, batch, compile). Raises
-        SettingsError for a device this machine has not, ModelError for a model or a detector that cannot be loaded.
+        runtime: the fields of RuntimeSettings (device, precision, detector, threads, batch, compile, pruned).
+        Raises SettingsError for a device this machine has not, ModelError for a model, a list of layers or a detector
+        that cannot be loaded.
         """
         settings = RuntimeSettings(**runtime)
         device = settings.torch_device()
         detector = make_detector(settings.detector, device)
-        return cls(load_model(model, device, settings.torch_dtype(device)), detector, settings)
+        loaded = load_model(model, device, settings.torch_dtype(device), settings.pruned)
+        return cls(loaded, detector, settings)
 
     def __call__(
         self,
@@ -161,6 +163,7 @@ class LipSync:
             "threads": self._line.threads,
             "batch": self._line.batch,
             "compile": self._runtime.compile,
+            "pruned_layers": len(self._line.model.pruned),
         }
 
 

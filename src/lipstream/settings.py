@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -79,7 +80,8 @@ class RuntimeSettings:
     """What the work runs on.
 
     threads: for face work; None takes one a core. batch: windows in one U-Net call; "auto" takes as many as free
-    memory allows. compile: run the U-Net through torch.compile, which takes minutes before it pays.
+    memory allows. compile: run the U-Net through torch.compile, which takes minutes before it pays. pruned: the file
+    that lists the U-Net's layers to leave out, as `lipstream prune` writes it.
     """
 
     device: str = "auto"
@@ -88,6 +90,7 @@ class RuntimeSettings:
     threads: int | None = None
     batch: int | Literal["auto"] = 1
     compile: bool = False
+    pruned: str | Path | None = None
 
     def __post_init__(self) -> None:
         _among("precision", self.precision, get_args(Precision))

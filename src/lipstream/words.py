@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipstream.settings import SyncSettings
 
-_RUNTIME = ("device", "precision", "detector", "threads", "batch", "compile")
+_RUNTIME = ("device", "precision", "detector", "threads", "batch", "compile", "pruned")
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +59,7 @@ def add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None
         help="windows in one U-Net call; auto: as many as free GPU memory allows [1]",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile the U-Net: minutes first, faster then")
+    parser.add_argument("--pruned", metavar="LIST", help="leave out the U-Net's layers that `lipstream prune` listed")
 
 
 def _windows(word: str) -> int | str:

@@ -143,7 +143,9 @@ class _Loaded:
         key = _model_key(setting)
         if key not in self._models:
             device = setting.runtime.torch_device()
-            self._models[key] = load_model(setting.model, device, setting.runtime.torch_dtype(device))
+            self._models[key] = load_model(
+                setting.model, device, setting.runtime.torch_dtype(device), setting.runtime.pruned
+            )
         return Parts(self._models[key], self._detector(setting))
 
     def _detector(self, setting: Setting) -> Detector:

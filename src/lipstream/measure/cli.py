@@ -1,4 +1,4 @@
-"""`lipstream profile` and `lipstream bench`: words to settings to what this folder does. Prints nothing itself."""
+"""`lipstream profile`, `bench` and `prune`: words to settings to what this folder does. Prints nothing itself."""
 
 from __future__ import annotations
 
@@ -117,6 +117,52 @@ def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
         tell(f"{args.output}: {len(kept)} of {len(settings.settings)} rows")
 
     return _table(bench.run(settings, tell, keep))
+
+
+def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the words of `lipstream prune`."""
+    parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO", help="to try it on [the bundled sample]")
+    parser.add_argument("audio", nargs="?", type=Path, metavar="AUDIO", help="[the bundled sample's]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("pruned.json"), metavar="LIST", help="[pruned.json]")
+    parser.add_argument(
+        "--floor",
+        type=float,
+        default=0.97,
+        metavar="SSIM",
+        help="of the repainted region beside the whole model's: drop layers while it stays at or above [0.97]",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=_STAGE_DURATION_S,
+        metavar="S",
+        help=f"take the first of the speech [{_STAGE_DURATION_S:g}]",
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns in which speed is measured [5]")
+    words.add_sync(parser)
+    words.add_runtime(parser, detector="mediapipe")  # auto might fetch InsightFace's models
+    parser.add_argument("--overwrite", action="store_true", help="replace LIST where it exists")
+
+
+def run_prune(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Carry out `lipstream prune`; what to print. `tell` receives lines of progress. Raises LipstreamError."""
+    from lipstream.measure import prune
+    from lipstream.measure.subjects import Setting
+    from lipstream.settings import RuntimeSettings
+
+    runtime = RuntimeSettings(**words.runtime(args))
+    settings = prune.PruneSettings(
+        setting=Setting("whole", "", args.model, words.sync_settings(args), runtime),
+        floor=args.floor,
+        video=args.video,
+        speech=args.audio,
+        duration_s=args.seconds,
+        repeats=args.repeats,
+    )
+    prune.check_list(args.output, overwrite=args.overwrite)
+    pruned = prune.search(settings, tell)
+    pruned.found.write(args.output)
+    return f"{prune.table(pruned)}\n{args.output}"
 
 
 def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:

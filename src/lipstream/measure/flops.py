@@ -41,17 +41,17 @@ def calls(n_frames: int, num_frames: int, batch: int) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache  # a minute for twenty steps of the published sizes, and settings often differ in other things
-def count(model_name: str | Path, settings: SyncSettings, n_frames: int) -> Flop:
+def count(model_name: str | Path, settings: SyncSettings, n_frames: int, pruned: str | Path | None = None) -> Flop:
     """What a sync of `n_frames` frames, all with a face, has the networks do. Raises ModelError.
 
     What is executed counts: both halves of guidance, and nothing that is skipped or kept from the step before.
+    pruned: see load_model.
     """
-    model = load_model(model_name, _META, torch.float32)
+    model = load_model(model_name, _META, torch.float32, pruned)
     features = _of_features(model, n_frames)
     vae = unet = 0
     for size, window in calls(n_frames, model.config.num_frames, batch=1):
-        pair = _of_call(model, settings, size, window)
-        vae, unet = vae + pair[0], unet + pair[1]
+        vae, unet = vae + _of_vae(model, size), unet + of_unet(model, settings, size, window)
     return Flop(features, vae, unet)
 
 
@@ -62,30 +62,33 @@ def _of_features(model: Model, n_frames: int) -> int:
     return blocks * counted(lambda: model.audio_encoder(block))
 
 
-def _of_call(model: Model, settings: SyncSettings, size: int, window: int) -> tuple[int, int]:
-    config = model.config
-    channels, latent_size, resolution = config.unet.out_channels, model.latent_size, config.resolution
+def _of_vae(model: Model, size: int) -> int:
+    resolution, latent_size = model.config.resolution, model.latent_size
     pixels = torch.zeros(size, 3, resolution, resolution, device=_META)
     mask = torch.zeros(1, resolution, resolution, device=_META)
-    tokens = (ROWS_BEFORE + ROWS_AFTER + 1) * (config.audio_encoder.n_audio_layer + 1)
+    latents = torch.zeros(size, model.config.unet.out_channels, latent_size, latent_size, device=_META)
+    audio = torch.empty(0, device=_META)
+    encoding = counted(lambda: conditioning.condition(model.vae, pixels, mask, audio, size))
+    return encoding + counted(lambda: conditioning.decode(model.vae, latents))
+
+
+def of_unet(model: Model, settings: SyncSettings, size: int, window: int) -> int:
+    """What the U-Net does for `size` faces in windows of `window`; `model`: on the meta device."""
+    config, latent_size = model.config, model.latent_size
+    noisy, tokens = config.unet.out_channels, (ROWS_BEFORE + ROWS_AFTER + 1) * (config.audio_encoder.n_audio_layer + 1)
+    channels = torch.zeros(size, config.unet.in_channels - noisy, latent_size, latent_size, device=_META)
     audio = torch.zeros(size, tokens, config.audio_encoder.n_audio_state, device=_META)
-    noise = torch.zeros(1, channels, latent_size, latent_size, device=_META)
-    latents = noise.expand(size, -1, -1, -1)
-    with torch.inference_mode():
-        seen = conditioning.condition(model.vae, pixels, mask, audio, window)
-    vae = counted(lambda: conditioning.condition(model.vae, pixels, mask, audio, window))
-    vae += counted(lambda: conditioning.decode(model.vae, latents))
-    unet = counted(
+    noise = torch.zeros(1, noisy, latent_size, latent_size, device=_META)
+    return counted(
         lambda: denoise.sample(
             denoise.UNetDenoiser(model.unet),
             config.scheduler,
             noise,
-            seen,
+            conditioning.Conditioning(channels, audio, window),
             num_inference_steps=settings.steps(config.num_inference_steps),
             guidance_scale=settings.guidance(config.guidance_scale),
         )
     )
-    return vae, unet
 
 
 def counted(work: Callable[[], object]) -> int:

@@ -28,6 +28,7 @@ from lipstream.measure.quality import Images
 from lipstream.media.audio import read_mono
 from lipstream.media.looping import read_looped
 from lipstream.models.load import Model
+from lipstream.models.unet import UNet
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.stages import StageClock, ordered_map
@@ -79,6 +80,8 @@ def make_subject(stage: StageName, setting: Setting, parts: Parts, inputs: Input
         return _sync(setting, parts, inputs)
     if stage == "features":
         return _features(setting, parts, inputs)
+    if stage == "unet":
+        return _unet(setting, parts, inputs)
     frames = _frames(inputs, setting)
     if stage == "detect":
         return _detect(setting, parts, frames)
@@ -87,7 +90,7 @@ def make_subject(stage: StageName, setting: Setting, parts: Parts, inputs: Input
         return _align(setting, parts, faces)
     if stage == "composite":
         return _composite(setting, faces)
-    return _vae(setting, parts, faces) if stage == "vae" else _unet(setting, parts, faces, inputs)
+    return _vae(setting, parts, faces)
 
 
 def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
@@ -102,7 +105,7 @@ def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
     return Subject(
         run=lambda: sync(inputs.video, inputs.speech, folder / "out.mp4", setting.sync, overwrite=True),
         frames=inputs.n_frames,
-        flop=flops.count(setting.model, setting.sync, inputs.n_frames).total,
+        flop=_flop(setting, inputs.n_frames).total,
         pictures=pictures,
         untouched=untouched(inputs, setting.sync.loop),
     )
@@ -112,7 +115,7 @@ def _features(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
     return Subject(
         run=lambda: _heard(parts, inputs),
         frames=inputs.n_frames,
-        flop=flops.count(setting.model, setting.sync, inputs.n_frames).features,
+        flop=_flop(setting, inputs.n_frames).features,
     )
 
 
@@ -164,43 +167,86 @@ def _vae(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
             decoded.append(conditioning.decode(parts.model.vae, seen.channels[:, -channels:]))
         return decoded
 
-    flop = flops.count(setting.model, setting.sync, len(faces)).vae
+    flop = _flop(setting, len(faces)).vae
     return Subject(run, len(faces), flop, pictures=lambda: _images(run()))
 
 
-def _unet(setting: Setting, parts: Parts, faces: list[_Face], inputs: Inputs) -> Subject:
-    """The sampling loop alone; encoding comes before, decoding after."""
-    model, config = parts.model, parts.model.config
-    denoiser = denoise.UNetDenoiser(model.unet)
-    size = model.latent_size
-    with torch.inference_mode():
-        batches = [
-            conditioning.condition(model.vae, *batch)
-            for batch in _batches(setting, parts, faces, _heard(parts, inputs))
-        ]
-    noise = denoise.initial_noise(config.unet.out_channels, size, size, setting.sync.seed)
-    noise = noise.to(setting.runtime.torch_device())
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling loop over a clip, with all that comes before it done; any U-Net of the model's shape may run it.
+
+    crops: (faces, 3, res, res), uint8, on the CPU. batches: what conditions each U-Net call, in their order.
+    mask: (1, res, res), 1 where a crop is kept. noise: (1, C, h, w).
+    """
+
+    setting: Setting
+    model: Model
+    crops: Tensor
+    batches: list[conditioning.Conditioning]
+    mask: Tensor
+    noise: Tensor
 
     @torch.inference_mode()
-    def run() -> list[Tensor]:
+    def run(self, unet: UNet) -> list[Tensor]:
+        """Latents (faces of a call, C, h, w) of every call."""
+        config, denoiser = self.model.config, denoise.UNetDenoiser(unet)
         return [
             denoise.sample(
                 denoiser,
                 config.scheduler,
-                noise,
+                self.noise,
                 seen,
-                num_inference_steps=setting.sync.steps(config.num_inference_steps),
-                guidance_scale=setting.sync.guidance(config.guidance_scale),
+                num_inference_steps=self.setting.sync.steps(config.num_inference_steps),
+                guidance_scale=self.setting.sync.guidance(config.guidance_scale),
             )
-            for seen in batches
+            for seen in self.batches
         ]
 
     @torch.inference_mode()
-    def pictures() -> Images:
-        return _images([conditioning.decode(model.vae, latents) for latents in run()])
+    def decoded(self, unet: UNet) -> list[Tensor]:
+        """Pixels (faces of a call, 3, res, res), about [-1, 1], of every call."""
+        return [conditioning.decode(self.model.vae, latents) for latents in self.run(unet)]
 
-    flop = flops.count(setting.model, setting.sync, len(faces)).unet
-    return Subject(run, len(faces), flop, pictures)
+    def pictures(self, unet: UNet) -> Images:
+        """The crops with their region repainted, as they are pasted into the frames."""
+        repainted = torch.cat(self.decoded(unet))
+        return _images([conditioning.keep_surroundings(repainted, self._pixels(), self.mask)])
+
+    def untouched(self) -> Images:
+        """The crops as they are."""
+        return [_image(crop) for crop in self.crops]
+
+    def _pixels(self) -> Tensor:
+        return conditioning.to_pixels(self.crops.to(self.mask.device))
+
+
+def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
+    """Find and cut out the faces, hear the speech and encode both. Raises InputError, NoFaceError."""
+    faces, model = _align_all(setting, parts, _frames(inputs, setting)), parts.model
+    heard, size = _heard(parts, inputs), model.latent_size
+    batches = _batches(setting, parts, faces, heard)
+    noise = denoise.initial_noise(model.config.unet.out_channels, size, size, setting.sync.seed)
+    with torch.inference_mode():
+        return Sampling(
+            setting=setting,
+            model=model,
+            crops=torch.stack([face.crop for face in faces]),
+            batches=[conditioning.condition(model.vae, *batch) for batch in batches],
+            mask=batches[0][1],
+            noise=noise.to(setting.runtime.torch_device()),
+        )
+
+
+def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
+    """The sampling loop alone; encoding comes before, decoding after."""
+    sampling, unet = make_sampling(setting, parts, inputs), parts.model.unet
+    frames = len(sampling.crops)
+    flop = _flop(setting, frames).unet
+    return Subject(lambda: sampling.run(unet), frames, flop, lambda: _images(sampling.decoded(unet)))
+
+
+def _flop(setting: Setting, n_frames: int) -> flops.Flop:
+    return flops.count(setting.model, setting.sync, n_frames, setting.runtime.pruned)
 
 
 def _frames(inputs: Inputs, setting: Setting) -> list[NDArray[np.uint8]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lipstream.errors import ModelError
 from lipstream.models import hub
 from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
+from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
 from lipstream.models.unet_layers import sinusoidal_positions
 from lipstream.models.whisper import AudioEncoder
@@ -35,12 +36,16 @@ _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to run: networks in evaluation mode on one device, in one dtype. vae: AutoencoderKL."""
+    """A model ready to run: networks in evaluation mode on one device, in one dtype.
+
+    vae: AutoencoderKL. pruned: names of the U-Net's parts that were left out.
+    """
 
     config: ModelConfig
     unet: UNet
     vae: Any
     audio_encoder: AudioEncoder
+    pruned: tuple[str, ...] = ()
 
     @property
     def latent_size(self) -> int:
@@ -187,9 +192,13 @@ def verify_model(model: str | Path) -> list[VerifiedFile]:
     return verified
 
 
-def load_model(model: str | Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """Find, read and fill a model, every tensor accounted for. Raises ModelError."""
+def load_model(model: str | Path, device: torch.device, dtype: torch.dtype, pruned: str | Path | None = None) -> Model:
+    """Find, read and fill a model, every tensor accounted for. Raises ModelError.
+
+    pruned: the file that lists the parts of the U-Net to leave out.
+    """
     config, folder = read_config(model)
+    left_out = () if pruned is None else read_list(pruned, config.name).names
     paths = locate(config, folder)
     vae = _load_vae(paths, device, dtype)
     _check_vae(config, vae)
@@ -197,12 +206,13 @@ def load_model(model: str | Path, device: torch.device, dtype: torch.dtype) -> M
     with torch.device("meta"):
         unet = UNet(config.unet)
     _fill(unet, _read_tensors(paths.unet, "state_dict"), paths.unet, device, dtype)
+    drop(unet, left_out, str(pruned))
     unet.fuse_projections()
     for module in (unet, vae, audio_encoder):
         module.eval().requires_grad_(False)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     vae.to(memory_format=torch.channels_last)
-    return Model(config, unet, vae, audio_encoder)
+    return Model(config, unet, vae, audio_encoder, left_out)
 
 
 def _load_vae(paths: ModelPaths, device: torch.device, dtype: torch.dtype) -> Any:

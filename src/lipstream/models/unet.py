@@ -186,7 +186,7 @@ class UNet(nn.Module):
         latents: (windows * num_frames, out_channels, height, width). timestep: a scalar; without guidance also one a
         window. Returns the shape and dtype of `latents`. guided: returns twice as many frames, first what is
         predicted without audio (zeros in its place), then with it. The two branches are computed as one up to the
-        first layer that hears audio, where they part.
+        first layer that hears audio, where they part; in a model without such layers they are the same.
         """
         num_frames = prepared.num_frames
         time = self._embed_time(timestep, latents, num_frames)
@@ -209,7 +209,14 @@ class UNet(nn.Module):
             if block.upsamplers is not None:
                 height, width = skips[-1].shape[-2:]
                 x = block.upsamplers[0](x, size=(height, width))
-        return self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
+        predicted = self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
+        nothing_heard = not any(prepared.heard)
+        return torch.cat((predicted, predicted)) if guided and nothing_heard else predicted
+
+    @property
+    def hears(self) -> bool:
+        """Whether any layer hears audio."""
+        return any(block.attentions for block in (*self._down(), self.mid_block, *self._up()))
 
     def fuse_projections(self) -> None:
         """Fuse queries, keys and values of every self-attention; the state dict's names are then no longer published.

@@ -55,6 +55,18 @@ class ResnetBlock(nn.Module):
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
+class Shortcut(nn.Module):
+    """What stays of a ResNet block that is left out (see lipstream.models.prune)."""
+
+    def __init__(self, block: ResnetBlock) -> None:
+        super().__init__()
+        self.conv_shortcut = block.conv_shortcut
+
+    def forward(self, x: Tensor, time: Tensor, num_frames: int) -> Tensor:
+        """`x` (n, in_channels, h, w) to (n, out_channels, h, w): as it is where the widths agree."""
+        return x if self.conv_shortcut is None else self.conv_shortcut(x)
+
+
 class PositionEncoding(nn.Module):
     """Holds the sinusoidal positions (1, max_len, channels), as the published checkpoint names them."""
 

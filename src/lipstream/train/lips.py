@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lipstream.face.mouth import FaceMesh, mouth_opening
 from lipstream.latent import conditioning
 from lipstream.train.data import upscaled
 from lipstream.train.latents import LatentClip
 from lipstream.train.loop import step_generator
-from lipstream.train.mesh import FaceMesh, mouth_opening
 from lipstream.train.stills import FULL_GAP
 
 logger = logging.getLogger(__name__)
