@@ -20,7 +20,7 @@ from lipstream.measure import machine, quality
 from lipstream.measure.inputs import prepare
 from lipstream.measure.subjects import Parts, Setting, StageName, Subject, make_subject
 from lipstream.models.load import Model, load_model
-from lipstream.settings import FRAME_RATE_HZ
+from lipstream.settings import FRAME_RATE_HZ, Dtypes, Quantize
 
 Tell = Callable[[str], None]
 
@@ -127,14 +127,14 @@ class _Loaded:
     """Models and detectors, each loaded once however many settings share it."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[str, torch.device, torch.dtype], Model] = {}
+        self._models: dict[tuple[str, torch.device, Dtypes, Quantize], Model] = {}
         self._detectors: dict[tuple[str, torch.device], Detector] = {}
 
     def parts(self, setting: Setting) -> Parts:
-        device = setting.runtime.torch_device()
-        key = (setting.model, device, setting.runtime.torch_dtype(device))
+        device, quantize = setting.runtime.torch_device(), setting.runtime.quantize
+        key = (setting.model, device, setting.runtime.dtypes(device), quantize)
         if key not in self._models:
-            self._models[key] = load_model(*key)
+            self._models[key] = load_model(*key[:3], quantize=quantize)
         if (setting.runtime.detector, device) not in self._detectors:
             self._detectors[setting.runtime.detector, device] = make_detector(setting.runtime.detector, device)
         return Parts(self._models[key], self._detectors[setting.runtime.detector, device])
