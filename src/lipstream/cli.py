@@ -19,6 +19,7 @@ from lipstream.version import __version__
 
 if TYPE_CHECKING:
     from lipstream.lipsync import Progress, SyncResult
+    from lipstream.models.load import VerifiedFile
 
 # torch, diffusers and PyAV take seconds to import: each command imports what it needs, so that words are checked at
 # once and --help is quick.
@@ -96,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     words.add_runtime(demo, detector="mediapipe")  # auto might fetch InsightFace's models
     demo.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
 
-    models = _command(commands, "models", _models_list, "the models: list, download, verify")
-    actions = models.add_subparsers(metavar="list|download|verify")
+    models = _command(commands, "models", _models_list, "the models: list, download, verify, quantize")
+    actions = models.add_subparsers(metavar="list|download|verify|quantize")
     _command(actions, "list", _models_list, "what there is, and what is on this machine")
     download = _command(
         actions, "download", _models_download, "fetch a model from the hub, or go on where it broke off"
@@ -105,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("model", metavar="NAME")
     verify = _command(actions, "verify", _models_verify, "check that a model's files are whole and safe to load")
     verify.add_argument("model", nargs="?", default="tiny", metavar="NAME|FOLDER")
+    quantize = _command(actions, "quantize", _models_quantize, "write a model's folder anew with int8 weights")
+    quantize.add_argument("model", metavar="NAME|FOLDER")
+    quantize.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="must not exist yet")
 
     commands.add_parser("profile", help="where a sync's time goes: stages, calls, a trace (see docs/measuring.md)")
     commands.add_parser("bench", help="speed, memory and quality of settings against one another")
@@ -278,7 +282,17 @@ def _models_download(args: argparse.Namespace) -> int:
 def _models_verify(args: argparse.Namespace) -> int:
     from lipstream.models.load import verify_model
 
-    for file in verify_model(args.model):
+    return _tell_files(verify_model(args.model))
+
+
+def _models_quantize(args: argparse.Namespace) -> int:
+    from lipstream.models.quantize import write_quantized
+
+    return _tell_files(write_quantized(args.model, args.output))
+
+
+def _tell_files(files: Sequence[VerifiedFile]) -> int:
+    for file in files:
         print(f"ok  {file.tensors:5} tensors  {file.size_bytes / 1e6:8.1f} MB  {file.path}")
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lipstream.accelerate.compile import compiled_step
+from lipstream.accelerate.precision import Ladder
 from lipstream.face.detect import Detector, make_detector
 from lipstream.latent.batch import windows_a_call
 from lipstream.latent.denoise import UNetDenoiser
@@ -17,7 +18,7 @@ from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline import Clocks, Line, run
+from lipstream.pipeline import Clocks, Ladders, Line, run
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 from lipstream.stages import StageClock
 from lipstream.version import __version__
@@ -73,6 +74,11 @@ class LipSync:
         self._line = Line(
             model=model,
             denoiser=UNetDenoiser(model.unet, compiled_step(model.unet, frames) if runtime.compile else None),
+            higher=Ladders(
+                Ladder("U-Net", model.dtypes.unet, lambda dtype: UNetDenoiser(model.source.unet(dtype))),
+                Ladder("VAE", model.dtypes.vae, model.source.vae),
+                Ladder("audio encoder", model.dtypes.audio_encoder, model.source.audio_encoder),
+            ),
             detector=detector,
             device=device,
             threads=runtime.face_threads(),
@@ -83,14 +89,14 @@ class LipSync:
     def load(cls, model: str | Path = "tiny", **runtime: Any) -> LipSync:
         """Load a named model or a model folder.
 
-        runtime: the fields of RuntimeSettings (device, precision, detector, threads, batch, compile, pruned).
+        runtime: the fields of RuntimeSettings (device, precision, quantize, detector, threads, batch, pruned, ...).
         Raises SettingsError for a device this machine has not, ModelError for a model, a list of layers or a detector
         that cannot be loaded.
         """
         settings = RuntimeSettings(**runtime)
         device = settings.torch_device()
         detector = make_detector(settings.detector, device)
-        loaded = load_model(model, device, settings.torch_dtype(device), settings.pruned)
+        loaded = load_model(model, device, settings.dtypes(device), quantize=settings.quantize, pruned=settings.pruned)
         return cls(loaded, detector, settings)
 
     def __call__(
@@ -151,19 +157,23 @@ class LipSync:
 
     def _settings_used(self, settings: SyncSettings) -> dict[str, Any]:
         """The settings with every choice made: what the result really ran with."""
-        config, device = self._line.model.config, self._line.device
+        model, device = self._line.model, self._line.device
+        config, dtypes = model.config, model.dtypes
         return {
             "model": config.name,
             **asdict(settings),
             "num_inference_steps": settings.steps(config.num_inference_steps),
             "guidance_scale": settings.guidance(config.guidance_scale),
             "device": str(device),
-            "precision": str(self._runtime.torch_dtype(device)).removeprefix("torch."),
+            "precision": str(dtypes.unet).removeprefix("torch."),
+            "vae_precision": str(dtypes.vae).removeprefix("torch."),
+            "audio_precision": str(dtypes.audio_encoder).removeprefix("torch."),
+            "quantize": model.source.quantize,
             "detector": self._line.detector.name,
             "threads": self._line.threads,
             "batch": self._line.batch,
             "compile": self._runtime.compile,
-            "pruned_layers": len(self._line.model.pruned),
+            "pruned_layers": len(self._line.model.source.left_out),
         }
 
 

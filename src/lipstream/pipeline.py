@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipstream.accelerate.precision import Ladder
 from lipstream.errors import InputError, NoFaceError
 from lipstream.face.align import crop_face
 from lipstream.face.composite import paste_face, resize_face
@@ -35,6 +37,7 @@ from lipstream.media.looping import read_looped
 from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model
+from lipstream.models.whisper import AudioEncoder
 from lipstream.settings import SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.stages import StageClock, arriving, leaving, ordered_map, prefetch, timed
@@ -117,11 +120,21 @@ class Clocks:
 
 
 @dataclass(frozen=True)
+class Ladders:
+    """The networks in higher precision, for where a result is not finite."""
+
+    unet: Ladder[denoise.Denoiser]
+    vae: Ladder[Any]
+    audio_encoder: Ladder[AudioEncoder]
+
+
+@dataclass(frozen=True)
 class Line:
     """What the line is made of. threads: for detection, alignment and compositing. batch: windows a U-Net call."""
 
     model: Model
     denoiser: denoise.Denoiser
+    higher: Ladders
     detector: Detector
     device: torch.device
     threads: int
@@ -213,7 +226,9 @@ def _align(frame: Frame, affine_matrix: Matrix | None, resolution: int) -> Align
 def _hear(line: Line, speech: SpeechInfo, n_frames: int) -> Iterator[Tensor]:
     """What each frame hears, on the device."""
     lane = Lane(line.device)
-    heard = frame_windows(feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder), n_frames)
+    above = line.higher.audio_encoder.above
+    rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder, above)
+    heard = frame_windows(rows, n_frames)
     while True:
         with lane.running():
             window = next(heard, None)
@@ -250,7 +265,7 @@ def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: St
     """Bring the crops of each batch to the device and encode them."""
     lane = Lane(line.device)
     for batch in batches:
-        with clock.running(frames=sum(len(window.frames) for window in batch)), lane.running():
+        with clock.running(frames=sum(len(window.frames) for window in batch)):
             encoded = _encode_batch(line, lane, batch, mask) if batch[0].faces else Encoded(batch)
         yield encoded
 
@@ -258,10 +273,16 @@ def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: St
 @torch.inference_mode()
 def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> Encoded:
     crops = torch.stack([a.crop for window in batch for a in window.frames if a.crop is not None])
-    audio = torch.stack([heard for window in batch for heard in window.audio])
-    pixels = conditioning.to_pixels(lane.upload(crops))
-    seen = conditioning.condition(line.model.vae, pixels, mask, audio, batch[0].faces)
-    return Encoded(batch, pixels, seen)
+    vae, higher = line.model.vae, line.higher.vae.above(*_span(batch))
+    while True:
+        with lane.running():
+            audio = torch.stack([heard for window in batch for heard in window.audio])
+            pixels = conditioning.to_pixels(lane.upload(crops))
+            seen = conditioning.condition(vae, pixels, mask, audio, batch[0].faces)
+            is_finite = lane.download(torch.isfinite(seen.channels).all())
+        if is_finite:
+            return Encoded(batch, pixels, seen)
+        vae = next(higher)
 
 
 def _denoise(
@@ -272,7 +293,7 @@ def _denoise(
     with lane.running():
         noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
     for batch in batches:
-        with clock.running(frames=sum(len(window.frames) for window in batch.windows)), lane.running():
+        with clock.running(frames=sum(len(window.frames) for window in batch.windows)):
             faces = iter(_denoise_batch(line, lane, batch, mask, noise, settings))
         for aligned in itertools.chain.from_iterable(window.frames for window in batch.windows):
             face = None if aligned.crop is None else next(faces)
@@ -283,20 +304,39 @@ def _denoise(
 def _denoise_batch(
     line: Line, lane: Lane, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings
 ) -> Sequence[Tensor]:
-    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU."""
+    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU.
+
+    Where they are not finite, what is at fault is done again in higher precision: sampling, or else decoding alone.
+    """
     if batch.pixels is None or batch.conditioning is None:
         return ()
-    config = line.model.config
-    latents = denoise.sample(
-        line.denoiser,
-        config.scheduler,
-        noise,
-        batch.conditioning,
-        num_inference_steps=settings.steps(config.num_inference_steps),
-        guidance_scale=settings.guidance(config.guidance_scale),
-    )
-    painted = conditioning.keep_surroundings(conditioning.decode(line.model.vae, latents), batch.pixels, mask)
-    return lane.download(painted).unbind()
+    config, span = line.model.config, _span(batch.windows)
+    denoiser, vae, latents = line.denoiser, line.model.vae, None
+    higher_unet, higher_vae = line.higher.unet.above(*span), line.higher.vae.above(*span)
+    while True:
+        with lane.running():
+            if latents is None:
+                latents = denoise.sample(
+                    denoiser,
+                    config.scheduler,
+                    noise,
+                    batch.conditioning,
+                    num_inference_steps=settings.steps(config.num_inference_steps),
+                    guidance_scale=settings.guidance(config.guidance_scale),
+                )
+            painted = conditioning.keep_surroundings(conditioning.decode(vae, latents), batch.pixels, mask)
+            faces, is_finite = lane.download(painted), lane.download(torch.isfinite(painted).all())
+        if is_finite:
+            return faces.unbind()
+        if torch.isfinite(latents).all():
+            vae = next(higher_vae)
+        else:
+            denoiser, latents = next(higher_unet), None
+
+
+def _span(windows: Sequence[Window]) -> tuple[int, int]:
+    """The first and the last frame of windows on end."""
+    return windows[0].frames[0].frame.index, windows[-1].frames[-1].frame.index
 
 
 def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:

@@ -14,7 +14,8 @@ from lipstream.errors import SettingsError
 Loop = Literal["pingpong", "hold", "trim"]
 NoFace = Literal["pass", "error"]
 PresetName = Literal["exact", "balanced", "fast"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
+Quantize = Literal["none", "int8", "int8-dynamic"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
@@ -76,16 +77,31 @@ class SyncSettings:
 
 
 @dataclass(frozen=True)
+class Dtypes:
+    """What each network computes in. float8_e4m3fn, of the U-Net: its linear layers, in float16 all else."""
+
+    unet: torch.dtype
+    vae: torch.dtype
+    audio_encoder: torch.dtype
+
+
+@dataclass(frozen=True)
 class RuntimeSettings:
     """What the work runs on.
 
-    threads: for face work; None takes one a core. batch: windows in one U-Net call; "auto" takes as many as free
-    memory allows. compile: run the U-Net through torch.compile, which takes minutes before it pays. pruned: the file
-    that lists the U-Net's layers to leave out, as `lipstream prune` writes it.
+    precision: of the U-Net, and of the others where they are told nothing else; "auto" is fp16 on CUDA (published
+    behaviour) and fp32 elsewhere. vae_precision, audio_precision: None is as `precision`, with fp16 for fp8.
+    quantize: 8-bit weights in all networks; "none" leaves them as the model's files hold them. threads: for face work;
+    None takes one a core. batch: windows in one U-Net call; "auto" takes as many as free memory allows. compile: run
+    the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
+    to leave out, as `lipstream prune` writes it.
     """
 
     device: str = "auto"
     precision: Precision = "auto"
+    vae_precision: Precision | None = None
+    audio_precision: Precision | None = None
+    quantize: Quantize = "none"
     detector: DetectorName = "auto"
     threads: int | None = None
     batch: int | Literal["auto"] = 1
@@ -94,6 +110,11 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         _among("precision", self.precision, get_args(Precision))
+        for name in ("vae_precision", "audio_precision"):
+            if getattr(self, name) == "fp8":
+                raise SettingsError(f"{name} = 'fp8': fp8 is for the U-Net's linear layers; use fp16, bf16 or fp32")
+            _among(name, getattr(self, name) or "auto", get_args(Precision))
+        _among("quantize", self.quantize, get_args(Quantize))
         _among("detector", self.detector, get_args(DetectorName))
         _between("threads", self.threads, 1, 256)
         if self.batch != "auto":
@@ -116,13 +137,40 @@ class RuntimeSettings:
         return device
 
     def torch_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of the networks, with `auto` decided: float16 on CUDA (published behaviour), else float32."""
-        precision = self.precision if self.precision != "auto" else "fp16" if device.type == "cuda" else "fp32"
-        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        """The U-Net's dtype, with `auto` decided. Raises SettingsError where the device has no fp8."""
+        if self.precision == "fp8" and not _multiplies_float8(device):
+            raise SettingsError(
+                f"precision = 'fp8': {device} does not multiply float8; it takes CUDA of compute capability"
+                f" {'.'.join(map(str, _FLOAT8_CAPABILITY))} or more; use fp16 or bf16"
+            )
+        return _dtype(self.precision, device)
+
+    def dtypes(self, device: torch.device) -> Dtypes:
+        """The dtype of each network, with `auto` and None decided. Raises SettingsError as `torch_dtype`."""
+        unet = self.torch_dtype(device)
+        others = torch.float16 if unet == torch.float8_e4m3fn else unet
+        vae, audio_encoder = (
+            others if precision is None else _dtype(precision, device)
+            for precision in (self.vae_precision, self.audio_precision)
+        )
+        return Dtypes(unet, vae, audio_encoder)
 
     def face_threads(self) -> int:
         """Number of threads for face work, with None decided."""
         return self.threads or os.cpu_count() or 1
+
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+_FLOAT8_CAPABILITY = (8, 9)
+
+
+def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """float16 for `auto` on CUDA (published behaviour), float32 elsewhere."""
+    return _DTYPES[precision if precision != "auto" else "fp16" if device.type == "cuda" else "fp32"]
+
+
+def _multiplies_float8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
 
 
 def _among(name: str, value: object, allowed: tuple[str, ...]) -> None:

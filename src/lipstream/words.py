@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipstream.settings import SyncSettings
 
-_RUNTIME = ("device", "precision", "detector", "threads", "batch", "compile", "pruned")
+_RUNTIME = (
+    "device",
+    "precision",
+    "vae_precision",
+    "audio_precision",
+    "quantize",
+    "detector",
+    "threads",
+    "batch",
+    "compile",
+    "pruned",
+)
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +54,19 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 def add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None:
     """Add what a sync runs on. detector: the one taken where none is named."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:N]|mps", help="[auto]")
-    parser.add_argument("--precision", default="auto", metavar="auto|fp32|fp16|bf16", help="[auto]")
+    parser.add_argument(
+        "--precision", default="auto", metavar="auto|fp32|fp16|bf16|fp8", help="auto: fp16 on CUDA, else fp32 [auto]"
+    )
+    for name, network in (("vae", "VAE"), ("audio", "audio encoder")):
+        parser.add_argument(
+            f"--{name}-precision", metavar="auto|fp32|fp16|bf16", help=f"of the {network} [as --precision]"
+        )
+    parser.add_argument(
+        "--quantize",
+        default="none",
+        metavar="none|int8|int8-dynamic",
+        help="8-bit weights, or weights and the linear layers' inputs (see docs/precision.md) [none]",
+    )
     parser.add_argument(
         "--detector",
         default=detector,

@@ -143,8 +143,9 @@ class _Loaded:
         key = _model_key(setting)
         if key not in self._models:
             device = setting.runtime.torch_device()
+            runtime = setting.runtime
             self._models[key] = load_model(
-                setting.model, device, setting.runtime.torch_dtype(device), setting.runtime.pruned
+                setting.model, device, runtime.dtypes(device), quantize=runtime.quantize, pruned=runtime.pruned
             )
         return Parts(self._models[key], self._detector(setting))
 

@@ -47,7 +47,7 @@ def count(model_name: str | Path, settings: SyncSettings, n_frames: int, pruned:
     What is executed counts: both halves of guidance, and nothing that is skipped or kept from the step before.
     pruned: see load_model.
     """
-    model = load_model(model_name, _META, torch.float32, pruned)
+    model = load_model(model_name, _META, torch.float32, pruned=pruned)
     features = _of_features(model, n_frames)
     vae = unet = 0
     for size, window in calls(n_frames, model.config.num_frames, batch=1):

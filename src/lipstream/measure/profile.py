@@ -117,7 +117,7 @@ def profile_sync(
     begun_s = time.perf_counter()
     device = runtime.torch_device()
     detector = make_detector(runtime.detector, device)
-    loaded = load_model(model, device, runtime.torch_dtype(device), runtime.pruned)
+    loaded = load_model(model, device, runtime.dtypes(device), quantize=runtime.quantize, pruned=runtime.pruned)
     sync = LipSync(loaded, detector, runtime)
     load_s = time.perf_counter() - begun_s
 

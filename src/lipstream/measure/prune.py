@@ -87,7 +87,8 @@ def search(prune: PruneSettings, tell: Tell) -> Pruned:
     device = setting.runtime.torch_device()
     with tempfile.TemporaryDirectory(prefix="lipstream-prune-") as folder:
         inputs = prepare(Path(folder), prune.video, prune.speech, duration_s=prune.duration_s, synthetic=None)
-        model = load_model(setting.model, device, setting.runtime.torch_dtype(device))
+        runtime = setting.runtime
+        model = load_model(setting.model, device, runtime.dtypes(device), quantize=runtime.quantize)
         detector = make_detector(setting.runtime.detector, device)
         try:
             sampling = make_sampling(setting, Parts(model, detector), inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lipstream.errors import ModelError
 from lipstream.models.unet_config import UNetConfig
@@ -51,6 +51,7 @@ class ModelConfig:
 
     resolution: of the square crop, px. num_frames: of a window. num_inference_steps and guidance_scale: the model's
     own. scheduler: words of diffusers' DDIMScheduler. mask_polygon_xy: the repainted region on a mask_size square.
+    quantized: what the files hold the weights as.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelConfig:
     mask_polygon_xy: tuple[tuple[float, float], ...]
     files: ModelFiles
     hub: Hub | None
+    quantized: Literal["none", "int8"]
 
     @classmethod
     def from_dict(cls, words: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -85,6 +87,7 @@ class ModelConfig:
                 mask_polygon_xy=tuple((float(x), float(y)) for x, y in words["mask"]["polygon_xy"]),
                 files=ModelFiles(**words["files"]),
                 hub=Hub(**words["hub"]) if words.get("hub") else None,
+                quantized=words.get("quantized", "none"),
             )
         except KeyError as error:
             raise ModelError(f"{origin}: the word {error} is missing") from error
@@ -94,6 +97,8 @@ class ModelConfig:
         return config
 
     def _check(self, origin: str) -> None:
+        if self.quantized not in ("none", "int8"):
+            raise ModelError(f"{origin}: quantized {self.quantized!r} is not known; this lipstream reads none and int8")
         channels = self.unet.out_channels
         if self.unet.in_channels != 3 * channels + 1:
             raise ModelError(

@@ -1,56 +1,30 @@
-"""All file access of the models: finding, downloading, checking and filling them."""
+"""The models: finding, downloading, checking and loading them."""
 
 from __future__ import annotations
 
 import json
-import logging
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lipstream.errors import ModelError
+from lipstream.errors import ModelError, SettingsError
 from lipstream.models import hub
 from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
+from lipstream.models.checkpoint import fill, leave_out_absent_motion_modules, read_tensors
+from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
 from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
-from lipstream.models.unet_layers import sinusoidal_positions
 from lipstream.models.whisper import AudioEncoder
-
-logger = logging.getLogger(__name__)
+from lipstream.settings import Dtypes, Quantize
 
 # Whisper's final norm and text decoder are in the published file and have no part here.
 _WHISPER_UNUSED = ("ln_post.",)
-_POSITIONS = ".pos_encoder.pe"
 # Names of the autoencoder's attention in files written before diffusers 0.17, as sd-vae-ft-mse is.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model ready to run: networks in evaluation mode on one device, in one dtype.
-
-    vae: AutoencoderKL. pruned: names of the U-Net's parts that were left out.
-    """
-
-    config: ModelConfig
-    unet: UNet
-    vae: Any
-    audio_encoder: AudioEncoder
-    pruned: tuple[str, ...] = ()
-
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents of one crop."""
-        return self.config.resolution // _vae_factor(self.vae)
 
 
 @dataclass(frozen=True)
@@ -63,20 +37,89 @@ class ModelPaths:
     vae_weights: Path
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a model's networks are read from, on what device and how: each may be read again, in another dtype.
+
+    quantize: with what the files hold taken into account. left_out: names of the U-Net's parts that are, and the file
+    that lists them.
+    """
+
+    config: ModelConfig
+    paths: ModelPaths
+    device: torch.device
+    quantize: Quantize
+    left_out: tuple[str, ...] = ()
+    left_out_by: str = ""
+
+    def unet(self, dtype: torch.dtype) -> UNet:
+        """The U-Net, ready to run. float8_e4m3fn: see Dtypes. Raises ModelError."""
+        unet, tensors = read_unet(self.config, self.paths)
+        is_float8 = dtype == torch.float8_e4m3fn
+        self._fill(unet, tensors, self.paths.unet, torch.float16 if is_float8 else dtype)
+        drop(unet, self.left_out, self.left_out_by)
+        unet.fuse_projections()
+        if is_float8:
+            hold_float8(unet)
+        return unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def vae(self, dtype: torch.dtype) -> Any:
+        """The VAE, diffusers' AutoencoderKL, ready to run. Raises ModelError."""
+        vae, tensors = read_vae(self.paths)
+        _check_vae(self.config, vae)
+        self._fill(vae, tensors, self.paths.vae_weights, dtype)
+        return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def audio_encoder(self, dtype: torch.dtype) -> AudioEncoder:
+        """The audio encoder, ready to run. Raises ModelError."""
+        encoder, tensors = read_audio_encoder(self.config, self.paths)
+        self._fill(encoder, tensors, self.paths.audio_encoder, dtype)
+        return encoder.eval().requires_grad_(False)
+
+    def _fill(self, module: nn.Module, tensors: dict[str, Tensor], path: Path, dtype: torch.dtype) -> None:
+        leave_out_absent_motion_modules(module, tensors, path)
+        if self.quantize != "none":
+            if self.config.quantized == "none":
+                tensors = int8_tensors(module, tensors)
+            hold_int8(module, dynamic=self.quantize == "int8-dynamic")
+        fill(module, tensors, path, self.device, dtype)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run: networks in evaluation mode on one device. vae: AutoencoderKL."""
+
+    config: ModelConfig
+    unet: UNet
+    vae: Any
+    audio_encoder: AudioEncoder
+    dtypes: Dtypes
+    source: Source
+
+    @property
+    def latent_size(self) -> int:
+        """Height and width of the latents of one crop."""
+        return self.config.resolution // _vae_factor(self.vae)
+
+
 def read_config(model: str | Path) -> tuple[ModelConfig, Path | None]:
     """The configuration of a named model or a folder, and the folder its files lie in (None: on the hub).
 
     A folder's lipstream.json may name another model as its `base` and give only what differs.
     Raises ModelError for an unknown name, or a folder without a readable lipstream.json.
     """
+    words, origin, folder = read_words(model)
+    return ModelConfig.from_dict(words, origin), folder
+
+
+def read_words(model: str | Path) -> tuple[dict[str, Any], str, Path | None]:
+    """The words of `read_config`'s configuration, where they come from, and the folder. Raises ModelError."""
     folder = _bundled_folder(str(model)) if str(model) in BUNDLED else None
     if folder is None and str(model) not in NAMES:
         folder = Path(model)
     if folder is None:
-        words, origin = _published_words(str(model)), str(model)
-    else:
-        words, origin = _folder_words(folder, str(model)), str(folder / CONFIG_NAME)
-    return ModelConfig.from_dict(words, origin), folder
+        return _published_words(str(model)), str(model), None
+    return _folder_words(folder, str(model)), str(folder / CONFIG_NAME), folder
 
 
 def _bundled_folder(name: str) -> Path:
@@ -184,7 +227,7 @@ def verify_model(model: str | Path) -> list[VerifiedFile]:
         (paths.audio_encoder, "model_state_dict"),
         (paths.vae_weights, None),
     ):
-        tensors = _read_tensors(path, wrapper)
+        tensors = read_tensors(path, wrapper)
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ModelError(f"{path}: tensor {name} holds values that are not numbers; download the file again")
@@ -192,30 +235,42 @@ def verify_model(model: str | Path) -> list[VerifiedFile]:
     return verified
 
 
-def load_model(model: str | Path, device: torch.device, dtype: torch.dtype, pruned: str | Path | None = None) -> Model:
-    """Find, read and fill a model, every tensor accounted for. Raises ModelError.
+def load_model(
+    model: str | Path,
+    device: torch.device,
+    dtype: torch.dtype | Dtypes,
+    *,
+    quantize: Quantize = "none",
+    pruned: str | Path | None = None,
+) -> Model:
+    """Find, read and fill a model, every tensor accounted for. Raises ModelError, SettingsError.
 
+    dtype: of all networks, or of each. quantize: see RuntimeSettings; "none" leaves int8 files as they are.
     pruned: the file that lists the parts of the U-Net to leave out.
     """
     config, folder = read_config(model)
+    if quantize == "none":
+        quantize = config.quantized
+    dtypes = dtype if isinstance(dtype, Dtypes) else Dtypes(dtype, dtype, dtype)
+    if dtypes.unet == torch.float8_e4m3fn and quantize != "none":
+        raise SettingsError(f"{config.name}: fp8 and {quantize} weights both take the linear layers; use one")
+    if quantize == "int8-dynamic" and device.type == "mps":
+        raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers; use int8")
     left_out = () if pruned is None else read_list(pruned, config.name).names
-    paths = locate(config, folder)
-    vae = _load_vae(paths, device, dtype)
-    _check_vae(config, vae)
-    audio_encoder = _load_audio_encoder(config, paths.audio_encoder, device, dtype)
+    source = Source(config, locate(config, folder), device, quantize, left_out, str(pruned))
+    vae, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
+    return Model(config, source.unet(dtypes.unet), vae, audio_encoder, dtypes, source)
+
+
+def read_unet(config: ModelConfig, paths: ModelPaths) -> tuple[UNet, dict[str, Tensor]]:
+    """The U-Net on the meta device, and its tensors by its own names, as the file holds them. Raises ModelError."""
     with torch.device("meta"):
         unet = UNet(config.unet)
-    _fill(unet, _read_tensors(paths.unet, "state_dict"), paths.unet, device, dtype)
-    drop(unet, left_out, str(pruned))
-    unet.fuse_projections()
-    for module in (unet, vae, audio_encoder):
-        module.eval().requires_grad_(False)
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    vae.to(memory_format=torch.channels_last)
-    return Model(config, unet, vae, audio_encoder, left_out)
+    return unet, read_tensors(paths.unet, "state_dict")
 
 
-def _load_vae(paths: ModelPaths, device: torch.device, dtype: torch.dtype) -> Any:
+def read_vae(paths: ModelPaths) -> tuple[Any, dict[str, Tensor]]:
+    """The VAE, as `read_unet`."""
     from diffusers import AutoencoderKL  # costs a second or two: only where a model is really loaded
 
     try:
@@ -224,9 +279,7 @@ def _load_vae(paths: ModelPaths, device: torch.device, dtype: torch.dtype) -> An
             vae: Any = AutoencoderKL.from_config(words)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{paths.vae_config}: not an autoencoder's configuration ({error})") from error
-    tensors = {_new_vae_name(name): t for name, t in _read_tensors(paths.vae_weights, None).items()}
-    _fill(vae, tensors, paths.vae_weights, device, dtype)
-    return vae
+    return vae, {_new_vae_name(name): t for name, t in read_tensors(paths.vae_weights, None).items()}
 
 
 def _new_vae_name(name: str) -> str:
@@ -250,83 +303,12 @@ def _check_vae(config: ModelConfig, vae: Any) -> None:
         raise ModelError(f"{config.name}: resolution {config.resolution} is not a multiple of {_vae_factor(vae)}")
 
 
-def _load_audio_encoder(config: ModelConfig, path: Path, device: torch.device, dtype: torch.dtype) -> AudioEncoder:
-    tensors = _read_tensors(path, "model_state_dict")
+def read_audio_encoder(config: ModelConfig, paths: ModelPaths) -> tuple[AudioEncoder, dict[str, Tensor]]:
+    """The audio encoder, as `read_unet`."""
+    tensors = read_tensors(paths.audio_encoder, "model_state_dict")
     prefix = "encoder."
     if any(name.startswith(prefix) for name in tensors):  # OpenAI's file, which holds a text decoder too
         tensors = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-    tensors = {name: t for name, t in tensors.items() if not name.startswith(_WHISPER_UNUSED)}
     with torch.device("meta"):
         encoder = AudioEncoder(config.audio_encoder)
-    _fill(encoder, tensors, path, device, dtype)
-    return encoder
-
-
-def _read_tensors(path: Path, wrapper: str | None) -> dict[str, Tensor]:
-    """Read a .safetensors file, or a torch checkpoint without running any code in it.
-
-    wrapper: the word under which a torch checkpoint holds its tensors. Raises ModelError.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # mmap keeps a 5 GB checkpoint from being in memory twice; files of torch before 1.6 cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: not a readable checkpoint ({reason}); download it again") from error
-    if isinstance(content, Mapping) and wrapper in content:
-        content = content[wrapper]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not tensors:
-        raise ModelError(f"{path}: holds no tensors")
-    return tensors
-
-
-def _fill(
-    module: nn.Module, tensors: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Give a module built on the meta device its tensors, every one accounted for. Raises ModelError."""
-    _leave_out_absent_motion_modules(module, tensors, path)
-    filled: dict[str, Tensor] = {}
-    missing = []
-    for name, wanted in module.state_dict().items():
-        tensor = tensors.get(name)
-        if tensor is None and name.endswith(_POSITIONS):
-            tensor = sinusoidal_positions(*wanted.shape[1:])
-        if tensor is None:
-            missing.append(name)
-        elif tensor.shape != wanted.shape:
-            raise ModelError(
-                f"{path}: tensor {name} is {_shape(tensor)}, the model's configuration needs {_shape(wanted)}"
-            )
-        else:
-            filled[name] = tensor.to(device=device, dtype=dtype)
-    if missing:
-        raise ModelError(f"{path}: {len(missing)} missing tensors: {_listing(missing)}")
-    unexpected = [name for name in tensors if name not in filled]
-    if unexpected:
-        logger.warning("%s: %d unexpected tensors, not used: %s", path, len(unexpected), _listing(unexpected))
-    module.load_state_dict(filled, strict=True, assign=True)
-
-
-def _leave_out_absent_motion_modules(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    # The published code loads loosely, and a motion module that was never filled is an identity there (its last
-    # layer starts at zero): the same picture comes from not computing it.
-    for block_name, block in module.named_modules():
-        motion_modules = getattr(block, "motion_modules", {})
-        for index in list(motion_modules):
-            prefix = f"{block_name}.motion_modules.{index}."
-            if not any(name.startswith(prefix) for name in tensors):
-                logger.warning("%s: no motion module %s; left out of the model", path, prefix[:-1])
-                del motion_modules[index]
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(str(n) for n in tensor.shape) or "a scalar"
-
-
-def _listing(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return encoder, {name: t for name, t in tensors.items() if not name.startswith(_WHISPER_UNUSED)}

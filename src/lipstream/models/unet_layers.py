@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lipstream.models.eight_bit import Int8Linear
 from lipstream.models.unet_config import MotionConfig, UNetConfig
 
 
@@ -100,7 +101,7 @@ class SelfAttention(nn.Module):
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(channels, channels, bias=False)
         self.to_v = nn.Linear(channels, channels, bias=False)
-        self.to_qkv: nn.Linear | None = None
+        self.to_qkv: nn.Linear | Int8Linear | None = None
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
         self.pos_encoder = PositionEncoding(channels, max_len) if max_len else None
 
@@ -108,9 +109,7 @@ class SelfAttention(nn.Module):
         """Put one layer three times as wide in place of the three projections: the tokens are read once."""
         if self.to_qkv is not None:
             return
-        weight = torch.cat((self.to_q.weight, self.to_k.weight, self.to_v.weight)).detach()
-        self.to_qkv = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        self.to_qkv.weight = nn.Parameter(weight, requires_grad=self.to_q.weight.requires_grad)
+        self.to_qkv = _side_by_side(self.to_q, self.to_k, self.to_v)
         del self.to_q, self.to_k, self.to_v
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,6 +122,20 @@ class SelfAttention(nn.Module):
             query, key, value = self.to_qkv(x).chunk(3, -1)
         seen = KeysValues(_heads_apart(key, self.heads), _heads_apart(value, self.heads))
         return self.to_out[0](_attend(_heads_apart(query, self.heads), seen))
+
+
+def _side_by_side(*layers: nn.Linear | Int8Linear) -> nn.Linear | Int8Linear:
+    """One layer whose outputs are those of `layers`, which have no bias, one after another."""
+    first = layers[0]
+    sizes = first.in_features, sum(layer.out_features for layer in layers)
+    wide: nn.Linear | Int8Linear
+    if isinstance(first, Int8Linear):
+        wide = Int8Linear(*sizes, bias=False, dynamic=first.dynamic)
+    else:
+        wide = nn.Linear(*sizes, bias=False, device="meta").requires_grad_(first.weight.requires_grad)
+    states = [layer.state_dict() for layer in layers]
+    wide.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]}, assign=True)
+    return wide
 
 
 class CrossAttention(nn.Module):

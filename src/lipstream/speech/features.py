@@ -18,25 +18,40 @@ ROWS_BEFORE = 4
 ROWS_AFTER = 5
 
 SampleSource = Callable[[], Iterable[NDArray[np.float32]]]
+# Told the first and last frame (25 fps) whose encoding is not finite: encoders of higher precision, to try in turn.
+Above = Callable[[int, int], Iterator[AudioEncoder]]
 
 
-def feature_rows(open_samples: SampleSource, encoder: AudioEncoder) -> Iterator[Tensor]:
+def feature_rows(open_samples: SampleSource, encoder: AudioEncoder, above: Above | None = None) -> Iterator[Tensor]:
     """Hidden states of a recording, 50 rows a second, in blocks of up to 30 s.
 
     open_samples: called twice, gives the recording from its beginning each time (mono, 16 kHz, in [-1, 1], in
-    pieces): once to find the maximum that sets the floor, once to encode. Yields (rows, layers + 1, dim) in the
-    encoder's dtype on its device. A block of n mel frames gives n // 2 rows.
+    pieces): once to find the maximum that sets the floor, once to encode. above: without it whether a block is finite
+    is not looked at. Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives
+    n // 2 rows.
     """
-    n_mels = encoder.config.n_mels
-    weight = encoder.conv1.weight
+    n_mels, n_rows = encoder.config.n_mels, 0
     maximum = max((float(block.max()) for block in mel.log_mel_blocks(open_samples(), n_mels)), default=0.0)
     block_frames = 2 * encoder.config.n_audio_ctx
     for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames):
         n_frames = block.shape[1]
         padded = F.pad(mel.normalise(block, maximum), (0, block_frames - n_frames))
-        with torch.inference_mode():
-            states = encoder(padded[None].to(weight.device, weight.dtype))[0]
-        yield states[: n_frames // ROWS_PER_FRAME]
+        states = _encode(encoder, padded)[: n_frames // ROWS_PER_FRAME]
+        if above is not None:
+            first, last = n_rows // ROWS_PER_FRAME, (n_rows + len(states) - 1) // ROWS_PER_FRAME
+            higher = above(first, last)
+            while not torch.isfinite(states).all():
+                states = _encode(next(higher), padded)[: n_frames // ROWS_PER_FRAME]
+        n_rows += len(states)
+        yield states
+
+
+@torch.inference_mode()
+def _encode(encoder: AudioEncoder, block: Tensor) -> Tensor:
+    """Hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
+    positions = encoder.positional_embedding  # never in 8 bits, unlike the weights
+    states: Tensor = encoder(block[None].to(positions.device, positions.dtype))[0]
+    return states.float()
 
 
 def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:

@@ -1,0 +1,204 @@
+"""Each network in its own precision, and what happens where a result is not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
+from lipstream.accelerate.precision import Ladder
+from lipstream.models.eight_bit import Float8Linear, hold_float8
+from lipstream.models.load import load_model
+from lipstream.settings import Dtypes
+from models_helpers import make_model_folder
+from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
+from unet_helpers import make_inputs, make_unet
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+# A convolution before a group norm in each network: a million times its weights is beyond fp16's range, and the norm
+# takes it out again.
+UNET = "down_blocks.0.resnets.0.conv1"
+VAE_ENCODER, VAE_DECODER = "encoder.mid_block.resnets.0.conv1", "decoder.mid_block.resnets.0.conv1"
+TOO_MUCH = 1e6
+
+Sync = Callable[..., Any]
+
+
+@pytest.fixture
+def folder(goldens: Path, tmp_path: Path) -> Path:
+    return make_model_folder(goldens, tmp_path / "model")
+
+
+@pytest.fixture
+def sync(goldens: Path, folder: Path, tmp_path: Path) -> Sync:
+    """A sync of 19 frames, so two windows, with the model in `folder`."""
+    with np.load(goldens / "align_io.npz") as arrays:
+        frames, landmarks = arrays["frames"], arrays["landmarks"][0]
+    clip = write_clip(tmp_path / "clip.mp4", [frames[i % len(frames)] for i in range(20)])
+    speech = write_speech(tmp_path / "speech.wav", 0.77)
+
+    def run(name: str, **runtime: Any) -> Any:
+        settings = RuntimeSettings(device="cpu", threads=2, **runtime)
+        model = load_model(folder, CPU, settings.dtypes(CPU), quantize=settings.quantize)
+        return LipSync(model, KnownFace(landmarks), settings)(clip, speech, tmp_path / name, FAST)
+
+    return run
+
+
+def change_unet(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    path = folder / "latentsync_unet.pt"
+    content = torch.load(path, weights_only=True)
+    change(content["state_dict"])
+    torch.save(content, path)
+
+
+def change_vae(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def change_audio_encoder(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    path = folder / "whisper" / "tiny.pt"
+    content = torch.load(path, weights_only=True)
+    change(content["model_state_dict"])
+    torch.save(content, path)
+
+
+def overflowing(*layers: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for layer in layers:
+            tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].float() * TOO_MUCH
+
+    return change
+
+
+def overflowing_between(tensors: dict[str, torch.Tensor]) -> None:
+    """The audio encoder has no group norm: what the first convolution has too much of, the second takes out."""
+    tensors["encoder.conv1.weight"] = tensors["encoder.conv1.weight"].float() * TOO_MUCH
+    tensors["encoder.conv2.weight"] = tensors["encoder.conv2.weight"].float() / TOO_MUCH
+
+
+def test_auto_is_the_published_half_precision_on_cuda_and_exact_elsewhere() -> None:
+    assert RuntimeSettings().dtypes(CUDA) == Dtypes(torch.float16, torch.float16, torch.float16)
+    assert RuntimeSettings().dtypes(CPU) == Dtypes(torch.float32, torch.float32, torch.float32)
+
+
+def test_each_network_has_a_precision_of_its_own() -> None:
+    mixed = RuntimeSettings(precision="bf16", vae_precision="fp32")
+    assert mixed.dtypes(CPU) == Dtypes(torch.bfloat16, torch.float32, torch.bfloat16)
+    decided = RuntimeSettings(precision="fp32", vae_precision="auto", audio_precision="bf16")
+    assert decided.dtypes(CUDA) == Dtypes(torch.float32, torch.float16, torch.bfloat16)
+
+
+def test_fp8_is_refused_where_it_cannot_be(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cpu does not multiply float8.*use fp16 or bf16"):
+        RuntimeSettings(precision="fp8").dtypes(CPU)
+    with pytest.raises(SettingsError, match="vae_precision = 'fp8'"):
+        RuntimeSettings(vae_precision="fp8")
+    with pytest.raises(SettingsError, match="use one"):
+        load_model(folder, CPU, Dtypes(torch.float8_e4m3fn, torch.float16, torch.float16), quantize="int8")
+
+
+def test_fp8_layers_come_near_the_layers_they_stand_for() -> None:
+    unet, inputs = make_unet(), make_inputs(1, 4)
+    words = inputs.channels.bfloat16(), inputs.audio.bfloat16(), 4
+    with torch.inference_mode():
+        expected = unet.step(inputs.latents, torch.tensor(500), unet.prepare(inputs.channels, inputs.audio, 4))
+        fast = make_unet().to(torch.bfloat16)
+        hold_float8(fast)
+        assert sum(isinstance(layer, Float8Linear) for layer in fast.modules()) > 50
+        found = fast.step(inputs.latents.bfloat16(), torch.tensor(500), fast.prepare(*words))
+    assert float((found.float() - expected).pow(2).mean().sqrt() / expected.std()) < 0.1
+
+
+def test_networks_in_different_precisions_run_together(sync: Sync, tmp_path: Path) -> None:
+    exact = sync("exact.mp4")
+    used = sync("mixed.mp4", precision="bf16", vae_precision="fp32", audio_precision="bf16").settings
+    assert [used[name] for name in ("precision", "vae_precision", "audio_precision")] == [
+        "bfloat16",
+        "float32",
+        "bfloat16",
+    ]
+    assert exact.settings["precision"] == exact.settings["vae_precision"] == "float32"
+    one, other = read_images(tmp_path / "exact.mp4"), read_images(tmp_path / "mixed.mp4")
+    assert 30 < min(psnr_db(a, b) for a, b in zip(one, other, strict=True)) < 80
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "warnings"),
+    [
+        ("U-Net", lambda folder: change_unet(folder, overflowing(UNET)), ["0 to 15", "16 to 18"]),
+        ("VAE", lambda folder: change_vae(folder, overflowing(VAE_ENCODER)), ["0 to 15", "16 to 18"]),
+        ("VAE", lambda folder: change_vae(folder, overflowing(VAE_DECODER)), ["0 to 15", "16 to 18"]),
+        ("audio encoder", lambda folder: change_audio_encoder(folder, overflowing_between), ["0 to 18"]),
+    ],
+)
+def test_what_overflows_is_made_again_in_full_precision(
+    sync: Sync,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    network: str,
+    change: Callable[[Path], None],
+    warnings: list[str],
+) -> None:
+    change(folder)
+    sync("exact.mp4", precision="fp32")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        sync("half.mp4", precision="fp16")
+    told = [record.getMessage() for record in caplog.records if network in record.getMessage()]
+    assert told == [
+        f"frames {n}: the {network}'s result in float16 is not finite; made again in float32" for n in warnings
+    ]
+    one, other = read_images(tmp_path / "exact.mp4"), read_images(tmp_path / "half.mp4")
+    assert len(one) == len(other) == 19
+    assert min(psnr_db(a, b) for a, b in zip(one, other, strict=True)) > 40
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_no_number_in_full_precision_is_an_error(
+    sync: Sync, folder: Path, tmp_path: Path, precision: str
+) -> None:
+    change_unet(folder, lambda tensors: tensors["conv_out.bias"].fill_(float("nan")))
+    with pytest.raises(ModelError, match=r"frames 0 to 15: the U-Net's result is not finite in float32 either"):
+        sync("out.mp4", precision=precision)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_ladder_reads_on_first_need_and_keeps(caplog: pytest.LogCaptureFixture) -> None:
+    read: list[torch.dtype] = []
+    ladder: Ladder[int] = Ladder("U-Net", torch.float8_e4m3fn, lambda dtype: read.append(dtype) or len(read))
+    assert list(zip(range(2), ladder.above(0, 15), strict=False)) == [(0, 1), (1, 2)]
+    assert next(ladder.above(16, 31)) == 1
+    assert read == [torch.float16, torch.float32]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["frames 0 to 15"] * 2 + [
+        "frames 16 to 31"
+    ]
+    with pytest.raises(ModelError, match="frames 32 to 47"):
+        list(ladder.above(32, 47))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+def test_fp8_on_the_gpu_comes_near_half_precision(folder: Path) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no float8 on this device")
+    dtypes = RuntimeSettings(precision="fp8").dtypes(CUDA)
+    assert dtypes == Dtypes(torch.float8_e4m3fn, torch.float16, torch.float16)
+    exact, fast = load_model(folder, CUDA, torch.float16).unet, load_model(folder, CUDA, dtypes).unet
+    assert any(isinstance(layer, Float8Linear) for layer in fast.modules())
+    inputs = make_inputs(1, 4, exact.config)
+    given = inputs.channels.cuda().half(), inputs.audio.cuda().half(), 4
+    with torch.inference_mode():
+        steps = [u.step(inputs.latents.cuda().half(), torch.tensor(500), u.prepare(*given)) for u in (exact, fast)]
+    assert float((steps[1] - steps[0]).float().pow(2).mean().sqrt() / steps[0].float().std()) < 0.1
