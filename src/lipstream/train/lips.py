@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _NOISE = 0.3
 _CLIPS = 12  # a batch is of so many clips
 
+_WIDEST = 1.5
+
 Judge = Callable[[Tensor], Tensor]
 """Latents (n, channels, size, size) to the openings of what is seen when they are decoded, not a number where none."""
 
@@ -83,7 +85,8 @@ def mesh_judge(vae: Any) -> Judge:
         with torch.inference_mode():
             pictures = ((conditioning.decode(vae, latents).float().cpu() + 1) * 127.5).round().clamp(0, 255)
         found = [face_mesh.points(upscaled(picture)) for picture in pictures]
-        return torch.tensor([float("nan") if p is None else mouth_opening(p) / FULL_GAP for p in found])
+        openings = [float("nan") if p is None else mouth_opening(p) / FULL_GAP for p in found]
+        return torch.tensor(openings).clamp_max(_WIDEST)  # a mesh on a blur may be anything
 
     return judge
 
@@ -107,11 +110,16 @@ def relearn(
         generator = step_generator(seed, step)
         known, known_openings = _draw(clips, 48, generator)
         chosen = torch.randint(len(mouths), (48,), generator=generator)
-        read = reader(torch.cat((known, mouths[chosen])))
+        # Autocast, where a training step asks for this, keeps its copies of the weights while they change here.
+        with torch.autocast("cpu", enabled=False):
+            read = reader(torch.cat((known, mouths[chosen].float())))
         loss = F.smooth_l1_loss(read, torch.cat((known_openings, openings[chosen])), beta=0.2)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    with torch.no_grad():
+        r = torch.corrcoef(torch.stack((reader(mouths.float()), openings)))[0, 1]
+    logger.info("lip reader: read opening of %d made mouths against the seen one, r = %.2f", len(mouths), r)
     return reader.requires_grad_(False).eval().to(device)
 
 
