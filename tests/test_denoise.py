@@ -21,7 +21,7 @@ from lipstream.latent import batch, conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
-from lipstream.settings import RuntimeSettings
+from lipstream.settings import RuntimeSettings, Sampling
 from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
@@ -78,8 +78,7 @@ def test_sampling_gives_what_the_plain_way_gives(
         SCHEDULER_WORDS,
         noise,
         Conditioning(inputs.channels, inputs.audio, num_frames),
-        num_inference_steps=3,
-        guidance_scale=guidance_scale,
+        Sampling(3, guidance_scale),
     )
     expected = sample_as_published(unet, inputs, noise, 3, guidance_scale)
     assert float((latents - expected).abs().max()) <= 1e-4
@@ -91,7 +90,7 @@ def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
     denoiser = denoise.UNetDenoiser(unet)
     prepared = denoiser.prepare(Conditioning(inputs.channels, inputs.audio, 4))
     assert prepared.first.dtype == torch.bfloat16
-    assert denoiser(inputs.latents, torch.tensor(1), prepared, True).dtype == torch.float32
+    assert denoiser(inputs.latents, torch.tensor(1), prepared, True)[0].dtype == torch.float32
 
 
 def small_vae() -> Any:
@@ -154,20 +153,20 @@ def test_a_compiled_step_is_the_step(traced: list[int]) -> None:
 
     def run() -> None:
         with torch.inference_mode():
-            outputs.append(step(inputs.latents, torch.tensor(401), prepared, True))
+            outputs.append(step(inputs.latents, torch.tensor(401), prepared, True, None)[0])
 
     for _ in range(2):  # a sync denoises in a thread of its own
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
-    expected = unet.step(inputs.latents, torch.tensor(401), prepared, True)
+    expected = unet.step(inputs.latents, torch.tensor(401), prepared, True)[0]
     for output in outputs:
         assert float((output - expected).abs().max()) <= 1e-4
     assert len(outputs) == 2
     assert len(traced) == 1, "one whole graph, made once"
 
     prepared = unet.prepare(short.channels, short.audio, 3)
-    step(short.latents, torch.tensor(401), prepared, True)
+    step(short.latents, torch.tensor(401), prepared, True, None)
     assert len(traced) == 1, "windows of another size are not compiled"
 
 
@@ -181,7 +180,7 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
     inputs = make_inputs(1, 2)
     step = compiled_step(unet, frames=2)
     with pytest.raises(SettingsError, match=r"no compiler.*leave --compile out"):
-        step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False)
+        step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False, None)
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=[needs_cuda, pytest.mark.gpu])])

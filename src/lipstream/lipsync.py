@@ -153,8 +153,9 @@ class LipSync:
         return {
             "model": config.name,
             **asdict(settings),
-            "num_inference_steps": settings.steps(config.num_inference_steps),
-            "guidance_scale": settings.guidance(config.guidance_scale),
+            **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
+            "resolution": settings.resolution or config.resolution,
+            "search_every": settings.frames_a_search(),
             "device": str(device),
             "precision": str(self._runtime.torch_dtype(device)).removeprefix("torch."),
             "detector": self._line.detector.name,

@@ -142,11 +142,11 @@ def run(
 
     advance: called after each written frame. Raises NoFaceError, and what the stages raise.
     """
-    threads, resolution = line.threads, line.model.config.resolution
-    num_frames = line.model.config.num_frames
+    threads, num_frames = line.threads, line.model.config.num_frames
+    resolution = settings.resolution or line.model.config.resolution
 
     frames: Iterable[Frame] = timed(read_looped(video.path, n_frames, settings.loop), clocks.read)
-    stretches = _stretches(frames, settings.search_every)
+    stretches = _stretches(frames, settings.frames_a_search())
     found = ordered_map(lambda item: _detect(line.detector, *item), stretches, threads, clocks.detect)
     tracked = _track(found, resolution, settings)
     aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
@@ -268,7 +268,7 @@ def _denoise(
     line: Line, batches: Iterable[Encoded], mask: Tensor, settings: SyncSettings, clock: StageClock
 ) -> Iterator[Repainted]:
     """Give every face of each batch its new mouth, and bring it back from the device."""
-    lane, size = Lane(line.device), line.model.latent_size
+    lane, size = Lane(line.device), line.model.latent_size(mask.shape[-1])
     with lane.running():
         noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
     for batch in batches:
@@ -287,14 +287,8 @@ def _denoise_batch(
     if batch.pixels is None or batch.conditioning is None:
         return ()
     config = line.model.config
-    latents = denoise.sample(
-        line.denoiser,
-        config.scheduler,
-        noise,
-        batch.conditioning,
-        num_inference_steps=settings.steps(config.num_inference_steps),
-        guidance_scale=settings.guidance(config.guidance_scale),
-    )
+    sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
+    latents = denoise.sample(line.denoiser, config.scheduler, noise, batch.conditioning, sampling)
     painted = conditioning.keep_surroundings(conditioning.decode(line.model.vae, latents), batch.pixels, mask)
     return lane.download(painted).unbind()
 

@@ -64,7 +64,8 @@ def _of_features(model: Model, n_frames: int) -> int:
 
 def _of_call(model: Model, settings: SyncSettings, size: int, window: int) -> tuple[int, int]:
     config = model.config
-    channels, latent_size, resolution = config.unet.out_channels, model.latent_size, config.resolution
+    channels, resolution = config.unet.out_channels, settings.resolution or config.resolution
+    latent_size = model.latent_size(resolution)
     pixels = torch.zeros(size, 3, resolution, resolution, device=_META)
     mask = torch.zeros(1, resolution, resolution, device=_META)
     tokens = (ROWS_BEFORE + ROWS_AFTER + 1) * (config.audio_encoder.n_audio_layer + 1)
@@ -75,16 +76,9 @@ def _of_call(model: Model, settings: SyncSettings, size: int, window: int) -> tu
         seen = conditioning.condition(model.vae, pixels, mask, audio, window)
     vae = counted(lambda: conditioning.condition(model.vae, pixels, mask, audio, window))
     vae += counted(lambda: conditioning.decode(model.vae, latents))
-    unet = counted(
-        lambda: denoise.sample(
-            denoise.UNetDenoiser(model.unet),
-            config.scheduler,
-            noise,
-            seen,
-            num_inference_steps=settings.steps(config.num_inference_steps),
-            guidance_scale=settings.guidance(config.guidance_scale),
-        )
-    )
+    denoiser = denoise.UNetDenoiser(model.unet)
+    sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
+    unet = counted(lambda: denoise.sample(denoiser, config.scheduler, noise, seen, sampling))
     return vae, unet
 
 

@@ -130,7 +130,7 @@ class _Face:
 
 
 def _align(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
-    resolution = parts.model.config.resolution
+    resolution = _resolution(setting, parts)
 
     def run() -> list[Tensor]:
         return _mapped(lambda face: crop_face(face.image, face.affine_matrix, resolution), faces, setting, "align")
@@ -172,7 +172,7 @@ def _unet(setting: Setting, parts: Parts, faces: list[_Face], inputs: Inputs) ->
     """The sampling loop alone; encoding comes before, decoding after."""
     model, config = parts.model, parts.model.config
     denoiser = denoise.UNetDenoiser(model.unet)
-    size = model.latent_size
+    size = model.latent_size(_resolution(setting, parts))
     with torch.inference_mode():
         batches = [
             conditioning.condition(model.vae, *batch)
@@ -180,20 +180,11 @@ def _unet(setting: Setting, parts: Parts, faces: list[_Face], inputs: Inputs) ->
         ]
     noise = denoise.initial_noise(config.unet.out_channels, size, size, setting.sync.seed)
     noise = noise.to(setting.runtime.torch_device())
+    sampling = setting.sync.sampling(config.num_inference_steps, config.guidance_scale)
 
     @torch.inference_mode()
     def run() -> list[Tensor]:
-        return [
-            denoise.sample(
-                denoiser,
-                config.scheduler,
-                noise,
-                seen,
-                num_inference_steps=setting.sync.steps(config.num_inference_steps),
-                guidance_scale=setting.sync.guidance(config.guidance_scale),
-            )
-            for seen in batches
-        ]
+        return [denoise.sample(denoiser, config.scheduler, noise, seen, sampling) for seen in batches]
 
     @torch.inference_mode()
     def pictures() -> Images:
@@ -203,13 +194,17 @@ def _unet(setting: Setting, parts: Parts, faces: list[_Face], inputs: Inputs) ->
     return Subject(run, len(faces), flop, pictures)
 
 
+def _resolution(setting: Setting, parts: Parts) -> int:
+    return setting.sync.resolution or parts.model.config.resolution
+
+
 def _frames(inputs: Inputs, setting: Setting) -> list[NDArray[np.uint8]]:
     return [frame.image for frame in read_looped(inputs.video, inputs.n_frames, setting.sync.loop)]
 
 
 def _align_all(setting: Setting, parts: Parts, frames: list[NDArray[np.uint8]]) -> list[_Face]:
     """Every frame with a face, found and cut out."""
-    resolution = parts.model.config.resolution
+    resolution = _resolution(setting, parts)
     track = FaceTrack(resolution)
     faces = []
     for index, found in enumerate(_mapped(parts.detector.detect, frames, setting, "detect")):
@@ -232,7 +227,7 @@ def _batches(
 ) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
     config, device = parts.model.config, setting.runtime.torch_device()
-    mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(device)
+    mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(device)
     batches, first = [], 0
     windows = windows_a_call(setting.runtime.batch, parts.model, device)
     for size, num_frames in flops.calls(len(faces), config.num_frames, windows):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lipstream.errors import ModelError
+from lipstream.errors import ModelError, SettingsError
 from lipstream.models import hub
 from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
 from lipstream.models.unet import UNet
@@ -42,10 +42,15 @@ class Model:
     vae: Any
     audio_encoder: AudioEncoder
 
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents of one crop."""
-        return self.config.resolution // _vae_factor(self.vae)
+    def latent_size(self, resolution: int) -> int:
+        """Height and width of the latents of a crop of `resolution`. Raises SettingsError for one it can't encode."""
+        factor = _vae_factor(self.vae)
+        if resolution % factor:
+            raise SettingsError(
+                f"resolution = {resolution}: {self.config.name} takes multiples of {factor}; its own is"
+                f" {self.config.resolution}"
+            )
+        return resolution // factor
 
 
 @dataclass(frozen=True)
