@@ -93,6 +93,10 @@ def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
     assert denoiser(inputs.latents, torch.tensor(1), prepared, True)[0].dtype == torch.float32
 
 
+def assert_near(ours: Tensor, expected: Tensor) -> None:
+    assert float((ours - expected).abs().max()) <= 1e-4
+
+
 def small_vae() -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -161,13 +165,18 @@ def test_a_compiled_step_is_the_step(traced: list[int]) -> None:
         thread.join()
     expected = unet.step(inputs.latents, torch.tensor(401), prepared, True)[0]
     for output in outputs:
-        assert float((output - expected).abs().max()) <= 1e-4
+        assert_near(output, expected)
     assert len(outputs) == 2
     assert len(traced) == 1, "one whole graph, made once"
 
     prepared = unet.prepare(short.channels, short.audio, 3)
     step(short.latents, torch.tensor(401), prepared, True, None)
     assert len(traced) == 1, "windows of another size are not compiled"
+
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    expected, deep = unet.step(inputs.latents, torch.tensor(401), prepared, True)
+    assert_near(step(inputs.latents, torch.tensor(401), prepared, True, deep)[0], expected)
+    assert len(traced) == 2, "deep features given: a graph of its own"
 
 
 def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +231,11 @@ def test_a_recorded_step_is_the_step() -> None:
         latents, timestep = inputs.latents.cuda(), torch.tensor(100 * seed).cuda()
         for guided in (True, False):
             expected = unet.step(latents, timestep, prepared, guided)
-            assert torch.allclose(recorded(latents, timestep, prepared, guided), expected, atol=1e-4)
+            deep = None
+            for _ in range(2):  # deep features computed, then given
+                predicted, deep = recorded(latents, timestep, prepared, guided, deep)
+                assert_near(predicted, expected[0])
+                assert_near(deep, expected[1])
 
 
 def test_words_for_the_batch() -> None:

@@ -142,6 +142,35 @@ def test_a_timestep_a_window(unet: UNet) -> None:
         assert_same(both[4 * i : 4 * i + 4], alone[4 * i : 4 * i + 4])
 
 
+@pytest.mark.parametrize("config", [SMALL, ATTENTION_LATER, ATTENTION_IN_THE_MIDDLE])
+@pytest.mark.parametrize("guided", [False, True])
+def test_deep_features_given_back_give_the_same_step(config: UNetConfig, guided: bool) -> None:
+    unet, inputs = make_unet(config), make_inputs(2, 4, config)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    predicted, deep = unet.step(inputs.latents, TIMESTEP, prepared, guided)
+    again, same = unet.step(inputs.latents, TIMESTEP, prepared, guided, deep)
+    assert torch.equal(again, predicted)
+    assert same is deep
+    later, _ = unet.step(make_inputs(2, 4, config, seed=5).latents, torch.tensor(351), prepared, guided, deep)
+    assert float((later - predicted).abs().max()) > 1e-3, "the noise of this step is seen"
+
+
+def test_a_step_with_deep_features_computes_the_last_layer_only(unet: UNet) -> None:
+    inputs = make_inputs(1, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    deep = unet.step(inputs.latents, TIMESTEP, prepared, True)[1]
+    called: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: called.append(name))
+        for name, module in unet.named_modules()
+        if (name.count(".") == 3 and not name.startswith("mid_block")) or name == "mid_block"
+    ]
+    unet.step(inputs.latents, TIMESTEP, prepared, True, deep)
+    for handle in handles:
+        handle.remove()
+    assert called == [f"up_blocks.2.{part}.2" for part in ("resnets", "attentions", "motion_modules")]
+
+
 def test_fused_projections(unet: UNet) -> None:
     fused = copy.deepcopy(unet)
     fused.fuse_projections()

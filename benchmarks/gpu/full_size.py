@@ -34,7 +34,7 @@ from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import Model, read_config
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
-from lipstream.settings import FRAME_RATE_HZ, Sampling
+from lipstream.settings import FRAME_RATE_HZ, PRESETS, Sampling
 
 PUBLISHED_VAE_WIDTHS = (128, 256, 512, 512)
 NARROW_UNET_WIDTHS, NARROW_VAE_WIDTHS = (32, 32, 64, 64), (32, 32, 32, 32)
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="models are made in it where they do not exist yet")
     parser.add_argument("--resolution", type=int, nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seconds", type=int, default=20, help="of the clip")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--preset", choices=PRESETS, default="exact")
+    parser.add_argument("--steps", type=int, help="[the model's 20, or the preset's share of them]")
     parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", choices=DTYPES, help="[fp16, on a CPU fp32]")
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--narrow", action="store_true", help="narrow networks, to see that everything runs")
     args = parser.parse_args()
     precision = args.precision or ("fp32" if args.device == "cpu" else "fp16")
-    settings = SyncSettings(num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
+    settings = SyncSettings(args.preset, num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
     with tempfile.TemporaryDirectory() as clips:
         clip = make_inputs(Path(clips), args.seconds)
         measure_each(args, precision, clip, settings)
@@ -94,7 +95,8 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
     reset_peak(device)
     result = sync(video, speech, out, settings, overwrite=True)
     used = result.settings
-    words = f"{used['precision']}, {used['num_inference_steps']} steps, guidance {used['guidance_scale']}"
+    words = f"{used['preset']}: {used['precision']}, {used['num_inference_steps']} steps of {used['scheduler']}"
+    words += f", guidance {used['guidance_scale']} in {used['guidance_interval']}, step cache {used['step_cache']}"
     words += f", batch {used['batch']}{', compile' if used['compile'] else ''}, {used['detector']}"
     name = f"full size {resolution} px{', narrow' if args.narrow else ''}"
     clip_name = f"{WIDTH}x{HEIGHT}, {args.seconds} s"

@@ -36,6 +36,8 @@ def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_
     else:
         scheduler = _multi_step(words, name)
     scheduler.set_timesteps(num_inference_steps)
+    # Where timesteps are spaced backwards by floating-point numbers, rounding makes one too many of some: 61, say.
+    scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
     return scheduler
 
 
