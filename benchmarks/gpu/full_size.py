@@ -91,7 +91,7 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
     out = video.with_name("out.mp4")
     with tempfile.TemporaryDirectory() as folder:
         warm_up = make_inputs(Path(folder), math.ceil(line.batch * num_frames / FRAME_RATE_HZ))  # one whole batch
-        sync(*warm_up, out, replace(settings, num_inference_steps=1), overwrite=True)
+        sync(*warm_up, out, settings, overwrite=True)  # all its steps: each kind is compiled for itself
     reset_peak(device)
     result = sync(video, speech, out, settings, overwrite=True)
     used = result.settings
