@@ -31,6 +31,7 @@ from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import read_config
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_config import UNetConfig
+from lipstream.settings import Sampling
 from lipstream.stages import prefetch
 
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
@@ -66,8 +67,7 @@ class Setup:
             read_config("latentsync-1.5")[0].scheduler,
             self.noise,
             seen or self.seen,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance_scale,
+            Sampling(self.steps, self.guidance_scale),
         )
 
 
@@ -170,16 +170,22 @@ class HearsEveryStep(Unsaved):
     def prepare(self, conditioning: Conditioning) -> Prepared:
         return replace(super().prepare(conditioning), first=self.unet.first(self.channels))
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
-        return super().__call__(latents, timestep, replace(prepared, heard=self.unet.hear(self.audio)), guided)
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return super().__call__(latents, timestep, replace(prepared, heard=self.unet.hear(self.audio)), guided, deep)
 
 
 class ConvolvesEveryStep(Unsaved):
     def prepare(self, conditioning: Conditioning) -> Prepared:
         return replace(super().prepare(conditioning), heard=self.unet.hear(self.audio))
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
-        return super().__call__(latents, timestep, replace(prepared, first=self.unet.first(self.channels)), guided)
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return super().__call__(
+            latents, timestep, replace(prepared, first=self.unet.first(self.channels)), guided, deep
+        )
 
 
 class BranchesApart(denoise.UNetDenoiser):
@@ -189,8 +195,10 @@ class BranchesApart(denoise.UNetDenoiser):
         prepared = super().prepare(conditioning)
         return replace(prepared, first=torch.cat((prepared.first, prepared.first)))
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
-        return super().__call__(torch.cat((latents, latents)), timestep, prepared, guided)
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return super().__call__(torch.cat((latents, latents)), timestep, prepared, guided, deep)
 
 
 class SilenceComputed(denoise.UNetDenoiser):
@@ -201,18 +209,22 @@ class SilenceComputed(denoise.UNetDenoiser):
         audio = torch.cat((torch.zeros_like(conditioning.audio), conditioning.audio))
         return super().prepare(Conditioning(channels, audio, conditioning.num_frames))
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
-        return super().__call__(torch.cat((latents, latents)), timestep, prepared, False)
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return super().__call__(torch.cat((latents, latents)), timestep, prepared, False, deep)
 
 
 class AsPublished(Unsaved):
     """Both branches as one batch, and all of it computed at every step."""
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         given = torch.cat((latents.to(self.dtype), self.channels), 1)
         audio = torch.cat((torch.zeros_like(self.audio), self.audio))
         noise: Tensor = self.unet(torch.cat((given, given)), timestep.to(latents.device), audio, prepared.num_frames)
-        return noise.float()
+        return noise.float(), latents[:0]
 
 
 def one_by_one(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:

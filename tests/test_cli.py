@@ -59,6 +59,11 @@ def test_wrong_words_are_exit_2_at_once(tmp_path: Path) -> None:
     assert "COMMAND" in error_line(run(), 2)
     assert time.monotonic() - begun_s < 10
     assert "preset = 'best'" in error_line(run("sync", "a.mp4", "b.wav", "--preset", "best"), 2)
+    for option, told, said in (
+        ("--guidance-interval", "0.5", "'0.5' is not two numbers"),
+        ("--resolution", "200", "resolution = 200: must be a multiple of 64"),
+    ):
+        assert said in error_line(run("sync", "a.mp4", "b.wav", option, told), 2)
     assert "num_inference_steps = 0" in error_line(run("sync", "a.mp4", "b.wav", "--steps", "0"), 2)
     assert "'gpu'" in error_line(run("sync", sample.VIDEO, sample.SPEECH, "--device", "gpu", cwd=tmp_path), 2)
 

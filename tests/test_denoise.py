@@ -21,7 +21,7 @@ from lipstream.latent import batch, conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
-from lipstream.settings import RuntimeSettings
+from lipstream.settings import RuntimeSettings, Sampling
 from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
@@ -78,8 +78,7 @@ def test_sampling_gives_what_the_plain_way_gives(
         SCHEDULER_WORDS,
         noise,
         Conditioning(inputs.channels, inputs.audio, num_frames),
-        num_inference_steps=3,
-        guidance_scale=guidance_scale,
+        Sampling(3, guidance_scale),
     )
     expected = sample_as_published(unet, inputs, noise, 3, guidance_scale)
     assert float((latents - expected).abs().max()) <= 1e-4
@@ -91,7 +90,11 @@ def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
     denoiser = denoise.UNetDenoiser(unet)
     prepared = denoiser.prepare(Conditioning(inputs.channels, inputs.audio, 4))
     assert prepared.first.dtype == torch.bfloat16
-    assert denoiser(inputs.latents, torch.tensor(1), prepared, True).dtype == torch.float32
+    assert denoiser(inputs.latents, torch.tensor(1), prepared, True)[0].dtype == torch.float32
+
+
+def assert_near(ours: Tensor, expected: Tensor) -> None:
+    assert float((ours - expected).abs().max()) <= 1e-4
 
 
 def small_vae() -> Any:
@@ -154,21 +157,26 @@ def test_a_compiled_step_is_the_step(traced: list[int]) -> None:
 
     def run() -> None:
         with torch.inference_mode():
-            outputs.append(step(inputs.latents, torch.tensor(401), prepared, True))
+            outputs.append(step(inputs.latents, torch.tensor(401), prepared, True, None)[0])
 
     for _ in range(2):  # a sync denoises in a thread of its own
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
-    expected = unet.step(inputs.latents, torch.tensor(401), prepared, True)
+    expected = unet.step(inputs.latents, torch.tensor(401), prepared, True)[0]
     for output in outputs:
-        assert float((output - expected).abs().max()) <= 1e-4
+        assert_near(output, expected)
     assert len(outputs) == 2
     assert len(traced) == 1, "one whole graph, made once"
 
     prepared = unet.prepare(short.channels, short.audio, 3)
-    step(short.latents, torch.tensor(401), prepared, True)
+    step(short.latents, torch.tensor(401), prepared, True, None)
     assert len(traced) == 1, "windows of another size are not compiled"
+
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    expected, deep = unet.step(inputs.latents, torch.tensor(401), prepared, True)
+    assert_near(step(inputs.latents, torch.tensor(401), prepared, True, deep)[0], expected)
+    assert len(traced) == 2, "deep features given: a graph of its own"
 
 
 def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +189,7 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
     inputs = make_inputs(1, 2)
     step = compiled_step(unet, frames=2)
     with pytest.raises(SettingsError, match=r"no compiler.*leave --compile out"):
-        step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False)
+        step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False, None)
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=[needs_cuda, pytest.mark.gpu])])
@@ -223,7 +231,11 @@ def test_a_recorded_step_is_the_step() -> None:
         latents, timestep = inputs.latents.cuda(), torch.tensor(100 * seed).cuda()
         for guided in (True, False):
             expected = unet.step(latents, timestep, prepared, guided)
-            assert torch.allclose(recorded(latents, timestep, prepared, guided), expected, atol=1e-4)
+            deep = None
+            for _ in range(2):  # deep features computed, then given
+                predicted, deep = recorded(latents, timestep, prepared, guided, deep)
+                assert_near(predicted, expected[0])
+                assert_near(deep, expected[1])
 
 
 def test_words_for_the_batch() -> None:

@@ -300,6 +300,7 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
         (("--repeats", "0"), "at least 1"),
         (("--seconds", "0"), r"at least 0\.04"),
         (("--loop", "trim"), "pingpong or hold"),
+        (("--stage", "unet", "--setting", "a:", "--setting", "b: resolution=64"), "one resolution"),
         (("--stage", "decode"), "stage = 'decode': must be one of align, "),
     ],
 )

@@ -23,6 +23,7 @@ from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
+from lipstream.settings import Sampling
 from lipstream.speech.features import feature_rows, frame_windows
 
 
@@ -134,8 +135,7 @@ def test_a_clip_through_the_latent_core(goldens: Path, unet: UNet) -> None:
                 config.scheduler,
                 io["noise"][:, :, 0],
                 conditioning.condition(vae, pixels, mask, audio, len(faces)),
-                num_inference_steps=int(io["num_inference_steps"]),
-                guidance_scale=float(io["guidance_scale"]),
+                Sampling(int(io["num_inference_steps"]), float(io["guidance_scale"])),
             )
         )
         new = conditioning.decode(vae, latents[-1])

@@ -233,6 +233,36 @@ def test_the_whole_frame_is_searched_as_often_as_asked(
     np.testing.assert_array_equal(*written)
 
 
+def test_savings_in_denoising_are_told_and_the_same_for_any_threads(
+    sync: Callable[..., Any], clip: Path, tmp_path: Path
+) -> None:
+    speech, written = write_speech(tmp_path / "speech.wav", 0.4), []
+    saving = SyncSettings(
+        num_inference_steps=4,
+        guidance_scale=1.5,
+        scheduler="unipc",
+        step_cache=2,
+        guidance_interval=(0.0, 0.5),
+        resolution=128,
+        crf=0,
+    )
+    for threads in (1, 3):
+        result = sync(clip, speech, tmp_path / f"{threads}.mp4", settings=saving, threads=threads)
+        told = {name: result.settings[name] for name in ("scheduler", "step_cache", "guidance_interval", "resolution")}
+        assert told == {
+            "scheduler": "unipc",
+            "step_cache": 2,
+            "guidance_interval": (0.0, 0.5),
+            "resolution": 128,
+        }
+        written.append(read_images(tmp_path / f"{threads}.mp4"))
+    np.testing.assert_array_equal(*written)
+
+    own = sync(clip, speech, tmp_path / "own.mp4").settings
+    assert (own["scheduler"], own["step_cache"], own["guidance_interval"]) == ("ddim", 1, (0.0, 1.0))
+    assert (own["resolution"], own["search_every"]) == (64, 1)
+
+
 def test_a_fault_on_the_way_leaves_nothing(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
     speech = write_speech(tmp_path / "speech.wav", 0.8)
 

@@ -65,11 +65,11 @@ def frames_seen(module: torch.nn.Module, seen: list[int]) -> Iterator[None]:
 def test_two_branches_from_one_call(config: UNetConfig, windows: int, num_frames: int) -> None:
     unet, inputs = make_unet(config), make_inputs(windows, num_frames, config)
     prepared = unet.prepare(inputs.channels, inputs.audio, num_frames)
-    predicted = unet.step(inputs.latents, TIMESTEP, prepared, True)
+    predicted = unet.step(inputs.latents, TIMESTEP, prepared, True)[0]
     assert_same(predicted, both_branches_in_full(unet, inputs))
     silent, heard = predicted.chunk(2)
     assert float((silent - heard).abs().max()) > 1e-3
-    assert_same(unet.step(inputs.latents, TIMESTEP, prepared), heard)
+    assert_same(unet.step(inputs.latents, TIMESTEP, prepared)[0], heard)
 
 
 def test_branches_given_apart_stay_apart(unet: UNet) -> None:
@@ -77,7 +77,7 @@ def test_branches_given_apart_stay_apart(unet: UNet) -> None:
     prepared = unet.prepare(inputs.channels, inputs.audio, 4)
     apart = replace(prepared, first=torch.cat((prepared.first, prepared.first)))
     latents = torch.cat((inputs.latents, inputs.latents))
-    assert_same(unet.step(latents, TIMESTEP, apart, True), both_branches_in_full(unet, inputs))
+    assert_same(unet.step(latents, TIMESTEP, apart, True)[0], both_branches_in_full(unet, inputs))
 
 
 def test_what_is_prepared_serves_every_step(unet: UNet) -> None:
@@ -86,7 +86,7 @@ def test_what_is_prepared_serves_every_step(unet: UNet) -> None:
     for index, timestep in enumerate((torch.tensor(801), torch.tensor(401), torch.tensor(1))):
         latents = make_inputs(1, 4, seed=10 + index).latents
         expected = unet(torch.cat((latents, inputs.channels), 1), timestep, inputs.audio, 4)
-        assert_same(unet.step(latents, timestep, prepared), expected)
+        assert_same(unet.step(latents, timestep, prepared)[0], expected)
 
 
 def test_the_first_convolution_in_two_parts(unet: UNet) -> None:
@@ -125,21 +125,50 @@ def test_what_a_step_leaves_out(unet: UNet) -> None:
 def test_windows_of_a_batch_do_not_touch_one_another(unet: UNet) -> None:
     inputs = make_inputs(3, 4)
     prepared = unet.prepare(inputs.channels, inputs.audio, 4)
-    silent, heard = unet.step(inputs.latents, TIMESTEP, prepared, True).chunk(2)
+    silent, heard = unet.step(inputs.latents, TIMESTEP, prepared, True)[0].chunk(2)
     for i in range(3):
         one = slice(4 * i, 4 * i + 4)
         alone = unet.prepare(inputs.channels[one], inputs.audio[one], 4)
-        expected = unet.step(inputs.latents[one], TIMESTEP, alone, True)
+        expected = unet.step(inputs.latents[one], TIMESTEP, alone, True)[0]
         assert_same(torch.cat((silent[one], heard[one])), expected)
 
 
 def test_a_timestep_a_window(unet: UNet) -> None:
     inputs = make_inputs(2, 4)
     prepared = unet.prepare(inputs.channels, inputs.audio, 4)
-    both = unet.step(inputs.latents, torch.tensor([801, 1]), prepared)
+    both = unet.step(inputs.latents, torch.tensor([801, 1]), prepared)[0]
     for i, timestep in enumerate((801, 1)):
-        alone = unet.step(inputs.latents, torch.tensor(timestep), prepared)
+        alone = unet.step(inputs.latents, torch.tensor(timestep), prepared)[0]
         assert_same(both[4 * i : 4 * i + 4], alone[4 * i : 4 * i + 4])
+
+
+@pytest.mark.parametrize("config", [SMALL, ATTENTION_LATER, ATTENTION_IN_THE_MIDDLE])
+@pytest.mark.parametrize("guided", [False, True])
+def test_deep_features_given_back_give_the_same_step(config: UNetConfig, guided: bool) -> None:
+    unet, inputs = make_unet(config), make_inputs(2, 4, config)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    predicted, deep = unet.step(inputs.latents, TIMESTEP, prepared, guided)
+    again, same = unet.step(inputs.latents, TIMESTEP, prepared, guided, deep)
+    assert torch.equal(again, predicted)
+    assert same is deep
+    later, _ = unet.step(make_inputs(2, 4, config, seed=5).latents, torch.tensor(351), prepared, guided, deep)
+    assert float((later - predicted).abs().max()) > 1e-3, "the noise of this step is seen"
+
+
+def test_a_step_with_deep_features_computes_the_last_layer_only(unet: UNet) -> None:
+    inputs = make_inputs(1, 4)
+    prepared = unet.prepare(inputs.channels, inputs.audio, 4)
+    deep = unet.step(inputs.latents, TIMESTEP, prepared, True)[1]
+    called: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: called.append(name))
+        for name, module in unet.named_modules()
+        if (name.count(".") == 3 and not name.startswith("mid_block")) or name == "mid_block"
+    ]
+    unet.step(inputs.latents, TIMESTEP, prepared, True, deep)
+    for handle in handles:
+        handle.remove()
+    assert called == [f"up_blocks.2.{part}.2" for part in ("resnets", "attentions", "motion_modules")]
 
 
 def test_fused_projections(unet: UNet) -> None:
@@ -152,7 +181,7 @@ def test_fused_projections(unet: UNet) -> None:
     inputs = make_inputs(2, 4)
     for guided in (False, True):
         outputs = [
-            net.step(inputs.latents, TIMESTEP, net.prepare(inputs.channels, inputs.audio, 4), guided)
+            net.step(inputs.latents, TIMESTEP, net.prepare(inputs.channels, inputs.audio, 4), guided)[0]
             for net in (unet, fused)
         ]
         assert_same(outputs[1], outputs[0])
@@ -172,7 +201,7 @@ def test_the_memory_format_is_the_weights_own(unet: UNet) -> None:
     for net in (unet, rows_first):
         handles = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
         prepared = net.prepare(inputs.channels, inputs.audio, 4)
-        outputs.append(net.step(inputs.latents, TIMESTEP, prepared, True))
+        outputs.append(net.step(inputs.latents, TIMESTEP, prepared, True)[0])
         for handle in handles:
             handle.remove()
     half = len(formats) // 2

@@ -32,9 +32,9 @@ from lipstream import LipSync, SyncSettings
 from lipstream.latent import denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import Model, read_config
-from lipstream.models.unet import Prepared, UNet
+from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
-from lipstream.settings import FRAME_RATE_HZ
+from lipstream.settings import FRAME_RATE_HZ, PRESETS, Sampling
 
 PUBLISHED_VAE_WIDTHS = (128, 256, 512, 512)
 NARROW_UNET_WIDTHS, NARROW_VAE_WIDTHS = (32, 32, 64, 64), (32, 32, 32, 32)
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="models are made in it where they do not exist yet")
     parser.add_argument("--resolution", type=int, nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seconds", type=int, default=20, help="of the clip")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--preset", choices=PRESETS, default="exact")
+    parser.add_argument("--steps", type=int, help="[the model's 20, or the preset's share of them]")
     parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", choices=DTYPES, help="[fp16, on a CPU fp32]")
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--narrow", action="store_true", help="narrow networks, to see that everything runs")
     args = parser.parse_args()
     precision = args.precision or ("fp32" if args.device == "cpu" else "fp16")
-    settings = SyncSettings(num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
+    settings = SyncSettings(args.preset, num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
     with tempfile.TemporaryDirectory() as clips:
         clip = make_inputs(Path(clips), args.seconds)
         measure_each(args, precision, clip, settings)
@@ -90,11 +91,12 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
     out = video.with_name("out.mp4")
     with tempfile.TemporaryDirectory() as folder:
         warm_up = make_inputs(Path(folder), math.ceil(line.batch * num_frames / FRAME_RATE_HZ))  # one whole batch
-        sync(*warm_up, out, replace(settings, num_inference_steps=1), overwrite=True)
+        sync(*warm_up, out, settings, overwrite=True)  # all its steps: each kind is compiled for itself
     reset_peak(device)
     result = sync(video, speech, out, settings, overwrite=True)
     used = result.settings
-    words = f"{used['precision']}, {used['num_inference_steps']} steps, guidance {used['guidance_scale']}"
+    words = f"{used['preset']}: {used['precision']}, {used['num_inference_steps']} steps of {used['scheduler']}"
+    words += f", guidance {used['guidance_scale']} in {used['guidance_interval']}, step cache {used['step_cache']}"
     words += f", batch {used['batch']}{', compile' if used['compile'] else ''}, {used['detector']}"
     name = f"full size {resolution} px{', narrow' if args.narrow else ''}"
     clip_name = f"{WIDTH}x{HEIGHT}, {args.seconds} s"
@@ -128,41 +130,32 @@ def unet_alone(
 ) -> tuple[list[float], int]:
     """Seconds of each round of sampling `windows` windows, and what a round takes, FLOP."""
     config = model.config
-    n, size = windows * config.num_frames, model.latent_size
+    n, size = windows * config.num_frames, model.latent_size(config.resolution)
     generator = torch.Generator().manual_seed(0)
     channels = torch.randn(n, config.unet.in_channels - config.unet.out_channels, size, size, generator=generator)
     audio = torch.randn(n, AUDIO_TOKENS, config.unet.cross_attention_dim, generator=generator)
     noise = denoise.initial_noise(config.unet.out_channels, size, size, seed=0).to(device)
     seen = Conditioning(channels.to(device), audio.to(device), config.num_frames)
-    steps, guidance_scale = settings.steps(config.num_inference_steps), settings.guidance(config.guidance_scale)
+    sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
 
-    def sample(denoiser: denoise.Denoiser = denoiser) -> None:
-        denoise.sample(
-            denoiser,
-            config.scheduler,
-            noise,
-            seen,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-        )
+    def sample() -> None:
+        denoise.sample(denoiser, config.scheduler, noise, seen, sampling)
 
     sample()
     seconds = [timed_s(sample, device) for _ in range(rounds)]
-    return seconds, count_flop(model.unet, seen, steps, guidance_scale > 1.0)
+    return seconds, count_flop(model, seen, sampling)
 
 
-def count_flop(unet: UNet, seen: Conditioning, steps: int, guided: bool) -> int:
+def count_flop(model: Model, seen: Conditioning, sampling: Sampling) -> int:
     """What sampling takes, a multiplication and an addition counted as two; computes nothing."""
+    config = model.config
     with torch.device("meta"):
-        twin: Any = UNet(unet.config).eval()
-        channels, audio = torch.empty(seen.channels.shape), torch.empty(seen.audio.shape)
-        latents = torch.empty(len(channels), unet.config.out_channels, *channels.shape[-2:])
-        timestep = torch.empty(())
-    with FlopCounterMode(display=False) as once:
-        prepared: Prepared = twin.prepare(channels, audio, seen.num_frames)
-    with FlopCounterMode(display=False) as each:
-        twin.step(latents, timestep, prepared, guided)
-    return once.get_total_flops() + steps * each.get_total_flops()
+        twin: Any = UNet(config.unet).eval()
+        given = Conditioning(torch.empty(seen.channels.shape), torch.empty(seen.audio.shape), seen.num_frames)
+        noise = torch.empty(1, config.unet.out_channels, *seen.channels.shape[-2:])
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        denoise.sample(denoise.UNetDenoiser(twin), config.scheduler, noise, given, sampling)
+    return int(counter.get_total_flops())
 
 
 @torch.inference_mode()

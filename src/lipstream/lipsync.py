@@ -162,8 +162,9 @@ class LipSync:
         return {
             "model": config.name,
             **asdict(settings),
-            "num_inference_steps": settings.steps(config.num_inference_steps),
-            "guidance_scale": settings.guidance(config.guidance_scale),
+            **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
+            "resolution": settings.resolution or config.resolution,
+            "search_every": settings.frames_a_search(),
             "device": str(device),
             "precision": str(dtypes.unet).removeprefix("torch."),
             "vae_precision": str(dtypes.vae).removeprefix("torch."),

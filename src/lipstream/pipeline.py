@@ -155,11 +155,11 @@ def run(
 
     advance: called after each written frame. Raises NoFaceError, and what the stages raise.
     """
-    threads, resolution = line.threads, line.model.config.resolution
-    num_frames = line.model.config.num_frames
+    threads, num_frames = line.threads, line.model.config.num_frames
+    resolution = settings.resolution or line.model.config.resolution
 
     frames: Iterable[Frame] = timed(read_looped(video.path, n_frames, settings.loop), clocks.read)
-    stretches = _stretches(frames, settings.search_every)
+    stretches = _stretches(frames, settings.frames_a_search())
     found = ordered_map(lambda item: _detect(line.detector, *item), stretches, threads, clocks.detect)
     tracked = _track(found, resolution, settings)
     aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
@@ -289,7 +289,7 @@ def _denoise(
     line: Line, batches: Iterable[Encoded], mask: Tensor, settings: SyncSettings, clock: StageClock
 ) -> Iterator[Repainted]:
     """Give every face of each batch its new mouth, and bring it back from the device."""
-    lane, size = Lane(line.device), line.model.latent_size
+    lane, size = Lane(line.device), line.model.latent_size(mask.shape[-1])
     with lane.running():
         noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
     for batch in batches:
@@ -311,19 +311,13 @@ def _denoise_batch(
     if batch.pixels is None or batch.conditioning is None:
         return ()
     config, span = line.model.config, _span(batch.windows)
+    sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
     denoiser, vae, latents = line.denoiser, line.model.vae, None
     higher_unet, higher_vae = line.higher.unet.above(*span), line.higher.vae.above(*span)
     while True:
         with lane.running():
             if latents is None:
-                latents = denoise.sample(
-                    denoiser,
-                    config.scheduler,
-                    noise,
-                    batch.conditioning,
-                    num_inference_steps=settings.steps(config.num_inference_steps),
-                    guidance_scale=settings.guidance(config.guidance_scale),
-                )
+                latents = denoise.sample(denoiser, config.scheduler, noise, batch.conditioning, sampling)
             painted = conditioning.keep_surroundings(conditioning.decode(vae, latents), batch.pixels, mask)
             faces, is_finite = lane.download(painted), lane.download(torch.isfinite(painted).all())
         if is_finite:

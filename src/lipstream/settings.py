@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -16,64 +16,115 @@ NoFace = Literal["pass", "error"]
 PresetName = Literal["exact", "balanced", "fast"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
+SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
 
+EVERYWHERE = (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Preset:
-    """How much of the model's own sampling is done. `step_share` scales the model's number of steps."""
+    """What a sync does where its settings leave the choice: the fields are those of SyncSettings.
+
+    step_share: scales the model's own number of steps.
+    """
 
     step_share: float
+    scheduler: SchedulerName
+    step_cache: int
+    guidance_interval: tuple[float, float]
+    search_every: int
 
 
 PRESETS: dict[str, Preset] = {
-    "exact": Preset(step_share=1.0),
-    "balanced": Preset(step_share=0.5),
-    "fast": Preset(step_share=0.25),
+    "exact": Preset(step_share=1.0, scheduler="ddim", step_cache=1, guidance_interval=EVERYWHERE, search_every=1),
+    "balanced": Preset(step_share=0.4, scheduler="dpm++2m", step_cache=1, guidance_interval=(0.0, 0.5), search_every=5),
+    "fast": Preset(step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=(0.0, 0.2), search_every=25),
 }
 
 
 @dataclass(frozen=True)
-class SyncSettings:
-    """How one clip is synced. `None` leaves the choice to the model and the preset.
+class Sampling:
+    """How latents are sampled, every choice made; the fields are those of SyncSettings."""
 
-    num_inference_steps: 1 to 1000. guidance_scale: above 1.0 doubles the work. seed: of the noise. loop: what the
-    video does when the speech outlasts it. no_face: pass a frame without a face through, or stop at it (published
-    behaviour). crf: x264's constant rate factor, 0 (lossless) to 51. search_every: the face is sought in the whole of
-    every frame (1), or in the whole of every Nth and round its face in the others: twice as fast, but landmarks differ
-    by a pixel or two.
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: SchedulerName = "ddim"
+    step_cache: int = 1
+    guidance_interval: tuple[float, float] = EVERYWHERE
+
+    def guided(self, step: int) -> bool:
+        """Whether a step, the first being 0, is computed with guidance: both branches and not the one with audio."""
+        begin, end = self.guidance_interval
+        return self.guidance_scale > 1.0 and begin <= step / self.num_inference_steps < end
+
+
+@dataclass(frozen=True)
+class SyncSettings:
+    """How one clip is synced. `None` leaves the choice to the model or the preset.
+
+    num_inference_steps: 1 to 1000, with schedulers other than ddim to 100. guidance_scale: above 1.0 doubles the work.
+    scheduler: what solves the way from noise to picture. step_cache: the deep part of the U-Net is computed every Nth
+    step and kept for those between; 1 is off. guidance_interval: guidance only in steps whose position, 0 for the
+    first and below 1 for the last, is from the first number up to the second. resolution: of the crop, px, a multiple
+    of 64. seed: of the noise. loop: what the video does when the speech outlasts it. no_face: pass a frame without a
+    face through, or stop at it (published behaviour). crf: x264's constant rate factor, 0 (lossless) to 51.
+    search_every: the face is sought in the whole of every frame (1), or in the whole of every Nth and round its face
+    in the others: twice as fast, but landmarks differ by a pixel or two.
     """
 
     preset: PresetName = "exact"
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    scheduler: SchedulerName | None = None
+    step_cache: int | None = None
+    guidance_interval: tuple[float, float] | None = None
+    resolution: int | None = None
     seed: int = 1247
     loop: Loop = "pingpong"
     no_face: NoFace = "pass"
     crf: int = 18
-    search_every: int = 1
+    search_every: int | None = None
 
     def __post_init__(self) -> None:
         _among("preset", self.preset, tuple(PRESETS))
         _among("loop", self.loop, get_args(Loop))
         _among("no_face", self.no_face, get_args(NoFace))
-        _between("num_inference_steps", self.num_inference_steps, 1, 1000)
+        _among("scheduler", self._decided("scheduler"), get_args(SchedulerName))
+        most_steps = 1000 if self._decided("scheduler") == "ddim" else 100
+        _between("num_inference_steps", self.num_inference_steps, 1, most_steps)
         _between("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _between("step_cache", self.step_cache, 1, 100)
+        begin, end = self._decided("guidance_interval")
+        if not 0.0 <= begin <= end <= 1.0:
+            raise SettingsError(f"guidance_interval = {begin},{end}: must be two rising numbers from 0 to 1")
+        if self.resolution is not None and (self.resolution < 64 or self.resolution % 64):
+            raise SettingsError(f"resolution = {self.resolution}: must be a multiple of 64, from 64 up")
         _between("seed", self.seed, 0, 2**63 - 1)
         _between("crf", self.crf, 0, 51)
         _between("search_every", self.search_every, 1, 100)
 
-    def steps(self, model_steps: int) -> int:
-        """Number of steps for a model whose own number is `model_steps`: as asked, else by the preset."""
-        if self.num_inference_steps is not None:
-            return self.num_inference_steps
-        return max(1, round(model_steps * PRESETS[self.preset].step_share))
+    def sampling(self, model_steps: int, model_scale: float) -> Sampling:
+        """How a model samples whose own number of steps is `model_steps` and whose own guidance is `model_scale`."""
+        share = max(1, round(model_steps * PRESETS[self.preset].step_share))
+        return Sampling(
+            num_inference_steps=share if self.num_inference_steps is None else self.num_inference_steps,
+            guidance_scale=model_scale if self.guidance_scale is None else self.guidance_scale,
+            scheduler=self._decided("scheduler"),
+            step_cache=self._decided("step_cache"),
+            guidance_interval=self._decided("guidance_interval"),
+        )
 
-    def guidance(self, model_scale: float) -> float:
-        """The guidance scale for a model whose own is `model_scale`: as asked, else the model's."""
-        return model_scale if self.guidance_scale is None else self.guidance_scale
+    def frames_a_search(self) -> int:
+        """`search_every`, with None decided."""
+        return int(self._decided("search_every"))
+
+    def _decided(self, name: str) -> Any:
+        """A field, as told or else as the preset has it."""
+        told = getattr(self, name)
+        return getattr(PRESETS[self.preset], name) if told is None else told
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,27 @@ _RUNTIME = (
 def add_sync(parser: argparse.ArgumentParser) -> None:
     """Add what a sync can be told beside its files and what it runs on."""
     parser.add_argument("--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models` [tiny]")
-    parser.add_argument("--preset", default="exact", metavar="exact|balanced|fast", help="share of the steps [exact]")
+    parser.add_argument(
+        "--preset", default="exact", metavar="exact|balanced|fast", help="how much is saved in denoising [exact]"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps [the model's own]")
     parser.add_argument("--guidance-scale", type=float, metavar="G", help="weight of the speech [the model's own]")
+    parser.add_argument("--scheduler", metavar="ddim|dpm++2m|unipc", help="solves the steps [the preset's]")
+    parser.add_argument(
+        "--step-cache",
+        type=int,
+        metavar="N",
+        help="compute the U-Net's deep part every Nth step and keep it for those between; 1: off [the preset's]",
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=_interval,
+        metavar="A,B",
+        help="guidance from this to that part of the steps only; 0,1: in all [the preset's]",
+    )
+    parser.add_argument(
+        "--resolution", type=int, metavar="R", help="of the crop, a multiple of 64 px [the model's own]"
+    )
     parser.add_argument("--seed", type=int, default=1247, metavar="N", help="of the noise [1247]")
     parser.add_argument(
         "--loop",
@@ -44,9 +62,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search-every",
         type=int,
-        default=1,
         metavar="N",
-        help="look for the face in the whole of every Nth frame only: faster, landmarks differ by a pixel or two [1]",
+        help="look for the face in the whole of every Nth frame only: landmarks move by a pixel or two [the preset's]",
     )
     parser.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
 
@@ -91,6 +108,14 @@ def _windows(word: str) -> int | str:
     return word if word == "auto" else int(word)
 
 
+def _interval(word: str) -> tuple[float, float]:
+    try:
+        begin, end = map(float, word.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not two numbers from 0 to 1, such as 0,0.5") from None
+    return begin, end
+
+
 def sync_settings(args: argparse.Namespace) -> SyncSettings:
     """The settings that the words of `add_sync` mean. Raises SettingsError."""
     from lipstream.settings import SyncSettings  # imports torch
@@ -99,6 +124,10 @@ def sync_settings(args: argparse.Namespace) -> SyncSettings:
         preset=args.preset,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
+        scheduler=args.scheduler,
+        step_cache=args.step_cache,
+        guidance_interval=args.guidance_interval,
+        resolution=args.resolution,
         seed=args.seed,
         loop=args.loop,
         no_face=args.no_face,

@@ -27,11 +27,13 @@ def compiled_step(unet: UNet, frames: int) -> Step:
     compiled: Step = torch.compile(unet.step, fullgraph=True, dynamic=False)
     fast = RecordedStep(compiled) if unet.conv_in.weight.is_cuda else compiled
 
-    def step(latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+    def step(
+        latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if len(latents) != frames:
-            return unet.step(latents, timestep, prepared, guided)
+            return unet.step(latents, timestep, prepared, guided, deep)
         try:
-            return fast(latents, timestep, prepared, guided)
+            return fast(latents, timestep, prepared, guided, deep)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             raise SettingsError(
                 f"torch.compile does not work here ({_first_line(error.inner_exception)}); leave --compile out"
@@ -46,31 +48,38 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A CUDA graph, the tensors it reads and the one it writes."""
+    """A CUDA graph, the tensors it reads, and its prediction and deep features."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
-    output: Tensor
+    predicted: Tensor
+    deep: Tensor
 
 
 class RecordedStep:
-    """A step on CUDA, recorded once for each of guided and not, for one size of call."""
+    """A step on CUDA, recorded once for each shape and for each of guided and not, deep features given and not."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
-        self._recordings: dict[bool, _Recording] = {}
+        self._recordings: dict[tuple[torch.Size, bool, bool], _Recording] = {}
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See UNet.step."""
-        if guided not in self._recordings:
-            self._recordings[guided] = self._record(latents.clone(), timestep.clone(), _copied(prepared), guided)
-        recording = self._recordings[guided]
-        for mine, given in zip(recording.inputs, _tensors(latents, timestep, prepared), strict=True):
+        key = (latents.shape, guided, deep is not None)
+        if key not in self._recordings:
+            copied = None if deep is None else deep.clone()
+            self._recordings[key] = self._record(latents.clone(), timestep.clone(), _copied(prepared), guided, copied)
+        recording = self._recordings[key]
+        for mine, given in zip(recording.inputs, _tensors(latents, timestep, prepared, deep), strict=True):
             mine.copy_(given)
         recording.graph.replay()
-        return recording.output.clone()
+        return recording.predicted.clone(), recording.deep.clone() if deep is None else deep
 
-    def _record(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> _Recording:
+    def _record(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None
+    ) -> _Recording:
         # What is done once (compiling, choosing algorithms, work space) must not be recorded, and not run on the
         # default stream.
         current = torch.cuda.current_stream()
@@ -78,13 +87,13 @@ class RecordedStep:
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
-                self._step(latents, timestep, prepared, guided)
+                self._step(latents, timestep, prepared, guided, deep)
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # "thread_local": the next windows are encoded meanwhile, in a thread of their own.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = self._step(latents, timestep, prepared, guided)
-        return _Recording(graph, _tensors(latents, timestep, prepared), output)
+            predicted, made = self._step(latents, timestep, prepared, guided, deep)
+        return _Recording(graph, _tensors(latents, timestep, prepared, deep), predicted, made)
 
 
 def _copied(prepared: Prepared) -> Prepared:
@@ -95,6 +104,6 @@ def _copied(prepared: Prepared) -> Prepared:
     return replace(prepared, first=prepared.first.clone(), heard=heard)
 
 
-def _tensors(latents: Tensor, timestep: Tensor, prepared: Prepared) -> list[Tensor]:
+def _tensors(latents: Tensor, timestep: Tensor, prepared: Prepared, deep: Tensor | None) -> list[Tensor]:
     heard = [tensor for block in prepared.heard for seen in block.values() for tensor in seen]
-    return [latents, timestep, prepared.first, *heard]
+    return [latents, timestep, prepared.first, *heard, *(() if deep is None else (deep,))]

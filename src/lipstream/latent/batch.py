@@ -8,6 +8,7 @@ import torch
 
 from lipstream.latent import conditioning, denoise
 from lipstream.models.load import Model
+from lipstream.settings import Sampling
 
 MOST_WINDOWS = 4
 # The rest is for the encoding of the next windows, a compiled step's own memory, fragments, and other programs.
@@ -51,7 +52,6 @@ def _try_one_window(model: Model, device: torch.device) -> None:
     seen = conditioning.condition(model.vae, pixels, mask, audio, n)
     height, width = seen.channels.shape[-2:]
     noise = denoise.initial_noise(config.unet.out_channels, height, width, seed=0).to(device)
-    latents = denoise.sample(
-        denoise.UNetDenoiser(model.unet), config.scheduler, noise, seen, num_inference_steps=1, guidance_scale=2.0
-    )
+    guided = Sampling(num_inference_steps=1, guidance_scale=2.0)
+    latents = denoise.sample(denoise.UNetDenoiser(model.unet), config.scheduler, noise, seen, guided)
     conditioning.decode(model.vae, latents)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from lipstream.latent.conditioning import Conditioning
+from lipstream.latent.schedule import make_scheduler
 from lipstream.models.unet import Prepared, Step, UNet
+from lipstream.settings import Sampling
 
 
 class Denoiser(Protocol):
@@ -19,11 +20,14 @@ class Denoiser(Protocol):
     def prepare(self, conditioning: Conditioning) -> Prepared:
         """All that stays the same over the steps; handed back to every step."""
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
-        """The predicted noise (or what the model's scheduler calls for), float32, in the shape of `latents`.
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The predicted noise (or what the model's scheduler calls for), float32, and the deep features.
 
-        latents: (windows * num_frames, C, h, w), float32. timestep: scalar. guided: twice as many frames come back,
-        first what is predicted without audio, then with it.
+        latents: (windows * num_frames, C, h, w), float32. timestep: scalar. The prediction has the shape of `latents`.
+        guided: it has twice as many frames, first what is predicted without audio, then with it. deep: features that
+        another step returned, guided alike, taken in place of computing them.
         """
 
 
@@ -43,9 +47,13 @@ class UNetDenoiser:
         channels, audio = conditioning.channels.to(self._dtype), conditioning.audio.to(self._dtype)
         return self._unet.prepare(channels, audio, conditioning.num_frames)
 
-    def __call__(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See Denoiser."""
-        return self._step(latents.to(self._dtype), timestep.to(latents.device), prepared, guided).float()
+        timestep = timestep.to(latents.device)
+        predicted, deep = self._step(latents.to(self._dtype), timestep, prepared, guided, deep)
+        return predicted.float(), deep
 
 
 def initial_noise(channels: int, height: int, width: int, seed: int) -> Tensor:
@@ -62,25 +70,27 @@ def sample(
     scheduler_words: Mapping[str, Any],
     noise: Tensor,
     conditioning: Conditioning,
-    *,
-    num_inference_steps: int,
-    guidance_scale: float,
+    sampling: Sampling,
 ) -> Tensor:
     """Denoise windows of frames: latents (windows * num_frames, C, h, w), float32.
 
     scheduler_words: settings of diffusers' DDIMScheduler. noise: (1, C, h, w), used for every frame.
-    Above a guidance scale of 1.0, zero audio is computed beside the audio and
+    Where a step is guided, zero audio is computed beside the audio and
     noise(zero) + guidance_scale * (noise(audio) - noise(zero)) is taken (Ho and Salimans 2022).
+    Raises SettingsError for a scheduler that the model's words do not allow.
     """
-    scheduler: Any = DDIMScheduler.from_config(dict(scheduler_words))  # type: ignore[no-untyped-call]
-    scheduler.set_timesteps(num_inference_steps)
-    guided = guidance_scale > 1.0
+    scheduler = make_scheduler(scheduler_words, sampling.scheduler, sampling.num_inference_steps)
     prepared = denoiser.prepare(conditioning)
     latents = noise.expand(len(conditioning.channels), -1, -1, -1) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        predicted = denoiser(latents, timestep, prepared, guided)
+    deep = None
+    for step, timestep in enumerate(scheduler.timesteps):
+        guided = sampling.guided(step)
+        # Deep features have the branches of the step that made them: where guidance begins or ends they are made anew.
+        if step % sampling.step_cache == 0 or guided != sampling.guided(step - 1):
+            deep = None
+        predicted, deep = denoiser(latents, timestep, prepared, guided, deep)
         if guided:
             zero, heard = predicted.chunk(2)
-            predicted = zero + guidance_scale * (heard - zero)
+            predicted = zero + sampling.guidance_scale * (heard - zero)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
     return latents

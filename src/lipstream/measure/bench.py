@@ -69,6 +69,8 @@ class BenchSettings:
             raise SettingsError(f"seconds = {self.duration_s}: must be at least {1 / FRAME_RATE_HZ}, one frame")
         if self.repeats < 1:
             raise SettingsError(f"repeats = {self.repeats}: must be at least 1")
+        if self.stage != "all" and len({setting.sync.resolution for setting in self.settings}) > 1:
+            raise SettingsError("the crops of one stage are compared pixel by pixel; give all settings one resolution")
         if any(setting.sync.loop == "trim" for setting in self.settings):
             raise SettingsError("loop = 'trim': a benchmark takes all the speech's frames; use pingpong or hold")
 

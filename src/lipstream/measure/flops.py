@@ -51,7 +51,7 @@ def count(model_name: str | Path, settings: SyncSettings, n_frames: int, pruned:
     features = _of_features(model, n_frames)
     vae = unet = 0
     for size, window in calls(n_frames, model.config.num_frames, batch=1):
-        vae, unet = vae + _of_vae(model, size), unet + of_unet(model, settings, size, window)
+        vae, unet = vae + _of_vae(model, settings, size), unet + of_unet(model, settings, size, window)
     return Flop(features, vae, unet)
 
 
@@ -62,8 +62,9 @@ def _of_features(model: Model, n_frames: int) -> int:
     return blocks * counted(lambda: model.audio_encoder(block))
 
 
-def _of_vae(model: Model, size: int) -> int:
-    resolution, latent_size = model.config.resolution, model.latent_size
+def _of_vae(model: Model, settings: SyncSettings, size: int) -> int:
+    resolution = settings.resolution or model.config.resolution
+    latent_size = model.latent_size(resolution)
     pixels = torch.zeros(size, 3, resolution, resolution, device=_META)
     mask = torch.zeros(1, resolution, resolution, device=_META)
     latents = torch.zeros(size, model.config.unet.out_channels, latent_size, latent_size, device=_META)
@@ -74,21 +75,16 @@ def _of_vae(model: Model, size: int) -> int:
 
 def of_unet(model: Model, settings: SyncSettings, size: int, window: int) -> int:
     """What the U-Net does for `size` faces in windows of `window`; `model`: on the meta device."""
-    config, latent_size = model.config, model.latent_size
+    config = model.config
+    latent_size = model.latent_size(settings.resolution or config.resolution)
     noisy, tokens = config.unet.out_channels, (ROWS_BEFORE + ROWS_AFTER + 1) * (config.audio_encoder.n_audio_layer + 1)
     channels = torch.zeros(size, config.unet.in_channels - noisy, latent_size, latent_size, device=_META)
     audio = torch.zeros(size, tokens, config.audio_encoder.n_audio_state, device=_META)
     noise = torch.zeros(1, noisy, latent_size, latent_size, device=_META)
-    return counted(
-        lambda: denoise.sample(
-            denoise.UNetDenoiser(model.unet),
-            config.scheduler,
-            noise,
-            conditioning.Conditioning(channels, audio, window),
-            num_inference_steps=settings.steps(config.num_inference_steps),
-            guidance_scale=settings.guidance(config.guidance_scale),
-        )
-    )
+    seen = conditioning.Conditioning(channels, audio, window)
+    denoiser = denoise.UNetDenoiser(model.unet)
+    sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
+    return counted(lambda: denoise.sample(denoiser, config.scheduler, noise, seen, sampling))
 
 
 def counted(work: Callable[[], object]) -> int:

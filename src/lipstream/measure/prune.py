@@ -96,13 +96,14 @@ def search(prune: PruneSettings, tell: Tell) -> Pruned:
             detector.close()
     likeness = _Likeness(sampling)
     tried = drop_in_turn(_rank(likeness, tell), likeness, _FlopShare(setting), prune.floor, tell)
+    sampled = setting.sync.sampling(model.config.num_inference_steps, model.config.guidance_scale)
     found = PruneList(
         model=model.config.name,
         dropped=tuple(Dropped(t.name, round(t.ssim, 5)) for t in tried if t.is_dropped and t.ssim is not None),
         floor=prune.floor,
         calibration=inputs.label,
-        num_inference_steps=setting.sync.steps(model.config.num_inference_steps),
-        guidance_scale=setting.sync.guidance(model.config.guidance_scale),
+        num_inference_steps=sampled.num_inference_steps,
+        guidance_scale=sampled.guidance_scale,
         seed=setting.sync.seed,
         version=__version__,
     )

@@ -133,7 +133,7 @@ class _Face:
 
 
 def _align(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
-    resolution = parts.model.config.resolution
+    resolution = _resolution(setting, parts)
 
     def run() -> list[Tensor]:
         return _mapped(lambda face: crop_face(face.image, face.affine_matrix, resolution), faces, setting, "align")
@@ -190,17 +190,8 @@ class Sampling:
     def run(self, unet: UNet) -> list[Tensor]:
         """Latents (faces of a call, C, h, w) of every call."""
         config, denoiser = self.model.config, denoise.UNetDenoiser(unet)
-        return [
-            denoise.sample(
-                denoiser,
-                config.scheduler,
-                self.noise,
-                seen,
-                num_inference_steps=self.setting.sync.steps(config.num_inference_steps),
-                guidance_scale=self.setting.sync.guidance(config.guidance_scale),
-            )
-            for seen in self.batches
-        ]
+        sampling = self.setting.sync.sampling(config.num_inference_steps, config.guidance_scale)
+        return [denoise.sample(denoiser, config.scheduler, self.noise, seen, sampling) for seen in self.batches]
 
     @torch.inference_mode()
     def decoded(self, unet: UNet) -> list[Tensor]:
@@ -223,7 +214,7 @@ class Sampling:
 def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
     """Find and cut out the faces, hear the speech and encode both. Raises InputError, NoFaceError."""
     faces, model = _align_all(setting, parts, _frames(inputs, setting)), parts.model
-    heard, size = _heard(parts, inputs), model.latent_size
+    heard, size = _heard(parts, inputs), model.latent_size(_resolution(setting, parts))
     batches = _batches(setting, parts, faces, heard)
     noise = denoise.initial_noise(model.config.unet.out_channels, size, size, setting.sync.seed)
     with torch.inference_mode():
@@ -249,13 +240,17 @@ def _flop(setting: Setting, n_frames: int) -> flops.Flop:
     return flops.count(setting.model, setting.sync, n_frames, setting.runtime.pruned)
 
 
+def _resolution(setting: Setting, parts: Parts) -> int:
+    return setting.sync.resolution or parts.model.config.resolution
+
+
 def _frames(inputs: Inputs, setting: Setting) -> list[NDArray[np.uint8]]:
     return [frame.image for frame in read_looped(inputs.video, inputs.n_frames, setting.sync.loop)]
 
 
 def _align_all(setting: Setting, parts: Parts, frames: list[NDArray[np.uint8]]) -> list[_Face]:
     """Every frame with a face, found and cut out."""
-    resolution = parts.model.config.resolution
+    resolution = _resolution(setting, parts)
     track = FaceTrack(resolution)
     faces = []
     for index, found in enumerate(_mapped(parts.detector.detect, frames, setting, "detect")):
@@ -278,7 +273,7 @@ def _batches(
 ) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
     config, device = parts.model.config, setting.runtime.torch_device()
-    mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution).to(device)
+    mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(device)
     batches, first = [], 0
     windows = windows_a_call(setting.runtime.batch, parts.model, device)
     for size, num_frames in flops.calls(len(faces), config.num_frames, windows):

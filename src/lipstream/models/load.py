@@ -96,10 +96,15 @@ class Model:
     dtypes: Dtypes
     source: Source
 
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents of one crop."""
-        return self.config.resolution // _vae_factor(self.vae)
+    def latent_size(self, resolution: int) -> int:
+        """Height and width of the latents of a crop of `resolution`. Raises SettingsError for one it can't encode."""
+        factor = _vae_factor(self.vae)
+        if resolution % factor:
+            raise SettingsError(
+                f"resolution = {resolution}: {self.config.name} takes multiples of {factor}; its own is"
+                f" {self.config.resolution}"
+            )
+        return resolution // factor
 
 
 def read_config(model: str | Path) -> tuple[ModelConfig, Path | None]:

@@ -106,8 +106,8 @@ class Prepared:
     num_frames: int
 
 
-# What UNet.step does, whoever does it: latents, timestep, what is prepared, whether guided.
-Step = Callable[[Tensor, Tensor, Prepared, bool], Tensor]
+# What UNet.step does, whoever does it: latents, timestep, what is prepared, whether guided, deep features.
+Step = Callable[[Tensor, Tensor, Prepared, bool, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class UNet(nn.Module):
@@ -161,7 +161,7 @@ class UNet(nn.Module):
         audio: (windows * num_frames, tokens, cross_attention_dim). timestep and return: see `step`.
         """
         noisy = self.config.out_channels
-        return self.step(sample[:, :noisy], timestep, self.prepare(sample[:, noisy:], audio, num_frames))
+        return self.step(sample[:, :noisy], timestep, self.prepare(sample[:, noisy:], audio, num_frames))[0]
 
     def prepare(self, channels: Tensor, audio: Tensor, num_frames: int) -> Prepared:
         """What stays the same over the steps.
@@ -180,20 +180,38 @@ class UNet(nn.Module):
         """What the audio layers hear; see Prepared."""
         return tuple(block.hear(audio) for block in (*self._down(), self.mid_block, *self._up()))
 
-    def step(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool = False) -> Tensor:
+    def step(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool = False, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Denoise windows of frames once.
 
         latents: (windows * num_frames, out_channels, height, width). timestep: a scalar; without guidance also one a
-        window. Returns the shape and dtype of `latents`. guided: returns twice as many frames, first what is
-        predicted without audio (zeros in its place), then with it. The two branches are computed as one up to the
-        first layer that hears audio, where they part; in a model without such layers they are the same.
+        window. Returns the prediction, in the shape and dtype of `latents`, and the deep features. guided: both have
+        twice as many frames, first what is predicted without audio (zeros in its place), then with it. The two
+        branches are computed as one up to the first layer that hears audio, where they part; in a model without such
+        layers they are the same.
+
+        deep: the deep features that another step of the same windows returned, guided alike. They change slowly from
+        step to step (Ma et al. 2023, DeepCache, https://arxiv.org/abs/2312.00858); with them only the first
+        convolution and the last layer upwards, which share the outermost skip connection, are computed.
         """
         num_frames = prepared.num_frames
         time = self._embed_time(timestep, latents, num_frames)
         weight = self.conv_in.weight[:, : self.config.out_channels]
-        x = prepared.first + F.conv2d(latents, weight, padding=1)
-        skips = [x]
-        levels = len(self.down_blocks)
+        first = prepared.first + F.conv2d(latents, weight, padding=1)
+        if deep is None:
+            deep = self._deep(first, time, prepared, guided)
+        last: Block = self.up_blocks[-1]  # type: ignore[assignment]
+        x = torch.cat((deep, in_branches(first, len(deep))), 1)
+        x = last.layer(len(last.resnets) - 1, x, time, prepared.heard[-1], num_frames, guided)
+        predicted = self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
+        nothing_heard = not any(prepared.heard)
+        return torch.cat((predicted, predicted)) if guided and nothing_heard else predicted, deep
+
+    def _deep(self, first: Tensor, time: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        """What the last layer upwards is given beside `first`, what the first convolution makes."""
+        num_frames, levels = prepared.num_frames, len(self.down_blocks)
+        x, skips = first, [first]
         for block, heard in zip(self._down(), prepared.heard[:levels], strict=True):
             for i in range(len(block.resnets)):
                 x = block.layer(i, x, time, heard, num_frames, guided)
@@ -203,15 +221,14 @@ class UNet(nn.Module):
                 skips.append(x)
         x = self.mid_block(x, time, prepared.heard[levels], num_frames, guided)
         for block, heard in zip(self._up(), prepared.heard[levels + 1 :], strict=True):
-            for i in range(len(block.resnets)):
+            is_last = block is self.up_blocks[-1]
+            for i in range(len(block.resnets) - is_last):
                 x = torch.cat((x, in_branches(skips.pop(), len(x))), 1)
                 x = block.layer(i, x, time, heard, num_frames, guided)
             if block.upsamplers is not None:
                 height, width = skips[-1].shape[-2:]
                 x = block.upsamplers[0](x, size=(height, width))
-        predicted = self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
-        nothing_heard = not any(prepared.heard)
-        return torch.cat((predicted, predicted)) if guided and nothing_heard else predicted
+        return x
 
     @property
     def hears(self) -> bool:
