@@ -72,7 +72,7 @@ class Int8Linear(nn.Module):
         y = x.new_empty(len(rows), self.out_features)
         # On a CPU what lies between the input and the result stays in its cache: twice as fast for wide layers.
         n = _CACHED_ROWS if x.device.type == "cpu" else len(rows)
-        for some, into in zip(rows.split(n), y.split(n), strict=True):
+        for some, into in zip(torch.split(rows, n), torch.split(y, n), strict=True):
             scale = (some.abs().amax(1, keepdim=True).float() / _INT8_MAX).clamp_min(_TINY)
             product = torch._int_mm((some / scale).round_().to(torch.int8), self.weight.t())
             full = (product * scale).mul_(self.weight_scale.t())
