@@ -27,6 +27,7 @@ _KEPT = ("conv_in", "conv_out")
 # What torch's integer and float8 products ask of a matrix on CUDA.
 _FEWEST_ROWS = 17
 _INT8_MULTIPLE, _FLOAT8_MULTIPLE = 8, 16
+_CACHED_ROWS = 256
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,12 +69,15 @@ class Int8Linear(nn.Module):
 
     def _integer_product(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).contiguous()
-        scale = (rows.abs().amax(1, keepdim=True).float() / _INT8_MAX).clamp_min(_TINY)
-        product = torch._int_mm((rows / scale).round_().to(torch.int8), self.weight.t())
-        y = product * scale * self.weight_scale.t()
-        if self.bias is not None:
-            y += self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        y = x.new_empty(len(rows), self.out_features)
+        # On a CPU what lies between the input and the result stays in its cache: twice as fast for wide layers.
+        n = _CACHED_ROWS if x.device.type == "cpu" else len(rows)
+        for some, into in zip(torch.split(rows, n), torch.split(y, n), strict=True):
+            scale = (some.abs().amax(1, keepdim=True).float() / _INT8_MAX).clamp_min(_TINY)
+            product = torch._int_mm((some / scale).round_().to(torch.int8), self.weight.t())
+            full = (product * scale).mul_(self.weight_scale.t())
+            into.copy_(full if self.bias is None else full.add_(self.bias))
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 def _fits(x: Tensor, in_features: int, out_features: int) -> bool:

@@ -65,6 +65,7 @@ def _words(words: Mapping[str, Any]) -> dict[str, Any]:
 
 def _save(module: nn.Module, tensors: dict[str, Tensor], path: Path, origin: Path) -> None:
     leave_out_absent_motion_modules(module, tensors, origin)
-    belongs = {name: tensor for name, tensor in tensors.items() if name in module.state_dict()}
+    known = module.state_dict()
+    belongs = {name: tensor for name, tensor in tensors.items() if name in known}
     save_file({name: t.contiguous() for name, t in int8_tensors(module, belongs).items()}, path)
     path.chmod(0o644)  # safetensors writes for the owner alone
