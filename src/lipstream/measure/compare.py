@@ -152,7 +152,7 @@ def _film(
     n_frames = min(side.frames for side in sides)
     shown_height = min(height, _WIDEST_PX * height // (len(sides) * width))
     shown_width = max(round(width * shown_height / height), 1)
-    band = np.concatenate(_bands(labels, shown_width), axis=1)
+    band = np.concatenate(_bands(labels, shown_width, 2 * max(shown_height // 24, 12)), axis=1)
     wanted = set(np.linspace(0, n_frames - 1, _MOMENTS).round().astype(int).tolist())
     columns: list[list[Image]] = []
     meter, begun_s = Meter(finder), time.perf_counter()
@@ -178,7 +178,7 @@ def _film(
             if on_progress is not None:
                 stage = StageTime("compare", time.perf_counter() - begun_s, index + 1)
                 on_progress(Progress(index + 1, n_frames, (stage,)))
-    names = _bands(labels, len(columns) * columns[0][0].shape[1])
+    names = _bands(labels, len(columns) * columns[0][0].shape[1], _THUMBNAIL_PX // 8)
     rows = [row for name, pictures in zip(names, zip(*columns, strict=True), strict=True) for row in ([name], pictures)]
     return meter.value(), sheet(rows)
 
@@ -226,14 +226,13 @@ def _speech(paths: Sequence[Path]) -> SpeechInfo | None:
     return None
 
 
-def _bands(labels: Sequence[str], width: int) -> list[Image]:
-    """Each label on a dark band of that width, in Pillow's own font."""
+def _bands(labels: Sequence[str], width: int, height: int) -> list[Image]:
+    """Each label on a dark band of that size, in Pillow's own font."""
     try:
         from PIL import Image as Pictures
         from PIL import ImageDraw, ImageFont
     except ImportError as error:
         raise SettingsError(f"labels: {import_mend('measure', error)}") from error
-    height = min(max(width // 24, 12), 48) * 2
     font = ImageFont.load_default(size=height * 0.6)
     bands = []
     for label in labels:

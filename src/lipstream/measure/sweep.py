@@ -19,7 +19,7 @@ _TABLES = ("baseline", "grid", "setting")
 
 
 def read_sweep(path: Path) -> list[tuple[str, list[str]]]:
-    """The settings of a sweep in its order, the baseline first: a name and options, such as steps=4.
+    """The settings of a sweep, the baseline first, then grids, then single ones: a name and options, such as steps=4.
 
     Raises InputError for a file that cannot be read, SettingsError for one that says what no sweep says.
     """
