@@ -42,7 +42,7 @@ def unet() -> UNet:
 def predicted(unet: UNet, inputs: Inputs, guided: bool) -> Tensor:
     with torch.inference_mode():
         prepared = unet.prepare(inputs.channels, inputs.audio, inputs.num_frames)
-        return unet.step(inputs.latents, TIMESTEP, prepared, guided)
+        return unet.step(inputs.latents, TIMESTEP, prepared, guided)[0]
 
 
 def silenced(unet: UNet, name: str) -> UNet:
