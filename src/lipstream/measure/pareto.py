@@ -36,13 +36,14 @@ def check_plot(path: Path, *, inputs: Sequence[Path], overwrite: bool) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Frames a second against SSIM beside the first row, which is 1, as PNG: the front in a line, named.
+    """Speed-up against SSIM beside the first row, which is 1 in both, as PNG: the front in a line, named.
 
-    Rows without an SSIM are left out. Raises OutputError, and SettingsError where matplotlib is missing.
+    Rows without the one or the other are left out. Raises OutputError, and SettingsError where matplotlib is missing.
     """
     first = rows[0]
-    shown = [row for row in rows if row is first or row.ssim is not None]
-    points = [(row.frames_per_s, 1.0 if row.ssim is None else row.ssim) for row in shown]
+    found = {row.setting: (row.speedup, row.ssim) for row in rows[1:]}
+    points = [(1.0, 1.0), *((speed, ssim) for speed, ssim in found.values() if speed is not None and ssim is not None)]
+    names = [first.setting, *(name for name, figures in found.items() if None not in figures)]
     front = pareto_front(points)
     figure = _figure()
     axis = figure.subplots()
@@ -51,7 +52,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.plot(*points[0], "*", markersize=14, color="tab:orange", label=f"{first.setting}: {first.words or 'as told'}")
     for index in front:  # nothing lies above and to the right of these
         axis.annotate(
-            shown[index].setting,
+            names[index],
             points[index],
             xytext=(4, 4),
             textcoords="offset points",
@@ -61,7 +62,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         )
     axis.margins(0.12)
     axis.grid(alpha=0.3)
-    axis.set_xlabel("frames a second")
+    axis.set_xlabel(f"times as fast as {first.setting} ({first.frames_per_s:.2f} frames a second)", parse_math=False)
     axis.set_ylabel(f"SSIM of the repainted region beside {first.setting}", parse_math=False)
     axis.set_title(f"{first.model}, {first.input}\n{first.machine}", fontsize=9, parse_math=False)
     axis.legend(loc="lower left")
