@@ -64,13 +64,13 @@ class UNetSettings:
     long_share: float = 0.15
     deaf_share: float = 0.1
     noisy_share: float = 0.0
-    decoded_frames: int = 4
+    decoded_frames: int = 3
     footage_share: float = 0.45
     hidden_share: float = 0.35
     mouth_gain: float = 12.0
     latent_weight: float = 1.0
     motion_weight: float = 8.0
-    lips_weight: float = 6.0
+    lips_weight: float = 4.0
     pixel_weight: float = 2.0
     judge_every: int = 200
     judged_batches: int = 10
