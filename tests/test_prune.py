@@ -197,7 +197,7 @@ def test_a_broken_list(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text(text)
     with pytest.raises(ModelError, match=message):
-        load_model("tiny", CPU, torch.float32, path)
+        load_model("tiny", CPU, torch.float32, pruned=path)
 
 
 def test_a_list_for_another_model_or_of_unknown_layers(tmp_path: Path) -> None:
@@ -206,10 +206,10 @@ def test_a_list_for_another_model_or_of_unknown_layers(tmp_path: Path) -> None:
         LipSync.load("tiny", device="cpu", detector="mediapipe", pruned=path)
     make_list(model="latentsync-1.5").write(path)
     with pytest.raises(ModelError, match=r"list\.json: was made for the model latentsync-1\.5, not for tiny"):
-        load_model("tiny", CPU, torch.float32, path)
+        load_model("tiny", CPU, torch.float32, pruned=path)
     make_list(dropped=(Dropped("mid_block.resnets.9", 0.99),)).write(path)
     with pytest.raises(ModelError, match=r"list\.json: the U-Net has no layer mid_block\.resnets\.9"):
-        load_model("tiny", CPU, torch.float32, path)
+        load_model("tiny", CPU, torch.float32, pruned=path)
 
 
 def test_the_count_of_a_sync_follows_the_list(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_sync_with_the_list_paints_what_the_search_saw(
     inputs = prepare(tmp_path, None, None, duration_s=0.12, synthetic=None)
     runtime = replace(setting.runtime, pruned=tmp_path / "list.json")
     whole, detector = load_model("tiny", CPU, torch.float32), make_detector("mediapipe", CPU)
-    lesser = load_model("tiny", CPU, torch.float32, tmp_path / "list.json")
+    lesser = load_model("tiny", CPU, torch.float32, pruned=tmp_path / "list.json")
     seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.found.names))
     result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4")
     detector.close()

@@ -93,7 +93,7 @@ def test_all_solvers_come_to_the_same_picture(model_words: Mapping[str, Any]) ->
 def test_few_steps_of_a_better_solver_are_nearer(model_words: Mapping[str, Any], steps: int) -> None:
     of_ddim = error(model_words, "ddim", steps)
     for scheduler in ("dpm++2m", "unipc"):
-        assert error(model_words, scheduler, steps) < 0.8 * of_ddim, scheduler
+        assert error(model_words, scheduler, steps) < 0.9 * of_ddim, scheduler
 
 
 @EACH_WORDS
