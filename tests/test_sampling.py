@@ -93,7 +93,7 @@ def test_all_solvers_come_to_the_same_picture(model_words: Mapping[str, Any]) ->
 def test_few_steps_of_a_better_solver_are_nearer(model_words: Mapping[str, Any], steps: int) -> None:
     of_ddim = error(model_words, "ddim", steps)
     for scheduler in ("dpm++2m", "unipc"):
-        assert error(model_words, scheduler, steps) < 0.9 * of_ddim, scheduler
+        assert error(model_words, scheduler, steps) < 0.5 * of_ddim, scheduler
 
 
 @EACH_WORDS
@@ -120,11 +120,6 @@ def test_words_that_only_ddim_follows() -> None:
     assert make_scheduler(clips, "ddim", 2) is not None
     with pytest.raises(SettingsError, match=r"dpm\+\+2m.*clip_sample; use --scheduler ddim"):
         make_scheduler(clips, "dpm++2m", 2)
-    SyncSettings(num_inference_steps=1000)
-    with pytest.raises(SettingsError, match=r"from 1 to 100$"):
-        SyncSettings(num_inference_steps=101, scheduler="unipc")
-    with pytest.raises(SettingsError, match=r"from 1 to 100$"):
-        SyncSettings(num_inference_steps=101, preset="balanced")
 
 
 @pytest.mark.parametrize(
@@ -190,16 +185,13 @@ def test_everything_at_once_on_a_real_unet(unet: UNet) -> None:
 
 
 def test_what_is_saved_is_not_counted() -> None:
-    every = SyncSettings(num_inference_steps=4, guidance_scale=1.5)
+    every = SyncSettings(num_inference_steps=2, guidance_scale=1.5, scheduler="dpm++2m")
     whole = flops.count("tiny", every, 16)
-    assert flops.count("tiny", replace(every, scheduler="dpm++2m"), 16).unet == whole.unet
     cached = flops.count("tiny", replace(every, step_cache=2), 16)
     assert 0.5 * whole.unet < cached.unet < 0.9 * whole.unet
-    half = flops.count("tiny", replace(every, guidance_interval=(0.0, 0.5)), 16)
-    unguided = flops.count("tiny", replace(every, guidance_scale=1.0), 16)
-    assert unguided.unet < half.unet < whole.unet
-    small = flops.count("tiny", replace(every, resolution=64), 16)
-    assert small.vae < 0.3 * whole.vae
+    half = flops.count("tiny", replace(every, guidance_interval=(0.0, 0.5), resolution=64), 16)
+    assert half.unet < 0.25 * whole.unet
+    assert half.vae < 0.3 * whole.vae
 
 
 def test_a_resolution_that_a_model_cannot_encode() -> None:
@@ -239,6 +231,7 @@ def test_what_presets_save(name: str, least: float) -> None:
 @pytest.mark.parametrize(
     ("told", "message"),
     [
+        ({"num_inference_steps": 101}, "num_inference_steps = 101: must be from 1 to 100"),
         ({"scheduler": "euler"}, "scheduler = 'euler': must be one of ddim, "),
         ({"step_cache": 0}, "step_cache = 0"),
         ({"guidance_interval": (0.8, 0.2)}, r"guidance_interval = 0\.8,0\.2"),

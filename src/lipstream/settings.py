@@ -40,8 +40,10 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "exact": Preset(step_share=1.0, scheduler="ddim", step_cache=1, guidance_interval=EVERYWHERE, search_every=1),
-    "balanced": Preset(step_share=0.4, scheduler="dpm++2m", step_cache=1, guidance_interval=(0.0, 0.5), search_every=5),
-    "fast": Preset(step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=(0.0, 0.2), search_every=25),
+    "balanced": Preset(
+        step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=EVERYWHERE, search_every=5
+    ),
+    "fast": Preset(step_share=0.2, scheduler="unipc", step_cache=1, guidance_interval=(0.0, 0.5), search_every=25),
 }
 
 
@@ -65,7 +67,7 @@ class Sampling:
 class SyncSettings:
     """How one clip is synced. `None` leaves the choice to the model or the preset.
 
-    num_inference_steps: 1 to 1000, with schedulers other than ddim to 100. guidance_scale: above 1.0 doubles the work.
+    num_inference_steps: 1 to 100. guidance_scale: above 1.0 doubles the work.
     scheduler: what solves the way from noise to picture. step_cache: the deep part of the U-Net is computed every Nth
     step and kept for those between; 1 is off. guidance_interval: guidance only in steps whose position, 0 for the
     first and below 1 for the last, is from the first number up to the second. resolution: of the crop, px, a multiple
@@ -93,8 +95,7 @@ class SyncSettings:
         _among("loop", self.loop, get_args(Loop))
         _among("no_face", self.no_face, get_args(NoFace))
         _among("scheduler", self._decided("scheduler"), get_args(SchedulerName))
-        most_steps = 1000 if self._decided("scheduler") == "ddim" else 100
-        _between("num_inference_steps", self.num_inference_steps, 1, most_steps)
+        _between("num_inference_steps", self.num_inference_steps, 1, 100)
         _between("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _between("step_cache", self.step_cache, 1, 100)
         begin, end = self._decided("guidance_interval")

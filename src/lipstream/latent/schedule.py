@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
 
 from lipstream.errors import SettingsError
 from lipstream.settings import SchedulerName
@@ -25,30 +27,43 @@ _OF_THE_MODEL = (
 def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
     """A scheduler for one call: those of several steps remember what they were given.
 
-    words: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021). The others,
-    DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095) and UniPC (Zhao et al. 2023,
-    https://arxiv.org/abs/2302.04867), begin at the noisiest timestep whatever the model's spacing is: the published
-    "leading" has few steps begin where the model expects to see some of the picture (Lin et al. 2024,
-    https://arxiv.org/abs/2305.08891). They end where DDIM does. Raises SettingsError for words that they can't follow.
+    words: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021,
+    https://arxiv.org/abs/2010.02502). The others, DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095)
+    and UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867), choose their own timesteps and end where DDIM does.
+    num_inference_steps: 1 to 100. Raises SettingsError for words that they can't follow.
     """
-    if name == "ddim":
-        scheduler: Any = DDIMScheduler.from_config(dict(words))  # type: ignore[no-untyped-call]
-    else:
-        scheduler = _multi_step(words, name)
+    if name != "ddim":
+        return _multi_step(words, name, num_inference_steps)
+    scheduler: Any = DDIMScheduler.from_config(dict(words))  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(num_inference_steps)
     # Where timesteps are spaced backwards by floating-point numbers, rounding makes one too many of some: 61, say.
     scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
     return scheduler
 
 
-def _multi_step(words: Mapping[str, Any], name: SchedulerName) -> Any:
+def _multi_step(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
     for word, default in (("clip_sample", True), ("thresholding", False)):
         if words.get(word, default):
             raise SettingsError(f"scheduler = {name!r}: the model's sampling has {word}; use --scheduler ddim")
     chosen = {word: words[word] for word in _OF_THE_MODEL if word in words}
-    chosen["timestep_spacing"] = "linspace"
     chosen["final_sigmas_type"] = "zero" if words.get("set_alpha_to_one", True) else "sigma_min"
-    if name == "unipc":
-        return UniPCMultistepScheduler.from_config(chosen)  # type: ignore[no-untyped-call]
-    # The last step is of first order: it goes further down, in terms of the noise, than those it would learn from.
-    return DPMSolverMultistepScheduler.from_config({**chosen, "euler_at_final": True})  # type: ignore[no-untyped-call]
+    if name == "dpm++2m":
+        # The last step is of first order: it goes further down, in terms of the noise, than those it would learn from.
+        chosen["euler_at_final"] = True
+    solver = DPMSolverMultistepScheduler if name == "dpm++2m" else UniPCMultistepScheduler
+    scheduler: Any = solver.from_config(chosen)  # type: ignore[no-untyped-call]
+    scheduler.set_timesteps(num_inference_steps)
+    sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+    scheduler.timesteps = _quadratic(len(sigmas), num_inference_steps)
+    scheduler.sigmas = torch.cat((sigmas[scheduler.timesteps], scheduler.sigmas[-1:]))
+    return scheduler
+
+
+def _quadratic(num_train_timesteps: int, num_inference_steps: int) -> Tensor:
+    """Falling timesteps from the noisiest on, closer to one another the less noise is left (Song et al. 2021).
+
+    Evenly spaced, few steps leave a last one from where detail is still noise to where there is none.
+    """
+    left = torch.arange(num_inference_steps, 0, -1)
+    spaced = (num_train_timesteps - 1) * (left / num_inference_steps).square()
+    return torch.maximum(spaced.round().long(), left - 1)  # no timestep twice
