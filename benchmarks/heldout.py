@@ -36,8 +36,9 @@ from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
 from lipstream.models.load import read_config
 from lipstream.train.curves import write_sheet
-from lipstream.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, n_training_frames, read_shifts
+from lipstream.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, read_shifts
 from lipstream.train.losses import laplacian, psnr_db
+from lipstream.train.talking import n_training_frames
 
 RATE_HZ, FRAME_RATE_HZ = 16000, 25
 SAMPLES = RATE_HZ // FRAME_RATE_HZ

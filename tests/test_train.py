@@ -17,8 +17,9 @@ from lipstream.latent.mask import face_mask
 from lipstream.models.catalogue import NAMES
 from lipstream.models.load import load_model
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.train import bundle, cli, data, espeak, finish, latents, lips, stills, unet, vae
+from lipstream.train import bundle, cli, data, espeak, finish, latents, lips, stills, talking, unet, vae
 from lipstream.train.loop import LoopSettings, Run, load_average, read_log
+from lipstream.train.spoken import Spoken
 
 CPU = torch.device("cpu")
 POLYGON = [(8, 24), (8, 40), (32, 60), (56, 40), (56, 24)]
@@ -50,6 +51,7 @@ def made_clip(name: str = "a", kind: str = "footage", n_frames: int = 14) -> dat
         crops=generator.integers(0, 255, (n_frames, 3, 64, 64), dtype=np.uint8),
         mel=generator.normal(size=(data.N_MELS, 4 * n_frames + data.MEL_BEFORE + data.MEL_AFTER)).astype(np.float32),
         opening=generator.random(n_frames).astype(np.float32),
+        width=np.ones(n_frames, np.float32),
         extra=generator.integers(0, 255, (1, 3, 64, 64), dtype=np.uint8),
     )
 
@@ -189,9 +191,8 @@ def test_held_out_frames_are_never_in_a_clip(tmp_path, monkeypatch):
         def points(self, crop):
             return None
 
-    monkeypatch.setattr(data, "read_frames", lambda path: (Frame(i) for i in range(50)))
-    monkeypatch.setattr(data, "read_mono", lambda path: [np.ones(32000, np.float32)])
-    clip = data.footage_clip(Path("x.mp4"), 64, Detector(), Mesh(), 0.2)
+    monkeypatch.setattr(talking, "read_frames", lambda path: (Frame(i) for i in range(50)))
+    clip = talking.footage_clip(Path("x.mp4"), 64, Detector(), Mesh(), 0.2, np.ones(32000, np.float32))
     assert seen == list(range(40))
     assert len(clip.crops) == 40
     assert clip.mel.shape[1] == 4 * 40 + data.MEL_BEFORE + data.MEL_AFTER
@@ -215,11 +216,70 @@ def test_made_clip_survives_saving(tmp_path):
 
 def test_variation_is_the_same_for_all_frames():
     clip = made_clip()
-    same = data.Clip("s", "still", np.repeat(clip.crops[:1], 3, 0), clip.mel, clip.opening, clip.crops[:1])
-    varied = data.varied(same, "v", torch.Generator().manual_seed(3))
+    same = dataclasses.replace(clip, kind="still", crops=np.repeat(clip.crops[:1], 3, 0), extra=clip.crops[:1])
+    varied = talking.varied(same, "v", torch.Generator().manual_seed(3))
     assert not np.array_equal(varied.crops[0], same.crops[0])
     for frame in (*varied.crops, *varied.extra):
         assert np.array_equal(frame, varied.crops[0])
+
+
+def made_spoken(n_frames: int = 40) -> Spoken:
+    samples = np.random.default_rng(1).normal(0, 0.1, n_frames * 640).astype(np.float32)
+    opening = (np.arange(n_frames) / n_frames).astype(np.float32)
+    return Spoken(samples, opening, np.ones(n_frames, np.float32))
+
+
+def test_dubbed_face_says_the_other_speech():
+    """Openings and sound are those of the speech, the references the frames as they were, the mouth a new one."""
+    footage = made_clip(n_frames=20)
+    points = np.zeros((478, 2))
+    points[list(stills.UPPER_INNER)] = points[list(stills.LOWER_INNER)] = [(x, 160) for x in range(88, 176, 8)]
+    points[[stills.NOSE_BASE, 0, 17, stills.CHIN, stills.FOREHEAD]] = [(128, y) for y in (120, 150, 170, 220, 20)]
+    found = [points] * 19 + [None]
+    spoken = made_spoken()
+    clip = talking.dubbed_clip("d", footage, found, spoken, 20, torch.Generator().manual_seed(0))
+    first = int(np.flatnonzero(spoken.opening == clip.opening[0])[0])
+    assert np.array_equal(clip.opening, spoken.opening[first : first + 20])
+    assert np.array_equal(clip.mel, spoken.hear(first, 20).numpy())
+    assert np.array_equal(clip.extra, footage.crops)
+    assert np.array_equal(clip.crops[19], footage.crops[19])
+    assert not np.array_equal(clip.crops[10, :, 35:50], footage.crops[10, :, 35:50])
+    assert np.array_equal(clip.crops[10, :, :25], footage.crops[10, :, :25])
+
+
+def test_masked_latents_of_a_dubbed_face_are_the_filmed_ones():
+    """The jaw of a dubbed face may not tell what it says."""
+    clip = dataclasses.replace(made_clip(kind="dubbed"), extra=made_clip("other").crops)
+    as_filmed = dataclasses.replace(clip, kind="footage", crops=clip.extra, extra=clip.crops)
+    mask = made_mask()
+    dubbed, filmed = (latents.encode_clip(c, made_vae(), mask, CPU)["masked"] for c in (clip, as_filmed))
+    assert torch.equal(dubbed, filmed)
+
+
+def test_faster_speech_is_shorter_and_opens_as_far():
+    spoken = made_spoken()
+    faster = spoken.faster(1.25)
+    assert len(faster.samples) == pytest.approx(len(spoken.samples) / 1.25, abs=2)
+    assert len(faster.opening) == 32
+    assert faster.opening[8] == pytest.approx(spoken.opening[10])
+
+
+@pytest.mark.parametrize("shift_ms", [-60.0, 0.0, 40.0])
+def test_real_speech_is_heard_at_the_frames_that_say_it(shift_ms):
+    """Cut out of its video, the sound lies at the same frames as in the clip, however late it is in the file."""
+    samples = np.random.default_rng(1).normal(0, 0.1, 16000 * 2).astype(np.float32)
+    footage = made_clip(n_frames=30)
+    spoken = Spoken.real(samples, footage, shift_ms)
+    assert len(spoken.samples) == 30 * 640
+    start = 10 * 640 + round(shift_ms * 16)
+    assert np.array_equal(spoken.samples[10 * 640 : 11 * 640], samples[start : start + 640])
+
+
+def test_every_clip_draws_for_itself():
+    """Names that end alike do not get the same speech and colours."""
+    names = [f"{number:04d}-s0" for number in range(50)]
+    drawn = {float(torch.rand((), generator=talking._seeded(0, name))) for name in names}
+    assert len(drawn) == len(names)
 
 
 def made_mouth(size: int = 64) -> stills.Mouth:
@@ -289,7 +349,7 @@ def test_lip_reader_reads_what_it_was_taught(tmp_path):
     """Brighter latents stand for a mouth further open; the reader tells it of frames, and of their mixtures."""
     clips = made_latents(tmp_path)
     for clip in clips:
-        clip.latents[: clip.n_frames] = clip.openings()[:, None, None, None].half()
+        clip.latents[: clip.n_frames] = clip.opening[:, None, None, None].half()
     reader = lips.train_reader(clips, seed=0, steps=150)
     low, high = reader(torch.full((2, 4, 8, 8), 0.2)), reader(torch.full((2, 4, 8, 8), 0.8))
     assert float((high - low).min()) > 0.3
@@ -300,7 +360,7 @@ def test_lip_reader_is_taught_what_fooled_it(tmp_path):
     """Latents that it took for an open mouth and a judge calls shut are read as shut after the lesson."""
     clips = made_latents(tmp_path)
     for clip in clips:
-        clip.latents[: clip.n_frames] = clip.openings()[:, None, None, None].half()
+        clip.latents[: clip.n_frames] = clip.opening[:, None, None, None].half()
     reader = lips.train_reader(clips, seed=0, steps=150)
     grey = torch.full((24, 4, 8, 8), 0.9)
     grey[:, 0] = -0.9

@@ -15,6 +15,7 @@ INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 3
 """The mesh points on the inner edge of the lips, once round."""
 
 _UPPER_LIP, _LOWER_LIP, _FOREHEAD, _CHIN = 13, 14, 10, 152
+_LEFT_CORNER, _RIGHT_CORNER = 78, 308
 
 
 class FaceMesh:
@@ -49,6 +50,11 @@ class FaceMesh:
 def mouth_opening(points: NDArray[np.floating[Any]]) -> float:
     """Distance of the inner lips over the height of the face (forehead to chin)."""
     return float(np.linalg.norm(points[_UPPER_LIP] - points[_LOWER_LIP])) / face_height(points)
+
+
+def mouth_width(points: NDArray[np.floating[Any]]) -> float:
+    """Distance of the inner corners over the height of the face."""
+    return float(np.linalg.norm(points[_LEFT_CORNER] - points[_RIGHT_CORNER])) / face_height(points)
 
 
 def face_height(points: NDArray[np.floating[Any]]) -> float:

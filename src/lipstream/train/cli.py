@@ -18,7 +18,7 @@ from lipstream.face.detect import make_detector
 from lipstream.latent import conditioning
 from lipstream.latent.mask import face_mask
 from lipstream.models.load import read_config
-from lipstream.train import bundle, curves, data, finish, latents, lips, unet, vae
+from lipstream.train import bundle, curves, data, finish, latents, lips, talking, unet, vae
 from lipstream.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,9 @@ def _data(args: argparse.Namespace, tell: Tell) -> None:
     portraits = data.files_of(args.portraits, data.PICTURE_SUFFIXES) if args.portraits else []
     if not videos and not portraits:
         raise InputError("train data: neither videos nor portraits; name a folder with --videos or --portraits")
-    settings = data.DataSettings(resolution=args.resolution, held_out=args.held_out, seed=args.seed)
+    settings = talking.DataSettings(resolution=args.resolution, held_out=args.held_out, seed=args.seed)
     shifts = data.read_shifts(args.shifts) if args.shifts else {}
-    count = data.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, tell)
+    count = talking.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, tell)
     tell(f"{count} clips in {args.work / _CLIPS}")
 
 
@@ -170,7 +170,7 @@ def _write_samples(
 ) -> None:
     """A sheet of the same few windows every time: truth above, what the average pair makes of it below."""
     generator = torch.Generator().manual_seed(0)
-    sampler = latents.Sampler(clips, mask, footage_share=settings.footage_share)
+    sampler = latents.Sampler(clips, mask, footage_share=settings.footage_share, dubbed_share=settings.dubbed_share)
     rows = []
     for _ in range(4):
         batch = sampler.draw(1, settings.num_frames, generator, device)

@@ -68,7 +68,7 @@ def train(
     pair = pair.to(device).eval().requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
     run = Run(folder, vae, loop, device)
-    sampler = Sampler(clips, mask, footage_share=unet.footage_share)
+    sampler = Sampler(clips, mask, footage_share=unet.footage_share, dubbed_share=unet.dubbed_share)
     size = mask.shape[-1]
     weight = (losses.mouth_weight(size, settings.mouth_gain) * (0.05 + (1 - mask[None]))).to(device)
 

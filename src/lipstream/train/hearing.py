@@ -16,7 +16,7 @@ from torch import Tensor
 from lipstream.models.whisper import AudioEncoder
 from lipstream.speech.features import ROWS_PER_FRAME
 from lipstream.train import data
-from lipstream.train.latents import LatentClip
+from lipstream.train.latents import LatentClip, by_kind
 from lipstream.train.loop import step_generator
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,8 @@ def _opening_heard(encoder: AudioEncoder, mel: Tensor) -> Tensor:
 
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Windows of real clips and of stills in equal parts: mel (batch, n_mels, columns), opening (batch, _FRAMES)."""
-    kinds = [[c for c in clips if c.kind == kind and c.n_frames >= _FRAMES] for kind in ("footage", "still")]
-    kinds = [found for found in kinds if found]
+    """Windows of all kinds of clips in equal parts: mel (batch, n_mels, columns), opening (batch, _FRAMES)."""
+    kinds = list(by_kind([clip for clip in clips if clip.n_frames >= _FRAMES]).values())
     if not kinds:
         raise ValueError(f"no clip is {_FRAMES} frames long")
     mels, openings = [], []
@@ -73,5 +72,5 @@ def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tu
         start = int(torch.randint(clip.n_frames - _FRAMES + 1, (), generator=generator))
         end = start + _FRAMES
         mels.append(clip.mel[:, data.mel_columns(start, end)])
-        openings.append(clip.openings()[start:end])
+        openings.append(clip.opening[start:end])
     return torch.stack(mels).float(), torch.stack(openings).float()

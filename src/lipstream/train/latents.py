@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lipstream.latent import conditioning
 from lipstream.train import augment, data
-from lipstream.train.stills import FULL_GAP
 
 # The larger region that is hidden in part of the samples: all below this share of the crop's height.
 HIDDEN_FROM = 95 / 256
@@ -24,8 +23,9 @@ HIDDEN_FROM = 95 / 256
 class LatentClip:
     """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
 
-    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: two regions, (2, n or 1, C, h, w)
-    float16: latents of the crops without the mask's region, and without all below the mid-face.
+    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. opening: as in `data.Clip`. masked: two
+    regions, (2, n or 1, C, h, w) float16: latents of the crops without the mask's region, and without all below the
+    mid-face.
     """
 
     kind: str
@@ -40,10 +40,6 @@ class LatentClip:
         """Frames that can be targets."""
         return len(self.crops)
 
-    def openings(self) -> Tensor:
-        """How far the mouth is open in each frame, 1 = stills.FULL_GAP: (n,) float32."""
-        return self.opening.float() / (FULL_GAP if self.kind == "footage" else 1.0)
-
 
 def hidden_below(resolution: int) -> Tensor:
     """The mask of the larger region: 1 = kept, (1, resolution, resolution)."""
@@ -56,10 +52,12 @@ def hidden_below(resolution: int) -> Tensor:
 def encode_clip(clip: data.Clip, vae: Any, mask: Tensor, device: torch.device, batch: int = 32) -> dict[str, Tensor]:
     """Latents of a clip's frames and of what is left of them outside the two regions.
 
-    mask: (1, res, res), 1 = keep. A still looks alike outside the regions in all frames: one frame serves.
+    mask: (1, res, res), 1 = keep. A still looks alike outside the regions in all frames: one frame serves. Of dubbed
+    footage it is the frames as they were, whose jaws say something else.
     """
     pixels = conditioning.to_pixels(torch.from_numpy(np.concatenate((clip.crops, clip.extra))))
-    seen = pixels[:1] if clip.kind == "still" else pixels[: len(clip.crops)]
+    split = len(clip.crops)
+    seen = {"still": pixels[:1], "dubbed": pixels[split:], "footage": pixels[:split]}[clip.kind]
     masks = (mask, hidden_below(mask.shape[-1]))
 
     def encode(images: Tensor) -> Tensor:
@@ -125,7 +123,8 @@ class Batch:
 
 
 class Sampler:
-    """Draws windows: shares of real clips (the rest are stills), of the larger hidden region, and of no sound."""
+    """Draws windows: shares of clips as filmed and dubbed (the rest are stills), of the larger hidden region, and of
+    no sound."""
 
     def __init__(
         self,
@@ -133,12 +132,14 @@ class Sampler:
         mask: Tensor,
         *,
         footage_share: float,
+        dubbed_share: float = 0.0,
         hidden_share: float = 0.0,
         deaf_share: float = 0.0,
     ) -> None:
-        kinds = {kind: [c for c in clips if c.kind == kind] for kind in ("footage", "still")}
-        self._kinds = {kind: found for kind, found in kinds.items() if found}
-        self._footage_share, self._hidden_share, self._deaf_share = footage_share, hidden_share, deaf_share
+        shares = {"footage": footage_share, "dubbed": dubbed_share, "still": 1 - footage_share - dubbed_share}
+        self._clips = by_kind(clips)
+        self._shares = [shares[kind] for kind in self._clips]
+        self._hidden_share, self._deaf_share = hidden_share, deaf_share
         size = clips[0].latents.shape[-2:]
         self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
 
@@ -160,7 +161,7 @@ class Sampler:
 
     def _window(self, num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         clip = self._clip(num_frames, generator)
-        start = _below(clip.n_frames - num_frames + 1, generator)
+        start = data.below(clip.n_frames - num_frames + 1, generator)
         frames = slice(start, start + num_frames)
         region = int(torch.rand((), generator=generator) < self._hidden_share)
         masked = clip.masked[region]
@@ -172,21 +173,30 @@ class Sampler:
         return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
 
     def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:
-        kind = "footage" if float(torch.rand((), generator=generator)) < self._footage_share else "still"
-        clips = self._kinds.get(kind) or next(iter(self._kinds.values()))
-        long_enough = [c for c in clips if c.n_frames >= num_frames]
-        return long_enough[_below(len(long_enough), generator)]
+        kinds = list(self._clips)
+        if any(self._shares):
+            index = int(torch.multinomial(torch.tensor(self._shares), 1, generator=generator))
+        else:
+            index = data.below(len(kinds), generator)
+        long_enough = [c for c in self._clips[kinds[index]] if c.n_frames >= num_frames]
+        return long_enough[data.below(len(long_enough), generator)]
+
+
+def by_kind(clips: list[LatentClip]) -> dict[str, list[LatentClip]]:
+    """The clips of each kind that there are any of, in data.KINDS' order."""
+    found = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
+    return {kind: some for kind, some in found.items() if some}
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
-    """The reference of each frame: one for all, a new draw for every frame, or of footage the frame's own redrawn one.
+    """The reference of each frame: one for all, a new draw for every frame, or the frame's own with another mouth.
 
     A mouth that changes from frame to frame without any sense is one that cannot be copied. The redrawn frame is what
     inference gives: the pose and the skin of the very frame, with a mouth that is not to be had.
     """
     count = frames.stop - frames.start
     draw = float(torch.rand((), generator=generator))
-    if clip.kind == "footage" and draw < 0.5 and len(clip.latents) == 2 * clip.n_frames:
+    if draw < 0.5 and len(clip.latents) == 2 * clip.n_frames:
         return list(range(clip.n_frames + frames.start, clip.n_frames + frames.stop))
     if draw < 0.75:
         return [_reference(clip, frames, generator)] * count
@@ -200,8 +210,8 @@ def _reference(clip: LatentClip, frames: slice, generator: torch.Generator) -> i
     """
     others = [i for i in range(len(clip.latents)) if not frames.start <= i < frames.stop]
     if not others:
-        return _below(len(clip.latents), generator)
-    candidates = [others[_below(len(others), generator)] for _ in range(3)]
+        return data.below(len(clip.latents), generator)
+    candidates = [others[data.below(len(others), generator)] for _ in range(3)]
     if float(torch.rand((), generator=generator)) < 0.5:
         return candidates[0]
     middle = float(clip.opening[frames].mean())
@@ -210,7 +220,3 @@ def _reference(clip: LatentClip, frames: slice, generator: torch.Generator) -> i
         return abs(float(clip.opening[i]) - middle) if i < clip.n_frames else 0.0
 
     return max(candidates, key=difference)
-
-
-def _below(n: int, generator: torch.Generator) -> int:
-    return int(torch.randint(max(n, 1), (), generator=generator))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lipstream.face.mouth import FaceMesh, mouth_opening
 from lipstream.latent import conditioning
 from lipstream.train.data import upscaled
-from lipstream.train.latents import LatentClip
+from lipstream.train.latents import LatentClip, by_kind
 from lipstream.train.loop import step_generator
 from lipstream.train.stills import FULL_GAP
 
@@ -124,8 +124,8 @@ def relearn(
 
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy mixtures of two frames of a clip, real clips and stills in equal parts, and their openings."""
-    kinds = [found for kind in ("footage", "still") if (found := [c for c in clips if c.kind == kind])]
+    """Noisy mixtures of two frames of a clip, all kinds of clips in equal parts, and their openings."""
+    kinds = list(by_kind(clips).values())
     mouths, openings = [], []
     for index in range(_CLIPS):
         found = kinds[index % len(kinds)]
@@ -133,7 +133,7 @@ def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tu
         one, other = torch.randint(clip.n_frames, (2, batch // _CLIPS), generator=generator)
         share = torch.rand(len(one), generator=generator) * (torch.rand(len(one), generator=generator) < 0.5)
         mouths.append(torch.lerp(clip.latents[one].float(), clip.latents[other].float(), share[:, None, None, None]))
-        openings.append(torch.lerp(clip.openings()[one], clip.openings()[other], share))
+        openings.append(torch.lerp(clip.opening[one], clip.opening[other], share))
     joined = torch.cat(mouths)
     noise = torch.randn(joined.shape, generator=generator)
     return joined + noise * torch.rand(len(joined), 1, 1, 1, generator=generator) * _NOISE, torch.cat(openings)

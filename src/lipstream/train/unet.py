@@ -65,7 +65,8 @@ class UNetSettings:
     deaf_share: float = 0.1
     noisy_share: float = 0.0
     decoded_frames: int = 3
-    footage_share: float = 0.45
+    footage_share: float = 0.25
+    dubbed_share: float = 0.25
     hidden_share: float = 0.35
     mouth_gain: float = 12.0
     latent_weight: float = 1.0
@@ -247,6 +248,7 @@ def train(
         clips,
         mask,
         footage_share=settings.footage_share,
+        dubbed_share=settings.dubbed_share,
         hidden_share=settings.hidden_share,
         deaf_share=settings.deaf_share,
     )
