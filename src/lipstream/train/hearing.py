@@ -28,14 +28,17 @@ _FRAMES = 12
 LOUDNESS = 5.0
 
 
-def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: int = 400, batch: int = 32) -> float:
-    """Train the convolutions in place, on the CPU; returns the correlation over the last tenth of the steps."""
+def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: int = 3000, batch: int = 32) -> float:
+    """Train the convolutions in place, on the CPU; returns the correlation over the last tenth of the steps.
+
+    400 steps heard r = 0.80 on stills that were not trained on, 1,500 r = 0.87.
+    """
     optimizer = torch.optim.Adam(encoder.parameters(), 2e-3)
     seen: list[tuple[Tensor, Tensor]] = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps) + 1e-5
         mel, opening = _draw(clips, batch, step_generator(seed, step))
-        predicted = _opening_heard(encoder, mel)
+        predicted = opening_heard(encoder, mel, _FRAMES)
         loss = F.smooth_l1_loss(predicted, opening, beta=0.3)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -51,13 +54,18 @@ def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: i
     return correlation
 
 
-def _opening_heard(encoder: AudioEncoder, mel: Tensor) -> Tensor:
-    """The opening that the encoder's channels tell for each frame: (batch, _FRAMES)."""
+def hearing_loss(encoder: AudioEncoder, mel: Tensor, opening: Tensor) -> Tensor:
+    """Keeps a pretrained encoder telling the opening (windows, num_frames), whatever else it learns. A scalar."""
+    return F.smooth_l1_loss(opening_heard(encoder, mel, opening.shape[1]) / LOUDNESS, opening, beta=0.3)
+
+
+def opening_heard(encoder: AudioEncoder, mel: Tensor, num_frames: int) -> Tensor:
+    """The opening that the encoder's channels tell for each frame: (windows, num_frames). mel: as in `Batch`."""
     rows = encoder.convolve(mel)
     told = rows[..., _UP].mean(-1) - rows[..., _DOWN].mean(-1)
     first = data.MEL_BEFORE // ROWS_PER_FRAME  # the row at which frame 0 begins
     # Rows -1 to 2 of each frame: 80 ms round its middle.
-    return told[:, first - 1 :].unfold(1, 4, ROWS_PER_FRAME)[:, :_FRAMES].mean(-1)
+    return told[:, first - 1 :].unfold(1, 4, ROWS_PER_FRAME)[:, :num_frames].mean(-1)
 
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

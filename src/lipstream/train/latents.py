@@ -107,8 +107,8 @@ class Batch:
     """Windows for one step, on the training device, frames of all windows one after another.
 
     crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
-    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant; hears: (windows, 1, 1),
-    0 where the sound is kept from the U-Net.
+    opening: (windows, num_frames); mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some
+    instant; hears: (windows, 1, 1), 0 where the sound is kept from the U-Net.
     """
 
     crops: Tensor
@@ -116,6 +116,7 @@ class Batch:
     masked: Tensor
     reference: Tensor
     mask: Tensor
+    opening: Tensor
     mel: Tensor
     phase: Tensor
     hears: Tensor
@@ -146,13 +147,16 @@ class Sampler:
     def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
         """`windows` windows of `num_frames` frames, each of its own clip."""
         parts = [self._window(num_frames, generator) for _ in range(windows)]
-        crops, latents, masked, reference, mask, mel = (torch.cat(column) for column in zip(*parts, strict=True))
+        crops, latents, masked, reference, mask, opening, mel = (
+            torch.cat(column) for column in zip(*parts, strict=True)
+        )
         return Batch(
             crops=crops.to(device),
             latents=latents.to(device),
             masked=masked.to(device),
             reference=reference.to(device),
             mask=mask.to(device),
+            opening=opening.to(device),
             mel=mel.to(device),
             phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
             hears=(torch.rand(windows, 1, 1, generator=generator) >= self._deaf_share).float().to(device),
@@ -169,7 +173,8 @@ class Sampler:
         reference = clip.latents[_references(clip, frames, generator)]
         columns = data.mel_columns(frames.start, frames.stop)
         mask = self._masks[region].expand(num_frames, -1, -1, -1)
-        parts = (clip.latents[frames], masked, reference, mask, augment.equalise(clip.mel[None, :, columns], generator))
+        heard = augment.equalise(clip.mel[None, :, columns], generator)
+        parts = (clip.latents[frames], masked, reference, mask, clip.opening[None, frames], heard)
         return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
 
     def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:

@@ -72,6 +72,7 @@ class UNetSettings:
     latent_weight: float = 1.0
     motion_weight: float = 8.0
     lips_weight: float = 4.0
+    hearing_weight: float = 1.0
     pixel_weight: float = 2.0
     judge_every: int = 200
     judged_batches: int = 10
@@ -182,16 +183,19 @@ def training_loss(
     hidden = F.interpolate(1 - batch.mask[chosen], size=(size, size))
     map_ = losses.mouth_weight(size, settings.mouth_gain).to(noise.device) * (0.02 + hidden)
     pixels = losses.pixel_loss(decoded, batch.crops[chosen], map_)
+    heard = hearing.hearing_loss(pair.audio_encoder, batch.mel, batch.opening)
     lips = F.smooth_l1_loss(reader(predicted), reader(batch.latents), beta=0.1)
     return {
         "loss": settings.latent_weight * latent
         + settings.motion_weight * motion
         + settings.lips_weight * lips
+        + settings.hearing_weight * heard
         + settings.pixel_weight * pixels,
         "latent": latent,
         "motion": motion,
         "motion_of_a_still_mouth": still,
         "lips": lips,
+        "heard": heard,
         "pixels": pixels,
     }
 
