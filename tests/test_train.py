@@ -95,7 +95,7 @@ def test_decoder_only_leaves_the_encoder_alone(tmp_path):
     assert changed == {"decoder"}
 
 
-def test_pair_learns_and_both_networks_change(tmp_path):
+def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
     clips = made_latents(tmp_path)
     torch.manual_seed(0)
     before = unet.Pair(SMALL_UNET, 4).state_dict()
@@ -105,6 +105,10 @@ def test_pair_learns_and_both_networks_change(tmp_path):
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     for name in ("unet.conv_in.weight", "audio_encoder.conv1.weight"):
         assert not torch.equal(before[name], after[name])
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    again = unet.train(clips, made_vae(), made_mask(), tmp_path / "run", SMALL_UNET, loop_of(14), CPU).state_dict()
+    heard = {name for name in again if name.startswith("audio_encoder") and torch.equal(again[name], after[name])}
+    assert heard == {name for name in saved["module"] if name.startswith("audio_encoder")}
     assert torch.equal(before["audio_encoder.positional_embedding"], after["audio_encoder.positional_embedding"])
 
 

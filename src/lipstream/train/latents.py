@@ -23,9 +23,9 @@ HIDDEN_FROM = 95 / 256
 class LatentClip:
     """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
 
-    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. opening: as in `data.Clip`. masked: two
-    regions, (2, n or 1, C, h, w) float16: latents of the crops without the mask's region, and without all below the
-    mid-face.
+    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: two regions, (2, n or 1, C, h, w)
+    float16: latents of the crops without the mask's region, and without all below the mid-face. opening, width: (n,),
+    as in `data.Clip`.
     """
 
     kind: str
@@ -34,6 +34,7 @@ class LatentClip:
     masked: Tensor
     mel: Tensor
     opening: Tensor
+    width: Tensor
 
     @property
     def n_frames(self) -> int:
@@ -97,6 +98,7 @@ def prepare(
                 masked=encoded["masked"],
                 mel=torch.from_numpy(clip.mel),
                 opening=torch.from_numpy(clip.opening),
+                width=torch.from_numpy(clip.width),
             )
         )
     return clips
@@ -107,8 +109,8 @@ class Batch:
     """Windows for one step, on the training device, frames of all windows one after another.
 
     crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
-    opening: (windows, num_frames); mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some
-    instant; hears: (windows, 1, 1), 0 where the sound is kept from the U-Net.
+    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant; hears: (windows, 1, 1),
+    0 where the sound is kept from the U-Net.
     """
 
     crops: Tensor
@@ -116,7 +118,6 @@ class Batch:
     masked: Tensor
     reference: Tensor
     mask: Tensor
-    opening: Tensor
     mel: Tensor
     phase: Tensor
     hears: Tensor
@@ -147,16 +148,13 @@ class Sampler:
     def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
         """`windows` windows of `num_frames` frames, each of its own clip."""
         parts = [self._window(num_frames, generator) for _ in range(windows)]
-        crops, latents, masked, reference, mask, opening, mel = (
-            torch.cat(column) for column in zip(*parts, strict=True)
-        )
+        crops, latents, masked, reference, mask, mel = (torch.cat(column) for column in zip(*parts, strict=True))
         return Batch(
             crops=crops.to(device),
             latents=latents.to(device),
             masked=masked.to(device),
             reference=reference.to(device),
             mask=mask.to(device),
-            opening=opening.to(device),
             mel=mel.to(device),
             phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
             hears=(torch.rand(windows, 1, 1, generator=generator) >= self._deaf_share).float().to(device),
@@ -173,8 +171,7 @@ class Sampler:
         reference = clip.latents[_references(clip, frames, generator)]
         columns = data.mel_columns(frames.start, frames.stop)
         mask = self._masks[region].expand(num_frames, -1, -1, -1)
-        heard = augment.equalise(clip.mel[None, :, columns], generator)
-        parts = (clip.latents[frames], masked, reference, mask, clip.opening[None, frames], heard)
+        parts = (clip.latents[frames], masked, reference, mask, augment.equalise(clip.mel[None, :, columns], generator))
         return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
 
     def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:

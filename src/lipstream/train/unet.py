@@ -1,4 +1,4 @@
-"""Joint training of the U-Net and the audio encoder, for one denoising step from pure noise, or for many.
+"""Training of the U-Net, listening through a frozen audio encoder, for one step from pure noise, or for many.
 
 With zero terminal signal-to-noise and the prediction of the clean latents themselves, one step is a plain regression:
 what a small model can learn in little time (few-step training: Lin et al. 2024, https://arxiv.org/abs/2305.08891).
@@ -72,7 +72,6 @@ class UNetSettings:
     latent_weight: float = 1.0
     motion_weight: float = 8.0
     lips_weight: float = 4.0
-    hearing_weight: float = 1.0
     pixel_weight: float = 2.0
     judge_every: int = 200
     judged_batches: int = 10
@@ -106,7 +105,7 @@ class UNetSettings:
 
 
 class Pair(nn.Module):
-    """The two networks that are trained together."""
+    """The two networks: what hears and what paints."""
 
     def __init__(self, settings: UNetSettings, latent_channels: int) -> None:
         super().__init__()
@@ -183,19 +182,16 @@ def training_loss(
     hidden = F.interpolate(1 - batch.mask[chosen], size=(size, size))
     map_ = losses.mouth_weight(size, settings.mouth_gain).to(noise.device) * (0.02 + hidden)
     pixels = losses.pixel_loss(decoded, batch.crops[chosen], map_)
-    heard = hearing.hearing_loss(pair.audio_encoder, batch.mel, batch.opening)
     lips = F.smooth_l1_loss(reader(predicted), reader(batch.latents), beta=0.1)
     return {
         "loss": settings.latent_weight * latent
         + settings.motion_weight * motion
         + settings.lips_weight * lips
-        + settings.hearing_weight * heard
         + settings.pixel_weight * pixels,
         "latent": latent,
         "motion": motion,
         "motion_of_a_still_mouth": still,
         "lips": lips,
-        "heard": heard,
         "pixels": pixels,
     }
 
@@ -246,8 +242,9 @@ def train(
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
         hearing.pretrain(pair.audio_encoder, clips, loop.seed)
+    pair.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
-    run = Run(folder, pair, loop, device, fast=("attn2", "audio_encoder"), beside=reader)
+    run = Run(folder, pair, loop, device, fast=("attn2",), beside=reader)
     sampler = Sampler(
         clips,
         mask,
