@@ -409,26 +409,12 @@ def test_finishing_changes_the_decoder_alone(tmp_path):
     torch.manual_seed(0)
     pair = unet.Pair(SMALL_UNET, 4)
     trained = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
-    settings = finish.FinishSettings(windows=2, num_frames=3, decoded_frames=4, critic_from_step=1)
+    settings = finish.FinishSettings(windows=2, num_frames=3, decoded_frames=4)
     after = finish.train(
         clips, pair, autoencoder, made_mask(), tmp_path / "finish", SMALL_UNET, settings, loop_of(3), CPU
     ).state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
     assert all(torch.equal(trained[name], tensor) for name, tensor in pair.state_dict().items())
-
-
-def test_critic_learns_from_its_lesson_alone():
-    """Its verdict leaves no gradient in it; its lesson leaves none in the pictures."""
-    torch.manual_seed(0)
-    critic, region = finish.Critic(), torch.ones(1, 1, 16, 16)
-    made = torch.zeros(2, 3, 64, 64, requires_grad=True)
-    critic.verdict(made, region).backward()
-    assert made.grad.abs().sum() > 0
-    assert all(p.grad is None for p in critic.parameters())
-    made.grad = None
-    critic.lesson(made, torch.ones(2, 3, 64, 64), region).backward()
-    assert made.grad is None
-    assert all(p.grad is not None for p in critic.parameters())
 
 
 def test_texture_minds_strength_not_place():

@@ -184,7 +184,7 @@ def _bundle(args: argparse.Namespace, tell: Tell) -> None:
     settings = unet.UNetSettings()
     pair, step = _trained_pair(args.work, settings, stage.autoencoder)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
-        finish.load(args.work / _FINISH, stage.autoencoder)
+        load_average(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
     words = bundle.BundleSettings(
         args.name,
