@@ -27,7 +27,8 @@ SMALL_VAE = vae.VaeSettings(resolution=64, latent_channels=4, block_out_channels
 SMALL_UNET = unet.UNetSettings(
     block_out_channels=(32, 32),
     heads=2,
-    audio_channels=16,
+    audio_channels=32,
+    hearing_steps=20,
     windows=2,
     num_frames=3,
     long_num_frames=4,

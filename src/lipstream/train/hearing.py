@@ -25,13 +25,14 @@ logger = logging.getLogger(__name__)
 # Pairs of groups of channels whose differences are made to be the opening and the width: strong enough for any
 # attention to notice.
 _OPENING, _WIDTH = (slice(-16, -8), slice(-8, None)), (slice(-32, -24), slice(-24, -16))
+CHANNELS = 32  # that an encoder has at least
 _WIDTH_GAIN = 4.0  # widths lie close to 1
 _FRAMES = 12
 # What the encoder says is made louder before the U-Net listens: it then notices the sound hundreds of steps earlier.
 LOUDNESS = 5.0
 
 
-def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: int = 3000, batch: int = 32) -> float:
+def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: int, batch: int = 32) -> float:
     """Train the convolutions in place, on the CPU; returns the opening's correlation over the last tenth of steps."""
     optimizer = torch.optim.Adam(encoder.parameters(), 2e-3)
     seen: list[tuple[Tensor, Tensor]] = []

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from lipstream.errors import SettingsError
 from lipstream.latent import conditioning
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
@@ -51,13 +52,15 @@ class UNetSettings:
 
     deaf_share: windows that hear nothing, which guidance needs at inference. noisy_share: windows that begin anywhere
     between pure noise and the picture, which a model needs that samples in many steps; the rest begin at pure noise.
-    judge_every: steps between lessons of the lip reader, each on so many batches.
+    hearing_steps: of the audio encoder's own training. judge_every: steps between lessons of the lip reader, each on so
+    many batches.
     """
 
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
+    hearing_steps: int = 3000
     windows: int = 3
     num_frames: int = 8
     long_num_frames: int = 16
@@ -75,6 +78,10 @@ class UNetSettings:
     pixel_weight: float = 2.0
     judge_every: int = 200
     judged_batches: int = 10
+
+    def __post_init__(self) -> None:
+        if self.audio_channels < hearing.CHANNELS:
+            raise SettingsError(f"audio_channels = {self.audio_channels}: must be at least {hearing.CHANNELS}")
 
     def unet_words(self, latent_channels: int) -> dict[str, Any]:
         """The U-Net's configuration in the published words."""
@@ -241,7 +248,7 @@ def train(
     vae = vae.to(device).eval().requires_grad_(False)
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
-        hearing.pretrain(pair.audio_encoder, clips, loop.seed)
+        hearing.pretrain(pair.audio_encoder, clips, loop.seed, settings.hearing_steps)
     pair.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
     run = Run(folder, pair, loop, device, fast=("attn2",), beside=reader)
