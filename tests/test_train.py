@@ -159,7 +159,7 @@ def test_bundle_loads_with_the_products_loader_and_computes_the_same(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     model = load_model(tmp_path / "model", CPU, torch.float32)
     assert model.vae.config.scaling_factor == 0.5
-    sample, audio = torch.randn(3, 13, 8, 8), torch.randn(3, 10, 16)
+    sample, audio = torch.randn(3, 13, 8, 8), torch.randn(3, 10, SMALL_UNET.audio_channels)
     with torch.inference_mode():
         expected = pair.unet(sample, torch.tensor(999), audio, 3)
         got = model.unet(sample, torch.tensor(999), audio, 3)
