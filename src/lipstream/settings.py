@@ -41,7 +41,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "exact": Preset(step_share=1.0, scheduler="ddim", step_cache=1, guidance_interval=EVERYWHERE, search_every=1),
     "balanced": Preset(
-        step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=EVERYWHERE, search_every=5
+        step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=EVERYWHERE, search_every=1
     ),
     "fast": Preset(step_share=0.2, scheduler="unipc", step_cache=1, guidance_interval=(0.0, 0.5), search_every=25),
 }
