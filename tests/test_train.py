@@ -17,7 +17,21 @@ from lipstream.latent.mask import face_mask
 from lipstream.models.catalogue import NAMES
 from lipstream.models.load import load_model
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.train import bundle, cli, data, espeak, finish, latents, lips, stills, talking, unet, vae
+from lipstream.train import (
+    augment,
+    bundle,
+    cli,
+    data,
+    espeak,
+    finish,
+    hearing,
+    latents,
+    lips,
+    stills,
+    talking,
+    unet,
+    vae,
+)
 from lipstream.train.loop import LoopSettings, Run, load_average, read_log
 from lipstream.train.spoken import Spoken
 
@@ -164,6 +178,53 @@ def test_bundle_loads_with_the_products_loader_and_computes_the_same(tmp_path):
         expected = pair.unet(sample, torch.tensor(999), audio, 3)
         got = model.unet(sample, torch.tensor(999), audio, 3)
     assert torch.allclose(expected, got, atol=2e-2)
+
+
+def test_corrected_sound_tells_what_is_wanted():
+    """Whatever was heard; the channels that tell nothing stay, and in each group all move alike."""
+    generator = torch.Generator().manual_seed(0)
+    heard, wanted = torch.randn(3, 10, 32, generator=generator), torch.randn(3, 2, generator=generator)
+    corrected = hearing.corrected(heard, wanted)
+    torch.testing.assert_close(hearing.told(corrected), wanted)
+    assert torch.equal(corrected[..., :8], heard[..., :8])
+    torch.testing.assert_close(hearing.corrected(corrected, wanted), corrected)
+
+
+def test_truth_is_told_on_the_scale_of_guesses(tmp_path):
+    """Scaled, true openings have the mean and the spread of what the encoder tells of the same clips."""
+    clips = made_latents(tmp_path)
+    encoder = unet.Pair(SMALL_UNET, 4).audio_encoder
+    gain, offset = hearing.scale_of(encoder, clips, seed=0)
+    draws = [hearing._draw(clips, 32, torch.Generator().manual_seed(i)) for i in range(40)]
+    with torch.no_grad():
+        guessed = torch.cat([hearing.told(hearing.windows_of(encoder.convolve(mel), 12)) for mel, _ in draws])
+    true = torch.cat([said for _, said in draws]) * gain + offset
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(moment(true[..., 0]), moment(guessed[..., 0]), rtol=0.1, atol=1e-3)
+
+
+def test_unet_is_told_the_true_opening(tmp_path):
+    """The same sound with another opening is another picture, except where the sound is kept from it."""
+    sampler = latents.Sampler(made_latents(tmp_path), made_mask(), footage_share=0.5, deaf_share=0.5)
+    batch = sampler.draw(6, 3, torch.Generator().manual_seed(0), CPU)
+    torch.manual_seed(0)
+    pair, noise = unet.Pair(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
+    with torch.inference_mode():
+        change = pair.predict(batch, noise) - pair.predict(dataclasses.replace(batch, opening=1 - batch.opening), noise)
+    changed = change.unflatten(0, (6, 3)).abs().amax((1, 2, 3, 4)) > 0
+    assert torch.equal(changed, batch.hears[:, 0, 0] > 0)
+
+
+def test_other_voices_are_near_the_true_one():
+    """Every clip of a batch gets its own voice; the loud part of a tone stays within a few bands of where it was."""
+    mel = torch.zeros(4, data.N_MELS, 20)
+    mel[:, 40] = 2
+    made = augment.other_voices(mel, torch.Generator().manual_seed(0))
+    assert made.shape == mel.shape
+    assert not torch.equal(made[0], made[1])
+    loudest = made.mean(-1).argmax(1)
+    assert int((loudest - 40).abs().max()) <= 7
+    assert torch.equal(made, augment.other_voices(mel, torch.Generator().manual_seed(0)))
 
 
 @torch.inference_mode()

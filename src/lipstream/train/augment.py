@@ -44,6 +44,29 @@ def equalise(mel: Tensor, generator: torch.Generator) -> Tensor:
     return mel + level + tilt * torch.linspace(-1, 1, mel.shape[1])[None, :, None]
 
 
+def other_voices(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Normalised mels (n, n_mels, columns), each as another throat and another room would have it.
+
+    Level and tilt, frequencies stretched by up to 8 % and moved by up to two bands, a band of up to 12 bands missing,
+    noise.
+    """
+    n, n_mels, columns = mel.shape
+
+    def draw(low: float, high: float) -> Tensor:
+        return uniform(n, low, high, generator)[:, None]
+
+    bands = torch.arange(float(n_mels))[None]
+    mel = mel + (draw(-0.15, 0.15) + draw(-0.15, 0.15) * (2 * bands / (n_mels - 1) - 1))[..., None]
+    position = (bands * (1 + draw(-0.08, 0.08)) + draw(-2, 2)).clamp(0, n_mels - 1.01)
+    below = position.long()
+    lower, upper = (mel.gather(1, index[..., None].expand(-1, -1, columns)) for index in (below, below + 1))
+    mel = torch.lerp(lower, upper, (position - below)[..., None])
+    first = draw(0, n_mels)
+    missing = (bands >= first) & (bands < first + draw(0, 12))
+    mel = torch.where(missing[..., None], mel.mean(1, keepdim=True), mel)
+    return mel + 0.1 * torch.randn(mel.shape, generator=generator)
+
+
 def colour(images: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
     """Random brightness, contrast, saturation, channel gains and gamma per picture.
 

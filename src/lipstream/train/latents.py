@@ -110,7 +110,7 @@ class Batch:
 
     crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
     mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant; hears: (windows, 1, 1),
-    0 where the sound is kept from the U-Net.
+    0 where the sound is kept from the U-Net. opening, width: (n,), as in `data.Clip`.
     """
 
     crops: Tensor
@@ -121,6 +121,8 @@ class Batch:
     mel: Tensor
     phase: Tensor
     hears: Tensor
+    opening: Tensor
+    width: Tensor
     num_frames: int
 
 
@@ -148,7 +150,9 @@ class Sampler:
     def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
         """`windows` windows of `num_frames` frames, each of its own clip."""
         parts = [self._window(num_frames, generator) for _ in range(windows)]
-        crops, latents, masked, reference, mask, mel = (torch.cat(column) for column in zip(*parts, strict=True))
+        crops, latents, masked, reference, mask, mel, opening, width = (
+            torch.cat(column) for column in zip(*parts, strict=True)
+        )
         return Batch(
             crops=crops.to(device),
             latents=latents.to(device),
@@ -158,6 +162,8 @@ class Sampler:
             mel=mel.to(device),
             phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
             hears=(torch.rand(windows, 1, 1, generator=generator) >= self._deaf_share).float().to(device),
+            opening=opening.to(device),
+            width=width.to(device),
             num_frames=num_frames,
         )
 
@@ -171,7 +177,8 @@ class Sampler:
         reference = clip.latents[_references(clip, frames, generator)]
         columns = data.mel_columns(frames.start, frames.stop)
         mask = self._masks[region].expand(num_frames, -1, -1, -1)
-        parts = (clip.latents[frames], masked, reference, mask, augment.equalise(clip.mel[None, :, columns], generator))
+        mel = augment.equalise(clip.mel[None, :, columns], generator)
+        parts = (clip.latents[frames], masked, reference, mask, mel, clip.opening[frames], clip.width[frames])
         return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
 
     def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:

@@ -22,7 +22,7 @@ from lipstream.latent import conditioning
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
+from lipstream.speech.features import ROWS_PER_FRAME
 from lipstream.train import data, hearing, losses
 from lipstream.train.latents import Batch, LatentClip, Sampler
 from lipstream.train.lips import Judge, LipReader, relearn, train_reader
@@ -60,7 +60,7 @@ class UNetSettings:
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
-    hearing_steps: int = 3000
+    hearing_steps: int = 1500
     windows: int = 3
     num_frames: int = 8
     long_num_frames: int = 16
@@ -80,8 +80,8 @@ class UNetSettings:
     judged_batches: int = 10
 
     def __post_init__(self) -> None:
-        if self.audio_channels < hearing.CHANNELS:
-            raise SettingsError(f"audio_channels = {self.audio_channels}: must be at least {hearing.CHANNELS}")
+        if self.audio_channels % 8 != 0 or self.audio_channels < 24:
+            raise SettingsError(f"audio_channels = {self.audio_channels}: must be a multiple of 8, at least 24")
 
     def unet_words(self, latent_channels: int) -> dict[str, Any]:
         """The U-Net's configuration in the published words."""
@@ -112,13 +112,16 @@ class UNetSettings:
 
 
 class Pair(nn.Module):
-    """The two networks: what hears and what paints."""
+    """The two networks: what hears and what paints. telling: (2, 2), `hearing.scale_of` what hears."""
+
+    telling: Tensor
 
     def __init__(self, settings: UNetSettings, latent_channels: int) -> None:
         super().__init__()
         self.unet = UNet(UNetConfig.from_dict(settings.unet_words(latent_channels)))
         self.audio_encoder = AudioEncoder(AudioEncoderConfig.from_dict(settings.audio_words()))
         self.audio_encoder.positional_embedding.copy_(periodic_positions(1500, settings.audio_channels))
+        self.register_buffer("telling", torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, module in self.unet.named_modules():
             # Motion modules start as identities, as AnimateDiff's do. Attention does not: what it hears must count.
@@ -138,12 +141,10 @@ class Pair(nn.Module):
         first = ROWS_PER_FRAME * phase - data.MEL_BEFORE // 2
         index = (first[:, None] + torch.arange(rows.shape[1], device=rows.device)) % POSITION_PERIOD
         rows = rows + self.audio_encoder.positional_embedding[index]
-        span = ROWS_BEFORE + ROWS_AFTER + 1
-        heard = rows[:, data.MEL_BEFORE // 2 - ROWS_BEFORE :].unfold(1, span, ROWS_PER_FRAME)[:, :num_frames]
-        return heard.permute(0, 1, 3, 2).flatten(0, 1)
+        return hearing.windows_of(rows, num_frames).flatten(0, 1)
 
     def predict(self, batch: Batch, noise: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        """Clean latents (n, C, h, w).
+        """Clean latents (n, C, h, w), of mouths as open as the batch says.
 
         From noise (n, C, h, w) alone, or with `timesteps` (windows,) from what the noise leaves of them there.
         """
@@ -154,7 +155,9 @@ class Pair(nn.Module):
             scheduler: Any = DDIMScheduler.from_config(SCHEDULER_WORDS)  # type: ignore[no-untyped-call]
             noisy = scheduler.add_noise(batch.latents, noise, timesteps.repeat_interleave(batch.num_frames, 0))
         sample = torch.cat((noisy, batch.mask, batch.masked, batch.reference), 1)
-        audio = self.hear(batch.mel, batch.phase, batch.num_frames) * batch.hears.repeat_interleave(batch.num_frames, 0)
+        wanted = self.telling[0] * hearing.said(batch.opening, batch.width) + self.telling[1]
+        audio = hearing.corrected(self.hear(batch.mel, batch.phase, batch.num_frames), wanted)
+        audio = audio * batch.hears.repeat_interleave(batch.num_frames, 0)
         return self.unet(sample, timesteps, audio, batch.num_frames).float()
 
 
@@ -213,6 +216,8 @@ def _mouths_made(
         batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
         noise = torch.randn((settings.windows, *batch.latents.shape[1:]), generator=generator).to(device)
         found += [pair.predict(batch, noise.repeat_interleave(batch.num_frames, 0)), batch.latents]
+    # Autocast would go on with its copies of the weights, which know of no gradient.
+    torch.clear_autocast_cache()
     return torch.cat(found)
 
 
@@ -249,6 +254,7 @@ def train(
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
         hearing.pretrain(pair.audio_encoder, clips, loop.seed, settings.hearing_steps)
+        pair.telling.copy_(hearing.scale_of(pair.audio_encoder, clips, loop.seed))
     pair.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
     run = Run(folder, pair, loop, device, fast=("attn2",), beside=reader)
