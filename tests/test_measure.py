@@ -109,6 +109,7 @@ def test_the_calls_of_every_thread_are_in_the_profile(profile: Path) -> None:
 
 def test_the_trace_has_a_track_a_thread_and_a_span_a_call(report: dict[str, Any], events: list[dict[str, Any]]) -> None:
     threads = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert 0 not in threads  # which viewers take for the idle thread
     assert {"MainThread", "prefetch-align", "prefetch-denoise", "detect_0", "composite_0"} <= set(threads.values())
     spans = [e for e in events if e["ph"] == "X"]
     stages = [e for e in spans if e["cat"] == "stage"]

@@ -20,6 +20,7 @@ from torch import nn
 from lipstream.measure.machine import wait_for
 
 _PROCESS = 1
+_FIRST_THREAD = 1  # viewers take thread 0 for the idle one, of no process
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Trace:
 
     def write(self, path: Path) -> None:
         """Write the trace as JSON, times in microseconds, each track in the order of time. Raises OSError."""
-        events: list[dict[str, Any]] = [_metadata("process_name", 0, "lipstream")]
-        events += [_metadata("thread_name", track, name) for track, name in enumerate(self.threads)]
+        events: list[dict[str, Any]] = [_metadata("process_name", _FIRST_THREAD, "lipstream")]
+        events += [_metadata("thread_name", thread, name) for thread, name in enumerate(self.threads, _FIRST_THREAD)]
         for span in sorted(self.spans, key=lambda span: (span.track, span.begun_s, -span.ended_s)):
             events.append(
                 {
@@ -88,7 +89,7 @@ class Trace:
                     "cat": span.kind,
                     "name": span.name,
                     "pid": _PROCESS,
-                    "tid": span.track,
+                    "tid": span.track + _FIRST_THREAD,
                     "ts": round((span.begun_s - self._origin_s) * 1e6, 3),
                     "dur": round((span.ended_s - span.begun_s) * 1e6, 3),
                 }
@@ -104,5 +105,5 @@ class Trace:
             self.spans.append(Span(kind, name, track, begun_s, ended_s))
 
 
-def _metadata(kind: str, track: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": kind, "pid": _PROCESS, "tid": track, "args": {"name": name}}
+def _metadata(kind: str, thread: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": _PROCESS, "tid": thread, "args": {"name": name}}
