@@ -13,6 +13,9 @@ from lipstream.speech import mel
 from lipstream.train import espeak
 from lipstream.train.data import FRAME_RATE_HZ, Clip, mel_of_frames, normalised_mel
 
+# The phonemes' openings have a mean of 0.27 and a spread of 0.22, those measured on people talking 0.6 and 0.4.
+_ARTICULATION = 1.8
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -30,7 +33,7 @@ class Spoken:
         speech = speaker.say(text, voice, int(draw.integers(130, 200)), int(draw.integers(20, 80)))
         opening, width = espeak.mouth_curves(speech, int(len(speech.samples) / speech.sample_rate_hz * FRAME_RATE_HZ))
         samples = np.concatenate(list(resample([speech.samples], speech.sample_rate_hz, mel.SAMPLE_RATE_HZ)))
-        return cls(samples, opening.astype(np.float32), width.astype(np.float32))
+        return cls(samples, (_ARTICULATION * opening).astype(np.float32), width.astype(np.float32))
 
     @classmethod
     def real(cls, samples: NDArray[np.float32], footage: Clip, audio_shift_ms: float) -> Spoken:

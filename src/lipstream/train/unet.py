@@ -60,7 +60,7 @@ class UNetSettings:
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
-    hearing_steps: int = 1500
+    hearing_steps: int = 1000
     windows: int = 3
     num_frames: int = 8
     long_num_frames: int = 16
