@@ -35,7 +35,7 @@ class FinishSettings:
     decoded_frames: int = 10
     encoded_share: float = 0.3
     mouth_gain: float = 8.0
-    texture_weight: float = 3.0
+    texture_weight: float = 8.0
 
 
 def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
