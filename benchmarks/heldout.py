@@ -159,6 +159,8 @@ def measure_clip(sync: Sync, video: Path, truth_path: Path, sounds: dict[str, Pa
         "lip_distance_px": round(float(np.nanmean(lips)), 2),
         "psnr_db": region.psnr_db(truth.crops[:n], own.crops[:n]),
         "sharpness": region.sharpness(truth.crops[:n], own.crops[:n]),
+        # With its own sound a face that keeps the frame's texture is given the truth's: this one is not.
+        "sharpness_other": region.sharpness(truth.crops[:n], made["other"].crops[:n]),
         "seam": region.seam(truth.crops[:n], own.crops[:n]),
     }
 

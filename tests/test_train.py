@@ -178,6 +178,9 @@ def test_bundle_loads_with_the_products_loader_and_computes_the_same(tmp_path):
         expected = pair.unet(sample, torch.tensor(999), audio, 3)
         got = model.unet(sample, torch.tensor(999), audio, 3)
     assert torch.allclose(expected, got, atol=2e-2)
+    mel = torch.randn(1, data.N_MELS, 3000)
+    with torch.inference_mode():
+        assert torch.allclose(pair.audio_encoder(mel), model.audio_encoder(mel), atol=2e-2)
 
 
 def test_corrected_sound_tells_what_is_wanted():

@@ -165,6 +165,7 @@ class LipSync:
             **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
             "resolution": settings.resolution or config.resolution,
             "search_every": settings.frames_a_search(),
+            "texture": settings.texture or config.texture,
             "device": str(device),
             "precision": str(dtypes.unet).removeprefix("torch."),
             "vae_precision": str(dtypes.vae).removeprefix("torch."),

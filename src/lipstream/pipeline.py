@@ -32,6 +32,7 @@ from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.latent.mask import face_mask
+from lipstream.latent.texture import keep_texture
 from lipstream.media.audio import SpeechInfo, read_mono
 from lipstream.media.looping import read_looped
 from lipstream.media.reader import Frame, VideoInfo
@@ -81,7 +82,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Repainted:
-    """A frame and its new crop (3, res, res) in [-1, 1], on the CPU; None without a face."""
+    """A frame and its new crop on the CPU: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None: no face."""
 
     frame: Frame
     affine_matrix: Matrix | None
@@ -304,7 +305,7 @@ def _denoise(
 def _denoise_batch(
     line: Line, lane: Lane, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings
 ) -> Sequence[Tensor]:
-    """New crops (faces of all windows, 3, res, res) in [-1, 1], float32 on the CPU.
+    """New crops (faces of all windows, 3 or 4, res, res), float32 on the CPU: see `Repainted`.
 
     Where they are not finite, what is at fault is done again in higher precision: sampling, or else decoding alone.
     """
@@ -319,6 +320,8 @@ def _denoise_batch(
             if latents is None:
                 latents = denoise.sample(denoiser, config.scheduler, noise, batch.conditioning, sampling)
             painted = conditioning.keep_surroundings(conditioning.decode(vae, latents), batch.pixels, mask)
+            if (settings.texture or config.texture) == "kept":
+                painted = keep_texture(painted, batch.pixels, mask)
             faces, is_finite = lane.download(painted), lane.download(torch.isfinite(painted).all())
         if is_finite:
             return faces.unbind()

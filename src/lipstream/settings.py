@@ -11,6 +11,7 @@ import torch
 
 from lipstream.errors import SettingsError
 
+Texture = Literal["painted", "kept"]
 Loop = Literal["pingpong", "hold", "trim"]
 NoFace = Literal["pass", "error"]
 PresetName = Literal["exact", "balanced", "fast"]
@@ -74,7 +75,8 @@ class SyncSettings:
     of 64. seed: of the noise. loop: what the video does when the speech outlasts it. no_face: pass a frame without a
     face through, or stop at it (published behaviour). crf: x264's constant rate factor, 0 (lossless) to 51.
     search_every: the face is sought in the whole of every frame (1), or in the whole of every Nth and round its face
-    in the others: twice as fast, but landmarks differ by a pixel or two.
+    in the others: twice as fast, but landmarks differ by a pixel or two. texture: all as "painted" (published
+    behaviour), or the frame's own "kept" where what was painted agrees with it.
     """
 
     preset: PresetName = "exact"
@@ -89,6 +91,7 @@ class SyncSettings:
     no_face: NoFace = "pass"
     crf: int = 18
     search_every: int | None = None
+    texture: Texture | None = None
 
     def __post_init__(self) -> None:
         _among("preset", self.preset, tuple(PRESETS))
@@ -106,6 +109,7 @@ class SyncSettings:
         _between("seed", self.seed, 0, 2**63 - 1)
         _between("crf", self.crf, 0, 51)
         _between("search_every", self.search_every, 1, 100)
+        _among("texture", self.texture or "painted", get_args(Texture))
 
     def sampling(self, model_steps: int, model_scale: float) -> Sampling:
         """How a model samples whose own number of steps is `model_steps` and whose own guidance is `model_scale`."""

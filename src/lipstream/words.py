@@ -65,6 +65,11 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="look for the face in the whole of every Nth frame only: landmarks move by a pixel or two [the preset's]",
     )
+    parser.add_argument(
+        "--texture",
+        metavar="painted|kept",
+        help="kept: the frame's own fine texture where the new face agrees with it [the model's own]",
+    )
     parser.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
 
 
@@ -133,6 +138,7 @@ def sync_settings(args: argparse.Namespace) -> SyncSettings:
         no_face=args.no_face,
         crf=args.crf,
         search_every=args.search_every,
+        texture=args.texture,
     )
 
 

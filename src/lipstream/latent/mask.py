@@ -16,6 +16,19 @@ from lipstream.imaging import lanczos4_resize
 _OUTLINE_PX = 0.4
 
 
+# The mouth in an aligned crop, as fractions of its side: centre (x, y) and half sizes of a soft ellipse.
+_MOUTH_CENTRE_XY = (0.5, 0.56)
+_MOUTH_RADIUS_XY = (0.24, 0.15)
+
+
+def mouth_region(resolution: int) -> Tensor:
+    """1 at the centre of an aligned crop's mouth, falling to 0 round it: (1, resolution, resolution), float32."""
+    axis = (torch.arange(resolution) + 0.5) / resolution
+    x = (axis[None, :] - _MOUTH_CENTRE_XY[0]) / _MOUTH_RADIUS_XY[0]
+    y = (axis[:, None] - _MOUTH_CENTRE_XY[1]) / _MOUTH_RADIUS_XY[1]
+    return torch.exp(-(x.square() + y.square()).square() / 2)[None]
+
+
 def face_mask(polygon_xy: Sequence[Sequence[float]], size: int, resolution: int) -> Tensor:
     """1 where the crop is kept, 0 where it is repainted: (1, resolution, resolution), float32, soft at the edge.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lipstream.errors import ModelError
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoderConfig
+from lipstream.settings import Texture
 
 BUNDLED = ("tiny",)
 PUBLISHED = ("latentsync-1.5", "latentsync-1.6")
@@ -51,7 +52,7 @@ class ModelConfig:
 
     resolution: of the square crop, px. num_frames: of a window. num_inference_steps and guidance_scale: the model's
     own. scheduler: words of diffusers' DDIMScheduler. mask_polygon_xy: the repainted region on a mask_size square.
-    quantized: what the files hold the weights as.
+    quantized: what the files hold the weights as. texture: as in SyncSettings, the model's own choice.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelConfig:
     files: ModelFiles
     hub: Hub | None
     quantized: Literal["none", "int8"]
+    texture: Texture
 
     @classmethod
     def from_dict(cls, words: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -88,6 +90,7 @@ class ModelConfig:
                 files=ModelFiles(**words["files"]),
                 hub=Hub(**words["hub"]) if words.get("hub") else None,
                 quantized=words.get("quantized", "none"),
+                texture=words.get("texture", "painted"),
             )
         except KeyError as error:
             raise ModelError(f"{origin}: the word {error} is missing") from error
@@ -99,6 +102,8 @@ class ModelConfig:
     def _check(self, origin: str) -> None:
         if self.quantized not in ("none", "int8"):
             raise ModelError(f"{origin}: quantized {self.quantized!r} is not known; this lipstream reads none and int8")
+        if self.texture not in get_args(Texture):
+            raise ModelError(f"{origin}: texture {self.texture!r} is not one of {', '.join(get_args(Texture))}")
         channels = self.unet.out_channels
         if self.unet.in_channels != 3 * channels + 1:
             raise ModelError(

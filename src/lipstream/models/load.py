@@ -23,6 +23,7 @@ from lipstream.settings import Dtypes, Quantize
 
 # Whisper's final norm and text decoder are in the published file and have no part here.
 _WHISPER_UNUSED = ("ln_post.",)
+_POSITIONS = "positional_embedding"
 # Names of the autoencoder's attention in files written before diffusers 0.17, as sd-vae-ft-mse is.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
@@ -314,6 +315,10 @@ def read_audio_encoder(config: ModelConfig, paths: ModelPaths) -> tuple[AudioEnc
     prefix = "encoder."
     if any(name.startswith(prefix) for name in tensors):  # OpenAI's file, which holds a text decoder too
         tensors = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    sizes, positions = config.audio_encoder, tensors.get(_POSITIONS)
+    if positions is not None and len(positions) == sizes.position_period:
+        whole_periods = -(-sizes.n_audio_ctx // len(positions))
+        tensors[_POSITIONS] = positions.repeat(whole_periods, 1)[: sizes.n_audio_ctx]
     with torch.device("meta"):
-        encoder = AudioEncoder(config.audio_encoder)
+        encoder = AudioEncoder(sizes)
     return encoder, {name: t for name, t in tensors.items() if not name.startswith(_WHISPER_UNUSED)}

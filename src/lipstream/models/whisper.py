@@ -18,22 +18,34 @@ from lipstream.errors import ModelError
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """Sizes of the encoder, in the words of OpenAI's checkpoints (`dims`); the defaults are Whisper tiny."""
+    """Sizes of the encoder, in the words of OpenAI's checkpoints (`dims`); the defaults are Whisper tiny.
+
+    kernel_sizes: of the two convolutions, odd; Whisper's are 3. position_period: rows after which the positions repeat;
+    a file may hold them once. Whisper's checkpoints name neither.
+    """
 
     n_mels: int = 80
     n_audio_ctx: int = 1500
     n_audio_state: int = 384
     n_audio_head: int = 6
     n_audio_layer: int = 4
+    kernel_sizes: tuple[int, int] = (3, 3)
+    position_period: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.kernel_sizes) != 2 or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+            raise ModelError(f"audio encoder: kernel_sizes {self.kernel_sizes} are not two odd numbers")
 
     @classmethod
     def from_dict(cls, words: Mapping[str, Any]) -> AudioEncoderConfig:
         """Read `dims`, leaving out the text decoder's sizes. Raises ModelError when a size is missing."""
-        names = [f.name for f in fields(cls)]
+        names = [f.name for f in fields(cls) if f.name.startswith("n_")]
         missing = [n for n in names if n not in words]
         if missing:
             raise ModelError(f"audio encoder: the sizes lack {', '.join(missing)}")
-        return cls(**{n: int(words[n]) for n in names})
+        first, second = words.get("kernel_sizes", (3, 3))
+        sizes, period = {n: int(words[n]) for n in names}, words.get("position_period")
+        return cls(**sizes, kernel_sizes=(int(first), int(second)), position_period=period and int(period))
 
 
 class MultiHeadAttention(nn.Module):
@@ -80,8 +92,9 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config = config
         channels = config.n_audio_state
-        self.conv1 = nn.Conv1d(config.n_mels, channels, 3, padding=1)
-        self.conv2 = nn.Conv1d(channels, channels, 3, stride=2, padding=1)
+        first, second = config.kernel_sizes
+        self.conv1 = nn.Conv1d(config.n_mels, channels, first, padding=first // 2)
+        self.conv2 = nn.Conv1d(channels, channels, second, stride=2, padding=second // 2)
         self.register_buffer("positional_embedding", torch.zeros(config.n_audio_ctx, channels))
         self.blocks = nn.ModuleList(EncoderBlock(channels, config.n_audio_head) for _ in range(config.n_audio_layer))
 

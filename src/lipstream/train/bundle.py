@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lipstream.train.unet import SCHEDULER_WORDS, Pair, UNetSettings
+from lipstream.train.unet import POSITION_PERIOD, SCHEDULER_WORDS, Pair, UNetSettings
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
         "scheduler": SCHEDULER_WORDS,
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
+        "texture": "kept",
         "unet": unet.unet_words(vae.config.latent_channels),
         "audio_encoder": unet.audio_words(),
         "files": {"unet": "unet.safetensors", "audio_encoder": "audio_encoder.safetensors", "vae": "vae"},
@@ -55,7 +56,9 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
     }
     (temporary / "lipstream.json").write_text(json.dumps(words) + "\n")
     save_file(_half(pair.unet), temporary / "unet.safetensors")
-    save_file(_half(pair.audio_encoder), temporary / "audio_encoder.safetensors")
+    heard = _half(pair.audio_encoder)
+    heard["positional_embedding"] = heard["positional_embedding"][:POSITION_PERIOD].clone()
+    save_file(heard, temporary / "audio_encoder.safetensors")
     save_file(_half(vae), temporary / "vae" / "diffusion_pytorch_model.safetensors")
     (temporary / "vae" / "config.json").write_text(json.dumps(_vae_words(vae), indent=1) + "\n")
     for path in temporary.rglob("*.safetensors"):

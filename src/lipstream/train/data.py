@@ -21,7 +21,7 @@ from lipstream.speech import mel
 FRAME_RATE_HZ = 25
 MEL_PER_FRAME = 4
 # Mel frames kept before a clip's first frame and after its last: what its rows of features and their convolutions see.
-MEL_BEFORE, MEL_AFTER = 12, 16
+MEL_BEFORE, MEL_AFTER = 28, 24
 N_MELS = 80
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -59,9 +59,12 @@ class Clip:
 
     @classmethod
     def load(cls, path: Path) -> Clip:
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises InputError for what a lipstream of other margins wrote."""
         with np.load(path) as file:
-            return cls(name=path.stem, kind=str(file["kind"]), **{name: file[name] for name in _ARRAYS})
+            clip = cls(name=path.stem, kind=str(file["kind"]), **{name: file[name] for name in _ARRAYS})
+        if clip.mel.shape[1] != MEL_PER_FRAME * len(clip.crops) + MEL_BEFORE + MEL_AFTER:
+            raise InputError(f"{path}: made by another version of lipstream; remove the folder and make the clips anew")
+        return clip
 
 
 def mel_columns(start: int, end: int) -> slice:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipstream.errors import InputError
 from lipstream.models.whisper import AudioEncoder
 from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
 from lipstream.train import augment, data
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _WIDTH_GAIN = 4.0  # widths lie close to 1
 _FRAMES = 12
+# One window of so many is silence over a shut mouth: clips of speech hold little of it. Mel of no sound, and of faint.
+_SILENT_EVERY = 16
+_SILENCE = (-1.5, -0.5)
 _DROPOUT = 0.3
 # How much stronger the channels speak than what they tell: the U-Net then notices the sound hundreds of steps earlier.
 LOUDNESS = 5.0
@@ -122,10 +126,10 @@ def said(opening: Tensor, width: Tensor) -> Tensor:
 
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Windows of all kinds of clips alike: mel (batch, n_mels, columns), what they say (batch, _FRAMES, 2)."""
+    """Windows of all kinds of clips: mel (batch, n_mels, columns), what they say (batch, _FRAMES, 2)."""
     kinds = list(by_kind([clip for clip in clips if clip.n_frames >= _FRAMES]).values())
     if not kinds:
-        raise ValueError(f"no clip is {_FRAMES} frames long")
+        raise InputError(f"no clip is {_FRAMES} frames long, which the audio encoder's training takes")
     mels, shapes = [], []
     for index in range(batch):
         found = kinds[index % len(kinds)]
@@ -134,4 +138,8 @@ def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tu
         end = start + _FRAMES
         mels.append(clip.mel[:, data.mel_columns(start, end)].float())
         shapes.append(said(clip.opening[start:end], clip.width[start:end]))
-    return augment.other_voices(torch.stack(mels), generator), torch.stack(shapes)
+    heard, shown = augment.other_voices(torch.stack(mels), generator), torch.stack(shapes)
+    silent = slice(0, None, _SILENT_EVERY)
+    heard[silent] = augment.uniform(len(heard[silent]), *_SILENCE, generator)[:, None, None]
+    shown[silent] = 0.0
+    return heard, shown

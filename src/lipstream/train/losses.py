@@ -6,17 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The mouth in an aligned crop, as fractions of its side: centre (x, y) and half sizes of a soft ellipse.
-MOUTH_CENTRE_XY = (0.5, 0.56)
-MOUTH_RADIUS_XY = (0.24, 0.15)
+from lipstream.latent.mask import mouth_region
 
 
 def mouth_weight(size: int, gain: float) -> Tensor:
     """(1, 1, size, size): 1 far from the mouth, 1 + `gain` at its centre."""
-    axis = (torch.arange(size) + 0.5) / size
-    x = (axis[None, :] - MOUTH_CENTRE_XY[0]) / MOUTH_RADIUS_XY[0]
-    y = (axis[:, None] - MOUTH_CENTRE_XY[1]) / MOUTH_RADIUS_XY[1]
-    return (1 + gain * torch.exp(-(x.square() + y.square()).square() / 2))[None, None]
+    return (1 + gain * mouth_region(size))[None]
 
 
 def laplacian(x: Tensor) -> Tensor:

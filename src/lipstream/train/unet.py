@@ -60,6 +60,7 @@ class UNetSettings:
     layers_per_block: int = 1
     heads: int = 4
     audio_channels: int = 128
+    audio_kernel_sizes: tuple[int, int] = (5, 31)
     hearing_steps: int = 1000
     windows: int = 3
     num_frames: int = 8
@@ -100,14 +101,16 @@ class UNetSettings:
             "motion_module_kwargs": {"num_attention_heads": self.heads, "attention_block_types": ["Temporal_Self"]},
         }
 
-    def audio_words(self) -> dict[str, int]:
-        """The audio encoder's sizes: Whisper's two convolutions and no transformer block."""
+    def audio_words(self) -> dict[str, Any]:
+        """The audio encoder's sizes: Whisper's two convolutions, which look further, and no transformer block."""
         return {
             "n_mels": data.N_MELS,
             "n_audio_ctx": 1500,
             "n_audio_state": self.audio_channels,
             "n_audio_head": self.heads,
             "n_audio_layer": 0,
+            "kernel_sizes": list(self.audio_kernel_sizes),
+            "position_period": POSITION_PERIOD,
         }
 
 
@@ -163,7 +166,8 @@ class Pair(nn.Module):
 
 def periodic_positions(rows: int, channels: int) -> Tensor:
     """Sine and cosine of 1, 2 and 3 turns per POSITION_PERIOD rows in the first six channels, zero in the others."""
-    angle = torch.arange(rows)[:, None] * (2 * math.pi / POSITION_PERIOD) * torch.tensor([1.0, 2.0, 3.0])
+    turn = (torch.arange(rows) % POSITION_PERIOD)[:, None] / POSITION_PERIOD
+    angle = turn * (2 * math.pi) * torch.tensor([1.0, 2.0, 3.0])
     positions = torch.zeros(rows, channels)
     positions[:, :6] = torch.cat((angle.sin(), angle.cos()), 1)
     return positions

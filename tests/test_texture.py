@@ -1,0 +1,103 @@
+"""The frame's own texture: whole where nothing was repainted, gone where the mouth is another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from face_helpers import picture
+from lipstream.errors import ModelError, SettingsError
+from lipstream.face.align import crop_face, similarity_transform, template
+from lipstream.face.composite import paste_face, resize_face
+from lipstream.latent.mask import face_mask, mouth_region
+from lipstream.latent.texture import keep_texture
+from lipstream.models.catalogue import ModelConfig
+from lipstream.models.load import read_config, read_words
+from lipstream.settings import SyncSettings
+
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def mask() -> torch.Tensor:
+    config, _ = read_config("tiny")
+    return face_mask(config.mask_polygon_xy, config.mask_size, SIDE)
+
+
+def grainy(height: int, width: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(-40, 40, (height, width, 3))
+    return (picture(height, width) * 0.6 + 50 + noise).clip(0, 255).astype(np.uint8)
+
+
+def on_a_frame() -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """A frame with grain finer than the crop, an affine matrix that the face is three times as large as, the crop."""
+    frame = grainy(480, 400)
+    points = template(SIDE)
+    matrix, _ = similarity_transform((points - points.mean(0)) * 3 + [200, 200], points)
+    return frame, matrix, crop_face(frame, matrix, SIDE).float()[None] / 127.5 - 1
+
+
+def paste(frame: np.ndarray, face: torch.Tensor, matrix: np.ndarray) -> np.ndarray:
+    return paste_face(frame, resize_face(face)[0], matrix)
+
+
+def test_a_face_painted_as_it_was_leaves_the_frame_as_it_was(mask: torch.Tensor) -> None:
+    frame, matrix, crop = on_a_frame()
+    kept = paste(frame, keep_texture(crop, crop, mask), matrix)
+    assert np.abs(kept.astype(int) - frame).max() <= 1
+    assert np.abs(paste(frame, crop, matrix).astype(int) - frame).mean() > 5  # which painting alone does not
+
+
+def test_a_slight_change_is_made_and_the_grain_stays(mask: torch.Tensor) -> None:
+    frame, matrix, crop = on_a_frame()
+    kept = paste(frame, keep_texture(crop + 0.04 * (1 - mask), crop, mask), matrix).astype(float)
+    change = (kept - frame)[290:380, 150:250]
+    assert change.mean() == pytest.approx(0.04 * 127.5, abs=1.2)  # levels are truncated, as published
+    assert change.std() < frame[290:380, 150:250].std() / 10
+
+
+def test_another_mouth_is_the_models_alone(mask: torch.Tensor) -> None:
+    _, _, crop = on_a_frame()
+    region = mouth_region(SIDE) * (1 - mask)
+    painted = torch.lerp(crop, torch.full_like(crop, -0.9), region)
+    textured = keep_texture(painted, crop, mask)[0]
+    centre = (slice(None), slice(66, 78), slice(54, 74))
+    assert float(textured[3:][centre].max()) < 0.01
+    torch.testing.assert_close(textured[:3][centre], painted[0][centre], atol=0.02, rtol=0)
+
+
+def test_beyond_the_mask_the_frame_is_kept(mask: torch.Tensor) -> None:
+    _, _, crop = on_a_frame()
+    painted = crop * mask - (1 - mask)
+    share = keep_texture(painted, crop, mask)[0, 3]
+    assert float(share[:30].min()) == 1.0
+    assert share.min() >= 0
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_any_resolution_and_any_number(side: int) -> None:
+    crops = torch.from_numpy(np.stack([grainy(side, side, seed) for seed in range(3)])).permute(0, 3, 1, 2) / 127.5 - 1
+    mask = torch.zeros(1, side, side)
+    together = keep_texture(crops.flip(1), crops, mask)
+    assert together.shape == (3, 4, side, side)
+    for one, painted, crop in zip(together, crops.flip(1), crops, strict=True):
+        torch.testing.assert_close(keep_texture(painted[None], crop[None], mask)[0], one)
+
+
+def test_no_share_of_the_frame_is_plain_pasting() -> None:
+    frame, matrix, _ = on_a_frame()
+    smooth = torch.from_numpy(picture(SIDE, SIDE)).permute(2, 0, 1)[None] / 127.5 - 1
+    plain = paste(frame, smooth, matrix).astype(float)
+    finer = paste(frame, torch.cat((smooth, torch.zeros(1, 1, SIDE, SIDE)), 1), matrix)
+    assert np.abs(plain - finer).mean() < 1.5
+
+
+def test_who_chooses() -> None:
+    assert read_config("latentsync-1.6")[0].texture == "painted"  # the published computation
+    assert read_config("tiny")[0].texture == "kept"
+    words, origin, _ = read_words("tiny")
+    with pytest.raises(ModelError, match="texture 'silk' is not one of painted, kept"):
+        ModelConfig.from_dict({**words, "texture": "silk"}, origin)
+    with pytest.raises(SettingsError, match="texture"):
+        SyncSettings(texture="silk")  # type: ignore[arg-type]
