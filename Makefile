@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	@echo "The result lies in demo/lipstream-demo.mp4"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

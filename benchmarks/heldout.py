@@ -135,25 +135,29 @@ class Region:
         return round(float(per_frame.abs().mean() * 127.5), 2)
 
 
-def measure_clip(sync: Sync, video: Path, truth_path: Path, sounds: dict[str, Path], out: Path, tools: Any) -> Any:
-    """The held-out end of a clip with each of the sounds."""
+def measure_clip(
+    sync: Sync, name: str, end: Path, other_opening: Floats, sounds: dict[str, Path], out: Path, tools: Any
+) -> Any:
+    """The held-out end of a clip with each of the sounds. other_opening: of the mouth that the other sound is of."""
     cutter, region = tools
-    matrices = cutter.matrices(truth_path)
-    truth = cutter.faces(truth_path, matrices)
+    matrices = cutter.matrices(end)
+    truth = cutter.faces(end, matrices)
     opening = truth.openings()
     made = {}
-    for name, sound in sounds.items():
-        result = out / f"{video.stem}-{name}.mp4"
-        sync(truth_path, sound, result)
-        made[name] = cutter.faces(result, matrices)
+    for sound_name, sound in sounds.items():
+        result = out / f"{name}-{sound_name}.mp4"
+        sync(end, sound, result)
+        made[sound_name] = cutter.faces(result, matrices)
     n = min(len(faces.crops) for faces in (truth, *made.values()))
     own = made["own"]
     columns = np.linspace(0, n - 1, 10).astype(int).tolist()
-    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{video.stem}.png")
+    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{name}.png")
     lips = np.linalg.norm(truth.points[:n][:, LIPS] - own.points[:n][:, LIPS], axis=-1)
     return {
         "frames": n,
-        **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
+        **{f"r_{sound}": correlation(faces.openings()[:n], opening[:n]) for sound, faces in made.items()},
+        # What dubbing is about: the mouth against the one that said what is heard.
+        "r_dubbed": correlation(made["other"].openings()[:n], other_opening[:n]),
         "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
         "mean_opening": [round(float(np.nanmean(x[:n])), 4) for x in (opening, own.openings())],
         "lip_distance_px": round(float(np.nanmean(lips)), 2),
@@ -219,14 +223,17 @@ def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any
     ends = {
         v: cut_end(v, folder, args.held_out, shifts.get(v.stem, 0.0)) for v in files_of(args.videos, VIDEO_SUFFIXES)
     }
-    found = {}
+    cutter, found = tools[0], {}
+    openings = [cutter.faces(end, cutter.matrices(end)).openings() for end, _ in ends.values()]
     for index, (video, (truth, own)) in enumerate(ends.items()):
         length = len(np.concatenate(list(read_mono(own))))
-        other = np.concatenate(list(read_mono(list(ends.values())[(index + 1) % len(ends)][1])))
+        following = (index + 1) % len(ends)
+        other = np.concatenate(list(read_mono(list(ends.values())[following][1])))
         sounds = {"own": own, "other": folder / "other.wav", "silence": folder / "silence.wav"}
         write_wav(sounds["other"], np.resize(other, length))
         write_wav(sounds["silence"], np.zeros(length, np.float32))
-        found[video.stem] = measure_clip(sync, video, truth, sounds, args.out, tools)
+        other_opening = np.resize(openings[following], len(openings[index]))
+        found[video.stem] = measure_clip(sync, video.stem, truth, other_opening, sounds, args.out, tools)
         print(video.stem, json.dumps(found[video.stem]), flush=True)
     return found
 
@@ -261,10 +268,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=float, default=0.2)
     parser.add_argument("--portraits", type=Path)
     parser.add_argument("--guidance-scale", type=float, help="[the model's own]")
+    parser.add_argument("--texture", choices=("painted", "kept"), help="[the model's own]")
     parser.add_argument("--still-seconds", type=float, default=2.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    loaded, settings = LipSync.load(args.model, detector="mediapipe"), SyncSettings(guidance_scale=args.guidance_scale)
+    loaded = LipSync.load(args.model, detector="mediapipe")
+    settings = SyncSettings(guidance_scale=args.guidance_scale, texture=args.texture)
 
     def sync(video: Path, speech: Path, output: Path) -> None:
         loaded(video, speech, output, settings, overwrite=True)

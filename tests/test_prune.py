@@ -292,7 +292,8 @@ def test_a_sync_with_the_list_paints_what_the_search_saw(
     whole, detector = load_model("tiny", CPU, torch.float32), make_detector("mediapipe", CPU)
     lesser = load_model("tiny", CPU, torch.float32, pruned=tmp_path / "list.json")
     seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.found.names))
-    result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4")
+    settings = SyncSettings(texture="painted")
+    result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4", settings)
     detector.close()
     assert result.settings["pruned_layers"] == len(pruned.found.dropped)
     painted = [((face + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for face in pasted]

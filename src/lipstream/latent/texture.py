@@ -14,10 +14,10 @@ from torch import Tensor
 from lipstream.latent.mask import mouth_region
 
 # Of the blur that parts coarse from fine, as a share of the crop's side.
-_SIGMA = 1.75 / 128
+_SIGMA = 2.5 / 128
 # A difference of coarse pictures, of 2 from black to white, at which three fifths of the texture are the model's. In
 # the mouth, where teeth and lips of the frame would shine through, and elsewhere.
-_MOUTH_TOLERANCE, _TOLERANCE = 0.13, 0.3
+_MOUTH_TOLERANCE, _TOLERANCE = 0.12, 0.3
 # How far round a difference the texture is the model's too, as a share of the side: lips end where they look like skin.
 _REACH = 2 / 128
 
