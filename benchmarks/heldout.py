@@ -17,7 +17,7 @@ import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -35,6 +35,7 @@ from lipstream.latent.mask import face_mask
 from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
 from lipstream.models.load import read_config
+from lipstream.settings import Texture
 from lipstream.train.curves import write_sheet
 from lipstream.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, read_shifts
 from lipstream.train.losses import laplacian, psnr_db
@@ -135,27 +136,36 @@ class Region:
         return round(float(per_frame.abs().mean() * 127.5), 2)
 
 
+@dataclass(frozen=True)
+class End:
+    """The held-out end of a clip: a lossless video and its own sound, its affine matrices and its faces."""
+
+    name: str
+    video: Path
+    sound: Path
+    matrices: list[Any]
+    truth: Faces
+
+
 def measure_clip(
-    sync: Sync, name: str, end: Path, other_opening: Floats, sounds: dict[str, Path], out: Path, tools: Any
-) -> Any:
-    """The held-out end of a clip with each of the sounds. other_opening: of the mouth that the other sound is of."""
+    sync: Sync, end: End, other_opening: Floats, sounds: dict[str, Path], out: Path, tools: tuple[Cutter, Region]
+) -> dict[str, Any]:
+    """The end of a clip with each of the sounds. other_opening: of the mouth that the other sound is of."""
     cutter, region = tools
-    matrices = cutter.matrices(end)
-    truth = cutter.faces(end, matrices)
-    opening = truth.openings()
+    truth, opening = end.truth, end.truth.openings()
     made = {}
-    for sound_name, sound in sounds.items():
-        result = out / f"{name}-{sound_name}.mp4"
-        sync(end, sound, result)
-        made[sound_name] = cutter.faces(result, matrices)
+    for name, sound in sounds.items():
+        result = out / f"{end.name}-{name}.mp4"
+        sync(end.video, sound, result)
+        made[name] = cutter.faces(result, end.matrices)
     n = min(len(faces.crops) for faces in (truth, *made.values()))
     own = made["own"]
     columns = np.linspace(0, n - 1, 10).astype(int).tolist()
-    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{name}.png")
+    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{end.name}.png")
     lips = np.linalg.norm(truth.points[:n][:, LIPS] - own.points[:n][:, LIPS], axis=-1)
     return {
         "frames": n,
-        **{f"r_{sound}": correlation(faces.openings()[:n], opening[:n]) for sound, faces in made.items()},
+        **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
         # What dubbing is about: the mouth against the one that said what is heard.
         "r_dubbed": correlation(made["other"].openings()[:n], other_opening[:n]),
         "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
@@ -220,21 +230,21 @@ def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
 
 def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
     shifts = read_shifts(args.shifts) if args.shifts else {}
-    ends = {
-        v: cut_end(v, folder, args.held_out, shifts.get(v.stem, 0.0)) for v in files_of(args.videos, VIDEO_SUFFIXES)
-    }
-    cutter, found = tools[0], {}
-    openings = [cutter.faces(end, cutter.matrices(end)).openings() for end, _ in ends.values()]
-    for index, (video, (truth, own)) in enumerate(ends.items()):
-        length = len(np.concatenate(list(read_mono(own))))
-        following = (index + 1) % len(ends)
-        other = np.concatenate(list(read_mono(list(ends.values())[following][1])))
-        sounds = {"own": own, "other": folder / "other.wav", "silence": folder / "silence.wav"}
+    cutter, ends, found = tools[0], [], {}
+    for source in files_of(args.videos, VIDEO_SUFFIXES):
+        video, sound = cut_end(source, folder, args.held_out, shifts.get(source.stem, 0.0))
+        matrices = cutter.matrices(video)
+        ends.append(End(source.stem, video, sound, matrices, cutter.faces(video, matrices)))
+    for index, end in enumerate(ends):
+        length = len(np.concatenate(list(read_mono(end.sound))))
+        following = ends[(index + 1) % len(ends)]
+        other = np.concatenate(list(read_mono(following.sound)))
+        sounds = {"own": end.sound, "other": folder / "other.wav", "silence": folder / "silence.wav"}
         write_wav(sounds["other"], np.resize(other, length))
         write_wav(sounds["silence"], np.zeros(length, np.float32))
-        other_opening = np.resize(openings[following], len(openings[index]))
-        found[video.stem] = measure_clip(sync, video.stem, truth, other_opening, sounds, args.out, tools)
-        print(video.stem, json.dumps(found[video.stem]), flush=True)
+        other_opening = np.resize(following.truth.openings(), len(end.truth.crops))
+        found[end.name] = measure_clip(sync, end, other_opening, sounds, args.out, tools)
+        print(end.name, json.dumps(found[end.name]), flush=True)
     return found
 
 
@@ -268,7 +278,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=float, default=0.2)
     parser.add_argument("--portraits", type=Path)
     parser.add_argument("--guidance-scale", type=float, help="[the model's own]")
-    parser.add_argument("--texture", choices=("painted", "kept"), help="[the model's own]")
+    parser.add_argument("--texture", choices=get_args(Texture), help="[the model's own]")
     parser.add_argument("--still-seconds", type=float, default=2.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lipstream.errors import ModelError
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.speech import mel
 from lipstream.speech.features import feature_rows, frame_windows
@@ -60,6 +61,13 @@ def small_encoder() -> AudioEncoder:
     return AudioEncoder(
         AudioEncoderConfig(n_mels=80, n_audio_ctx=50, n_audio_state=16, n_audio_head=2, n_audio_layer=1)
     ).eval()
+
+
+@pytest.mark.parametrize("sizes", [[4, 3], [3, 0]])
+def test_kernels_that_have_no_middle_are_refused(sizes: list[int]) -> None:
+    words = {"n_mels": 80, "n_audio_ctx": 50, "n_audio_state": 16, "n_audio_head": 2, "n_audio_layer": 1}
+    with pytest.raises(ModelError, match="kernel_sizes"):
+        AudioEncoderConfig.from_dict({**words, "kernel_sizes": sizes})
 
 
 @pytest.mark.parametrize("piece", [500, 16000])

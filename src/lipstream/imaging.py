@@ -136,6 +136,13 @@ def _minimum_with_next(values: Tensor, dim: int, offset: int) -> Tensor:
     return torch.minimum(values.narrow(dim, 0, length), values.narrow(dim, offset, length))
 
 
+def gaussian_kernel(radius: int, sigma: float, device: torch.device) -> Tensor:
+    """The 2 radius + 1 taps of a Gaussian, float32, their sum 1."""
+    taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=device)
+    kernel = torch.exp(-taps.square() / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
 def gaussian_blur(mask: Tensor, radius: int, sigma: float) -> Tensor:
     """A mask (h, w) blurred with a Gaussian of 2 radius + 1 taps, mirrored about its edge pixels."""
     if radius == 0:
@@ -148,9 +155,7 @@ def gaussian_blur(mask: Tensor, radius: int, sigma: float) -> Tensor:
 
 def _gaussian_taps(size: int, radius: int, sigma: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """The source indices and the weights, each (size, 2 radius + 1), of each pixel along one axis."""
-    taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=device)
-    kernel = torch.exp(-taps.square() / (2 * sigma**2))
-    kernel /= kernel.sum()
+    kernel = gaussian_kernel(radius, sigma, device)
     index = _mirrored_indices(size, radius, device).unfold(0, 2 * radius + 1, 1)
     return index.contiguous(), kernel.expand(size, -1).contiguous()
 

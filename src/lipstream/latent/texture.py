@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipstream.imaging import gaussian_kernel
 from lipstream.latent.mask import mouth_region
 
 # Of the blur that parts coarse from fine, as a share of the crop's side.
@@ -34,7 +35,7 @@ def keep_texture(painted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
     reach = round(side * _REACH)
     difference = (coarse_painted - coarse).abs().amax(1, keepdim=True) * (1 - mask)
     difference = F.max_pool2d(difference, 2 * reach + 1, 1, reach)
-    tolerance = torch.lerp(torch.tensor(_TOLERANCE), torch.tensor(_MOUTH_TOLERANCE), mouth_region(side)).to(mask.device)
+    tolerance = _TOLERANCE + (_MOUTH_TOLERANCE - _TOLERANCE) * mouth_region(side).to(mask.device)
     share = torch.exp(-(_coarse(difference, side * _SIGMA) / tolerance).square())
     textured = torch.lerp(painted, coarse_painted + (pixels - coarse), share)
     return torch.cat((textured - share * pixels, share), 1)
@@ -43,8 +44,6 @@ def keep_texture(painted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
 def _coarse(images: Tensor, sigma: float) -> Tensor:
     """Images (n, c, h, w) blurred with a Gaussian, edges replicated."""
     radius = round(3 * sigma)
-    taps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-taps.square() / (2 * sigma**2))
-    kernel /= kernel.sum()
+    kernel = gaussian_kernel(radius, sigma, images.device)
     planes = F.pad(images.flatten(0, 1)[:, None], (radius, radius, radius, radius), mode="replicate")
     return F.conv2d(F.conv2d(planes, kernel[None, None, None]), kernel[None, None, :, None]).view(images.shape)
