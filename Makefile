@@ -24,15 +24,15 @@ $(VENV)/bin/python:
 	  || { echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# OpenCV comes with the face detector. Where the system lacks its libGL, the build that needs none takes its place.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[mediapipe]"
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps --force-reinstall \
-	  "opencv-contrib-python-headless==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("opencv-contrib-python"))')"
 	@touch $@
 
+# OpenCV comes with what measures mouths. Where the system lacks its libGL, the build that needs none takes its place.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps --force-reinstall \
+	  "opencv-contrib-python-headless==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("opencv-contrib-python"))')"
 	@touch $@
 
 clean:

@@ -3,7 +3,7 @@
 Times both ways on the same 1080x1920 frames (synthetic ones with a moving face, or those of --video): the whole-frame
 way with torch's own number of threads, ours in one thread, and ours as the line runs it, several frames in flight.
 Says milliseconds a frame (median, least and most of the rounds), how many times as fast, and the PSNR between the
-pictures of both; adds a row a way to results.csv. Needs the mediapipe extra: python benchmarks/face_geometry.py
+pictures of both; adds a row a way to results.csv. Needs the measure extra: python benchmarks/face_geometry.py
 """
 
 from __future__ import annotations

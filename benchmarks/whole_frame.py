@@ -2,7 +2,7 @@
 
 The published recipe step by step, as a yardstick for `face_geometry.py`: the frame is converted to float whole,
 warps sample the picture and a picture of ones, and the blending runs over the whole frame. Erosion and the Lanczos
-resize are OpenCV's, which comes with the mediapipe extra.
+resize are OpenCV's, which comes with the measure extra.
 """
 
 from __future__ import annotations

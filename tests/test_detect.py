@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +15,10 @@ import torch
 
 from lipstream.errors import ModelError
 from lipstream.face import detect, insight
-from lipstream.face.detect import Detector, DetectorStatus, detector_report, make_detector
+from lipstream.face.detect import DetectorStatus, detector_report, make_detector
 from lipstream.face.faces import Face, choose, is_near
 from lipstream.face.libraries import import_mend, native_logs_hidden, own_prints_dropped
-from lipstream.face.mesh import MediapipeDetector
-from lipstream.imaging import lanczos4_resize
+from lipstream.face.mouth import FaceMesh
 
 
 def face(left: float, top: float, width: float, height: float, score: float = 0.9) -> Face:
@@ -266,7 +261,7 @@ def test_auto_prefers_insightface_and_falls_back_to_mediapipe(library, monkeypat
 
 
 def test_auto_without_any_back_end_names_both_mends(monkeypatch):
-    for name in ("insightface", "insightface.app", "mediapipe"):
+    for name in ("insightface", "insightface.app", "ai_edge_litert.interpreter"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModelError, match=r"lipstream\[insightface\].*lipstream\[mediapipe\]"):
         make_detector("auto", "cpu")
@@ -287,17 +282,23 @@ def without_libgl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [NoLibGL(), *sys.meta_path])
 
 
+def test_without_the_library_that_measures_mouths_the_mend_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(ModelError, match=r"mouths cannot be measured.*lipstream\[measure\]"):
+        FaceMesh()
+
+
 def test_a_missing_system_library_is_a_model_error_with_the_mend(without_libgl):
     with pytest.raises(ModelError, match=r"libGL.so.1.*apt-get install libgl1"):
-        make_detector("mediapipe", "cpu")
+        FaceMesh()
 
 
 def test_a_release_of_mediapipe_without_models_is_a_model_error(monkeypatch):
     bare = types.ModuleType("mediapipe")
     bare.__version__ = "0.10.99"
     monkeypatch.setitem(sys.modules, "mediapipe", bare)
-    with pytest.raises(ModelError, match=r"0\.10\.99 holds no face models.*lipstream\[mediapipe\]"):
-        make_detector("mediapipe", "cpu")
+    with pytest.raises(ModelError, match=r"0\.10\.99 holds no face models.*lipstream\[measure\]"):
+        FaceMesh()
 
 
 def test_import_mends():
@@ -313,8 +314,12 @@ def test_report_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(detect, "_package_folder", lambda name: None)
     assert detector_report() == [
-        DetectorStatus(name, False, False, f'not installed; pip install "lipstream[{extra}]"')
-        for name, extra in [("buffalo_s", "insightface"), ("buffalo_l", "insightface"), ("mediapipe", "mediapipe")]
+        DetectorStatus(name, False, present, f'not installed; pip install "lipstream[{extra}]"')
+        for name, extra, present in [
+            ("buffalo_s", "insightface", False),
+            ("buffalo_l", "insightface", False),
+            ("mediapipe", "mediapipe", True),
+        ]
     ]
 
 
@@ -323,15 +328,15 @@ def test_report_tells_present_files_from_absent_ones(library, monkeypatch, tmp_p
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     forget_files(tmp_path, folder_too=False)
     small, large, mediapipe = detector_report()
-    assert (small.models_present, large.models_present, mediapipe.models_present) == (False, True, False)
+    assert (small.models_present, large.models_present) == (False, True)
     assert "fetched at the first use" in small.problem
     assert large.problem is None
-    assert "no face models" in mediapipe.problem
+    assert mediapipe == DetectorStatus("mediapipe", True, True, None)
 
 
 def test_report_names_a_missing_system_library(monkeypatch, tmp_path, without_libgl):
     monkeypatch.setattr(detect, "_package_folder", lambda name: tmp_path)
-    assert all("libgl1" in status.problem for status in detector_report())
+    assert all("libgl1" in status.problem for status in detector_report()[:2])
 
 
 # Chatter
@@ -354,155 +359,3 @@ def test_native_logs_are_dropped_and_the_rest_is_kept(capfd):
         os.write(2, b"a traceback\n")
     os.write(2, b"W0000 after\n")
     assert capfd.readouterr().err == "a traceback\nW0000 after\n"
-
-
-# mediapipe, with a stand-in for the library
-
-
-class StandInSolver:
-    """One face at (500, 300) in a frame of 1000 x 600, and another that its mesh model sees first."""
-
-    def __init__(self, max_num_faces: int = 1, **words: object) -> None:
-        self.max_num_faces = max_num_faces
-
-    def process(self, image: np.ndarray) -> types.SimpleNamespace:
-        box = types.SimpleNamespace(xmin=0.45, ymin=0.4, width=0.1, height=0.2)
-        place = types.SimpleNamespace(score=[0.7], location_data=types.SimpleNamespace(relative_bounding_box=box))
-        meshes = [self.mesh(0.8), self.mesh(0.5)]
-        return types.SimpleNamespace(detections=[place], multi_face_landmarks=meshes[: self.max_num_faces])
-
-    @staticmethod
-    def mesh(x: float) -> types.SimpleNamespace:
-        spread = np.linspace(-0.2, 0.2, 478)
-        return types.SimpleNamespace(landmark=[types.SimpleNamespace(x=x + d, y=0.5 + d) for d in spread])
-
-    def close(self) -> None:
-        pass
-
-
-def test_mediapipe_takes_the_mesh_at_the_place_it_was_asked_for(monkeypatch):
-    module = types.ModuleType("mediapipe")
-    solvers = types.SimpleNamespace(FaceDetection=StandInSolver, FaceMesh=StandInSolver)
-    module.solutions = types.SimpleNamespace(face_detection=solvers, face_mesh=solvers)
-    monkeypatch.setitem(sys.modules, "mediapipe", module)
-    found = MediapipeDetector().detect(np.zeros((600, 1000, 3), np.uint8))
-    # A square three times as large as the box, 360 px, is cut out round its centre.
-    assert found.box == pytest.approx((500 - 72, 300 - 72, 500 + 72, 300 + 72))
-    assert found.score == 0.7
-
-
-# mediapipe itself
-
-
-@pytest.fixture(scope="module")
-def mediapipe_detector() -> Iterator[MediapipeDetector]:
-    pytest.importorskip("mediapipe", exc_type=ImportError)
-    detector = MediapipeDetector()
-    yield detector
-    detector.close()
-
-
-@pytest.fixture(scope="module")
-def portraits() -> list[np.ndarray]:
-    """The frames of the goldens, which show one face some 70 px wide, at twice their size."""
-    with np.load(Path(__file__).parent / "goldens/align_io.npz") as recorded:
-        frames = torch.from_numpy(recorded["frames"]).permute(0, 3, 1, 2)
-    size = (2 * frames.shape[2], 2 * frames.shape[3])
-    return list(lanczos4_resize(frames, size).permute(0, 2, 3, 1).contiguous().numpy())
-
-
-def test_mediapipe_finds_brows_and_nose(mediapipe_detector: Detector, portraits):
-    before = portraits[0].copy()
-    found = mediapipe_detector.detect(portraits[0])
-    np.testing.assert_array_equal(portraits[0], before)
-    # Read off the enlarged picture: the middles of the brows' upper edges and the nose between bridge and wings.
-    assert np.abs(found.landmarks - [[302, 134], [378, 138], [337, 187]]).max() <= 8
-    np.testing.assert_array_equal(found.landmarks, np.round(found.landmarks))
-    left, top, right, bottom = found.box
-    assert left < 290 < 390 < right
-    assert top < 125 < 240 < bottom
-    assert found.score >= 0.5
-
-
-def test_mediapipe_finds_a_held_face_again_from_its_surroundings(mediapipe_detector: Detector, portraits):
-    for before, image in itertools.pairwise(portraits):
-        held = mediapipe_detector.detect(before)
-        whole, near = mediapipe_detector.detect(image), mediapipe_detector.detect_near(image, held)
-        assert np.abs(near.landmarks - whole.landmarks).max() <= 3
-        assert np.abs(np.subtract(near.box, whole.box)).max() <= 6
-        assert near.score == held.score
-
-
-def test_mediapipe_does_not_find_a_held_face_elsewhere_or_of_another_size(mediapipe_detector: Detector, portraits):
-    held = mediapipe_detector.detect(portraits[0])
-    moved = np.roll(portraits[0], 60, axis=1)
-    assert mediapipe_detector.detect(moved) is not None
-    assert mediapipe_detector.detect_near(moved, held) is None
-    assert mediapipe_detector.detect_near(np.zeros_like(moved), held) is None
-    left, top, right, bottom = held.box
-    larger = replace(held, box=(left - 20, top - 20, right + 20, bottom + 20))
-    assert mediapipe_detector.detect_near(portraits[0], larger) is None
-
-
-@pytest.mark.parametrize("threads", [2, 8])
-def test_mediapipe_gives_the_same_whatever_the_threads(mediapipe_detector: Detector, portraits, threads):
-    frames = portraits * 3
-    alone = [mediapipe_detector.detect(frame) for frame in frames]
-    with ThreadPoolExecutor(threads) as pool:
-        together = list(pool.map(mediapipe_detector.detect, frames))
-        backwards = list(pool.map(mediapipe_detector.detect, frames[::-1]))[::-1]
-    for one, two, three in zip(alone, together, backwards, strict=True):
-        assert (one.box, one.score) == (two.box, two.score) == (three.box, three.score)
-        assert one.landmarks.tolist() == two.landmarks.tolist() == three.landmarks.tolist()
-
-
-def test_mediapipe_chooses_the_larger_of_two(mediapipe_detector: Detector, portraits):
-    large, small = portraits[1], portraits[1][::2, ::2]
-    for large_first in (True, False):
-        frame = np.full((520, 1200, 3), 90, np.uint8)
-        x_large, x_small = (0, 790) if large_first else (420, 10)
-        frame[:512, x_large : x_large + 768] = large
-        frame[:256, x_small : x_small + 384] = small
-        expected = np.add(mediapipe_detector.detect(large).landmarks, [x_large, 0])
-        assert np.abs(mediapipe_detector.detect(frame).landmarks - expected).max() <= 4
-
-
-def test_mediapipe_finds_a_small_face_in_a_large_frame(mediapipe_detector: Detector, portraits):
-    frame = np.full((2160, 3840, 3), 90, np.uint8)
-    frame[1500:2012, 2900:3668] = portraits[0]
-    found = mediapipe_detector.detect(frame)
-    assert np.abs(found.landmarks - [3202, 1634] - ([0, 0], [76, 4], [35, 53])).max() <= 8
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (80, 50), (80, 3000), (3000, 64)])
-def test_mediapipe_sees_no_face_in_noise(mediapipe_detector: Detector, shape):
-    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    assert mediapipe_detector.detect(noise) is None
-
-
-def test_mediapipe_sees_no_face_in_a_plain_large_frame(mediapipe_detector: Detector):
-    assert mediapipe_detector.detect(np.full((720, 1280, 3), 128, np.uint8)) is None
-
-
-def test_a_face_that_is_too_small_is_none(mediapipe_detector: Detector, portraits):
-    assert mediapipe_detector.detect(portraits[0][::4, ::4]) is None
-
-
-def test_mediapipe_takes_flipped_and_read_only_frames(mediapipe_detector: Detector, portraits):
-    mirrored = portraits[0][:, ::-1]
-    copy = mirrored.copy()
-    copy.flags.writeable = False
-    assert mediapipe_detector.detect(mirrored).box == mediapipe_detector.detect(copy).box
-
-
-def test_mediapipe_is_quiet(portraits, capfd):
-    pytest.importorskip("mediapipe", exc_type=ImportError)
-    detector = make_detector("mediapipe", "cpu")
-    assert detector.detect(portraits[0]) is not None
-    detector.close()
-    assert capfd.readouterr() == ("", "")
-
-
-def test_report_of_this_machine():
-    pytest.importorskip("mediapipe", exc_type=ImportError)
-    assert detector_report()[-1] == DetectorStatus("mediapipe", True, True, None)

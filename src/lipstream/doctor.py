@@ -64,7 +64,7 @@ def _detectors() -> list[Finding]:
     statuses = detector_report()
     findings = [Finding(s.name, s.problem is None, s.problem or "ready") for s in statuses]
     if not any(finding.ok for finding in findings):
-        mend = 'pip install "lipstream[mediapipe]" (models in the wheel) or "lipstream[insightface]" (downloads them)'
+        mend = 'pip install "lipstream[mediapipe]" (models included) or "lipstream[insightface]" (downloads them)'
         findings.append(Finding("faces", False, f"no face detector is ready: {mend}"))
     return findings
 

@@ -13,7 +13,7 @@ from lipstream.errors import ModelError
 from lipstream.face.faces import Detector, Face, choose
 from lipstream.face.insight import InsightFaceDetector, models_folder, models_present
 from lipstream.face.libraries import import_mend
-from lipstream.face.mesh import MODEL_FILES, MediapipeDetector
+from lipstream.face.mesh import MediapipeDetector
 from lipstream.settings import DetectorName
 
 __all__ = ["Detector", "DetectorStatus", "Face", "choose", "detector_report", "make_detector"]
@@ -56,19 +56,16 @@ def detector_report() -> list[DetectorStatus]:
 def _insightface_status(name: str) -> DetectorStatus:
     installed = _package_folder("insightface") is not None and _package_folder("onnxruntime") is not None
     present = models_present(name)
-    problem = _library_problem("insightface", installed)
+    problem = _insightface_problem(installed)
     if problem is None and not present:
         problem = f"its files are not in {models_folder(name)}; they are fetched at the first use"
     return DetectorStatus(name, installed, present, problem)
 
 
 def _mediapipe_status() -> DetectorStatus:
-    folder = _package_folder("mediapipe")
-    present = folder is not None and all((folder / file).is_file() for file in MODEL_FILES)
-    problem = _library_problem("mediapipe", folder is not None)
-    if problem is None and not present:
-        problem = 'this release holds no face models; pip install "lipstream[mediapipe]"'
-    return DetectorStatus("mediapipe", folder is not None, present, problem)
+    installed = _package_folder("ai_edge_litert") is not None
+    problem = None if installed else _not_installed("mediapipe")
+    return DetectorStatus("mediapipe", installed, True, problem)  # its models come with lipstream
 
 
 def _package_folder(name: str) -> Path | None:
@@ -76,11 +73,15 @@ def _package_folder(name: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _library_problem(extra: str, installed: bool) -> str | None:
+def _not_installed(extra: str) -> str:
+    return f'not installed; pip install "lipstream[{extra}]"'
+
+
+def _insightface_problem(installed: bool) -> str | None:
     if not installed:
-        return f'not installed; pip install "lipstream[{extra}]"'
+        return _not_installed("insightface")
     try:
         importlib.import_module("cv2")
     except ImportError as error:
-        return import_mend(extra, error)
+        return import_mend("insightface", error)
     return None

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.face.libraries import native_logs_hidden
-from lipstream.face.mesh import import_solutions
+from lipstream.errors import ModelError
+from lipstream.face.libraries import import_mend, native_logs_hidden
 
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
 """The mesh points on the inner edge of the lips, once round."""
@@ -22,7 +22,7 @@ class FaceMesh:
     """The 478 points of the face in a crop. Raises ModelError where mediapipe is missing. For one thread at a time."""
 
     def __init__(self) -> None:
-        solutions = import_solutions()
+        solutions = _import_solutions()
         self._met_a_face = False
         with native_logs_hidden():
             self._mesh: Any = solutions.face_mesh.FaceMesh(
@@ -60,3 +60,16 @@ def mouth_width(points: NDArray[np.floating[Any]]) -> float:
 def face_height(points: NDArray[np.floating[Any]]) -> float:
     """From the forehead to the chin, in the units of the mesh points (478, 2)."""
     return float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))
+
+
+def _import_solutions() -> Any:
+    try:
+        import mediapipe
+    except ImportError as error:
+        raise ModelError(f"mouths cannot be measured: {import_mend('measure', error)}") from error
+    if not hasattr(mediapipe, "solutions"):
+        raise ModelError(
+            f"mouths cannot be measured: mediapipe {mediapipe.__version__} holds no face models; "
+            'pip install "lipstream[measure]"'
+        )
+    return mediapipe.solutions

@@ -1,0 +1,214 @@
+"""mediapipe's networks: the face they find, wherever, however turned, however often and in whichever thread."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lipstream.errors import ModelError
+from lipstream.face.detect import Detector, DetectorStatus, detector_report, make_detector
+from lipstream.face.mesh import MediapipeDetector
+from lipstream.face.networks import DETECTION, Network
+from lipstream.face.places import places
+from lipstream.imaging import affine_coordinates, bilinear_sample, lanczos4_resize
+
+pytest.importorskip("ai_edge_litert", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Iterator[MediapipeDetector]:
+    detector = MediapipeDetector()
+    yield detector
+    detector.close()
+
+
+@pytest.fixture(scope="module")
+def portraits() -> list[np.ndarray]:
+    """The frames of the goldens, which show one face some 70 px wide, at twice their size."""
+    with np.load(Path(__file__).parent / "goldens/align_io.npz") as recorded:
+        frames = torch.from_numpy(recorded["frames"]).permute(0, 3, 1, 2)
+    size = (2 * frames.shape[2], 2 * frames.shape[3])
+    return list(lanczos4_resize(frames, size).permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def test_it_finds_brows_and_nose(detector: Detector, portraits):
+    before = portraits[0].copy()
+    found = detector.detect(portraits[0])
+    np.testing.assert_array_equal(portraits[0], before)
+    # Read off the enlarged picture: the middles of the brows' upper edges and the nose between bridge and wings.
+    assert np.abs(found.landmarks - [[302, 134], [378, 138], [337, 187]]).max() <= 8
+    np.testing.assert_array_equal(found.landmarks, np.round(found.landmarks))
+    left, top, right, bottom = found.box
+    assert left < 290 < 390 < right
+    assert top < 125 < 240 < bottom
+    assert found.score >= 0.5
+
+
+def test_it_finds_a_held_face_again_from_its_surroundings(detector: Detector, portraits):
+    for before, image in itertools.pairwise(portraits):
+        held = detector.detect(before)
+        whole, near = detector.detect(image), detector.detect_near(image, held)
+        assert np.abs(near.landmarks - whole.landmarks).max() <= 2
+        assert np.abs(np.subtract(near.box, whole.box)).max() <= 2
+        assert near.score == held.score
+
+
+@pytest.mark.parametrize(("right", "down", "larger"), [(0, 0, 0), (9, -6, 0), (-5, 8, 6), (4, 4, -7)])
+def test_it_settles_where_the_face_is_wherever_it_began(detector: Detector, portraits, right, down, larger):
+    whole = detector.detect(portraits[0])
+    begun = np.add(whole.box, [right - larger, down - larger, right + larger, down + larger])
+    near = detector.detect_near(portraits[0], replace(whole, box=tuple(begun)))
+    assert np.abs(np.subtract(near.box, whole.box)).max() <= 1.5
+    assert np.abs(near.landmarks - whole.landmarks).max() <= 1
+
+
+@pytest.mark.parametrize("degrees", [-30, 20])
+def test_it_finds_a_turned_face(detector: Detector, portraits, degrees):
+    height, width = portraits[0].shape[:2]
+    across, down = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = np.array([[across, down], [-down, across]])  # of the picture about its centre, clockwise
+    centre = np.array([width, height]) / 2
+    back = np.column_stack([turn, centre - turn @ centre])
+    pixels = torch.from_numpy(portraits[0]).permute(2, 0, 1).float()
+    x, y = affine_coordinates(back, range(width), range(height), (width, height), pixels.device)
+    turned = bilinear_sample(pixels, x, y).byte().permute(1, 2, 0).contiguous().numpy()
+    upright = detector.detect(portraits[0]).landmarks
+    expected = (upright - centre) @ turn + centre
+    assert np.abs(detector.detect(turned).landmarks - expected).max() <= 4
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_it_finds_a_face_that_fills_a_large_frame(detector: Detector, portraits, times):
+    small = portraits[0][40:320, 200:480]
+    size = (times * small.shape[0], times * small.shape[1])
+    large = lanczos4_resize(torch.from_numpy(small).permute(2, 0, 1), size).permute(1, 2, 0).contiguous().numpy()
+    expected = (detector.detect(small).landmarks + 0.5) * times - 0.5
+    assert np.abs(detector.detect(large).landmarks - expected).max() <= 2 * times
+
+
+@pytest.mark.parametrize("cut", [310, 335, 380])
+def test_it_takes_a_face_that_the_border_cuts(detector: Detector, portraits, cut):
+    found = detector.detect(portraits[0][:, cut:])
+    assert found is None or found.box[2] + cut > 380
+
+
+def test_it_sees_a_face_where_the_library_sees_it(portraits):
+    frames = [portraits[0], np.pad(portraits[1], [(700, 100), (20, 90), (0, 0)])]
+    ours = Network(DETECTION)
+    with library().face_detection.FaceDetection(model_selection=1) as theirs:
+        for frame in frames:
+            (place,) = places(ours, frame)
+            (found,) = theirs.process(frame).detections
+            box, (height, width) = found.location_data.relative_bounding_box, frame.shape[:2]
+            middle = (box.xmin + box.width / 2) * width, (box.ymin + box.height / 2) * height
+            assert math.dist(middle, (place.x, place.y)) < 0.05 * place.side
+            assert place.side == pytest.approx(box.width * width, rel=0.05)
+            eyes = [(point.x * width, point.y * height) for point in found.location_data.relative_keypoints[:2]]
+            assert place.angle == pytest.approx(math.atan2(*np.subtract(eyes[1], eyes[0])[::-1]), abs=0.05)
+            assert place.score == pytest.approx(found.score[0], abs=0.05)
+
+
+def test_its_mesh_is_what_the_library_comes_to_when_it_follows_a_still_face(detector: Detector, portraits):
+    ours = detector.detect(portraits[0])
+    with library().face_mesh.FaceMesh() as theirs:
+        for _ in range(6):  # it seeks each frame's mesh where it found the last one's
+            (mesh,) = theirs.process(portraits[0]).multi_face_landmarks
+    height, width = portraits[0].shape[:2]
+    points = np.array([(point.x * width, point.y * height) for point in mesh.landmark])
+    assert np.abs(np.subtract(ours.box, [*points.min(axis=0), *points.max(axis=0)])).max() <= 1.5
+
+
+def library():
+    """mediapipe itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("mediapipe", exc_type=ImportError).solutions
+
+
+def test_it_does_not_find_a_held_face_elsewhere_or_of_another_size(detector: Detector, portraits):
+    held = detector.detect(portraits[0])
+    moved = np.roll(portraits[0], 60, axis=1)
+    assert detector.detect(moved) is not None
+    assert detector.detect_near(moved, held) is None
+    assert detector.detect_near(np.zeros_like(moved), held) is None
+    left, top, right, bottom = held.box
+    larger = replace(held, box=(left - 20, top - 20, right + 20, bottom + 20))
+    assert detector.detect_near(portraits[0], larger) is None
+
+
+@pytest.mark.parametrize("threads", [2, 8])
+def test_it_gives_the_same_whatever_the_threads(detector: Detector, portraits, threads):
+    frames = portraits * 3
+    alone = [detector.detect(frame) for frame in frames]
+    with ThreadPoolExecutor(threads) as pool:
+        together = list(pool.map(detector.detect, frames))
+        backwards = list(pool.map(detector.detect, frames[::-1]))[::-1]
+    for one, two, three in zip(alone, together, backwards, strict=True):
+        assert (one.box, one.score) == (two.box, two.score) == (three.box, three.score)
+        assert one.landmarks.tolist() == two.landmarks.tolist() == three.landmarks.tolist()
+
+
+def test_it_chooses_the_larger_of_two(detector: Detector, portraits):
+    large, small = portraits[1], portraits[1][::2, ::2]
+    for large_first in (True, False):
+        frame = np.full((520, 1200, 3), 90, np.uint8)
+        x_large, x_small = (0, 790) if large_first else (420, 10)
+        frame[:512, x_large : x_large + 768] = large
+        frame[:256, x_small : x_small + 384] = small
+        expected = np.add(detector.detect(large).landmarks, [x_large, 0])
+        assert np.abs(detector.detect(frame).landmarks - expected).max() <= 4
+
+
+def test_it_finds_a_small_face_in_a_large_frame(detector: Detector, portraits):
+    frame = np.full((2160, 3840, 3), 90, np.uint8)
+    frame[1500:2012, 2900:3668] = portraits[0]
+    found = detector.detect(frame)
+    assert np.abs(found.landmarks - [3202, 1634] - ([0, 0], [76, 4], [35, 53])).max() <= 8
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (80, 50), (80, 3000), (3000, 64)])
+def test_it_sees_no_face_in_noise(detector: Detector, shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    assert detector.detect(noise) is None
+
+
+def test_it_sees_no_face_in_a_plain_large_frame(detector: Detector):
+    assert detector.detect(np.full((720, 1280, 3), 128, np.uint8)) is None
+
+
+def test_a_face_that_is_too_small_is_none(detector: Detector, portraits):
+    assert detector.detect(portraits[0][::4, ::4]) is None
+
+
+def test_it_takes_flipped_and_read_only_frames(detector: Detector, portraits):
+    mirrored = portraits[0][:, ::-1]
+    copy = mirrored.copy()
+    copy.flags.writeable = False
+    assert detector.detect(mirrored).box == detector.detect(copy).box
+
+
+def test_without_litert_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(ModelError, match=r"face detector mediapipe.*lipstream\[mediapipe\]"):
+        make_detector("mediapipe", "cpu")
+
+
+def test_it_is_quiet(portraits, capfd):
+    detector = make_detector("mediapipe", "cpu")
+    assert detector.detect(portraits[0]) is not None
+    detector.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_report_of_this_machine():
+    assert detector_report()[-1] == DetectorStatus("mediapipe", True, True, None)
