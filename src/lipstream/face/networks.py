@@ -55,7 +55,8 @@ class Network:
         for channel, plane in enumerate(picture):  # ten times as fast as all at once
             memory = self._input()[0, ..., channel]
             np.multiply(plane, self._level, out=memory)
-            np.add(memory, self._black, out=memory)
+            if self._black:
+                np.add(memory, self._black, out=memory)
 
 
 def _interpreter_class() -> Any:

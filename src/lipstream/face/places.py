@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from lipstream.face.networks import SIDE, Network
 
 _GRID = 48
-_CONFIDENCE = 0.5
 # Boxes that share so much of their union are one face.
 _SAME_FACE = 0.3
 # Pictures up to this long show any face that is large enough to be used; longer ones are searched in tiles too.
@@ -43,14 +42,14 @@ def places(network: Network, image: NDArray[np.uint8]) -> list[Place]:
     height, width = image.shape[:2]
     longer = max(height, width)
     found, scores = network.run(_letterbox(image))
-    score = 1 / (1 + np.exp(-scores[:, 0].clip(-100, 100).astype(np.float64)))
-    seen = np.flatnonzero(score >= _CONFIDENCE)
+    seen = np.flatnonzero(scores >= 0)
+    score = 1 / (1 + np.exp(-scores[seen, 0].astype(np.float64)))
     # Centre, size and points are all told in pixels of the network's picture, counted from the place's own centre.
     numbers = found[seen].astype(np.float64).reshape(-1, 8, 2) / SIDE
     centres = (np.stack([seen % _GRID, seen // _GRID], axis=1) + 0.5) / _GRID
     numbers[:, [0, 2, 3, 4, 5, 6, 7]] += centres[:, None]
     border = np.array([longer - width, longer - height]) / 2
-    return [_place(face * longer, border, score) for face, score in _merged(numbers, score[seen])]
+    return [_place(face * longer, border, score) for face, score in _merged(numbers, score)]
 
 
 def places_in_tiles(network: Network, image: NDArray[np.uint8]) -> Iterator[Place]:
