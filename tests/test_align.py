@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from face_helpers import picture, turned
-from lipstream.face.align import crop_face, face_size, similarity_transform, template
+from lipstream.face.align import crop_face, crop_faces, face_size, similarity_transform, template
 from lipstream.imaging import lanczos4_resize
+from lipstream.lanes import Lane
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def whole_frame_crop(image: np.ndarray, matrix: np.ndarray, resolution: int) -> np.ndarray:
@@ -108,14 +111,28 @@ def test_crop_of_tiny_frames(shape):
     assert crop.min() >= 127 - 25  # the kernel overshoots beside an edge
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_crop_on_the_gpu_equals_the_cpu():
-    image = picture(180, 240)
-    matrix, _ = similarity_transform(turned(template(64), 0.1, 0.5, (40, 20)), template(64))
-    on_gpu = crop_face(image, matrix, 64, torch.device("cuda"))
-    assert on_gpu.device.type == "cuda"
-    assert (on_gpu.cpu().int() - crop_face(image, matrix, 64).int()).abs().max() <= 2
+def scattered() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Frames and matrices of faces of all sizes: within a frame, across each border and beyond it."""
+    points = template(64)
+    centres = [(120, 90), (4, 90), (235, 175), (120, -20), (900, 90), (60, 150)]
+    images = [picture(180, 240)[:, :: 1 - 2 * (index % 2)] for index in range(len(centres))]
+    turns = [turned(points - points.mean(0), 0.3 * i, 0.2 + 0.1 * i, centre) for i, centre in enumerate(centres)]
+    return images, [similarity_transform(landmarks, points)[0] for landmarks in turns]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
+def test_many_frames_at_once_are_as_each_alone(device):
+    images, matrices = scattered()
+    lane = Lane(torch.device(device))
+    with lane.running():
+        crops = crop_faces(images, matrices, 64, lane)
+    assert crops.device.type == device
+    alone = torch.stack([crop_face(image, matrix, 64) for image, matrix in zip(images, matrices, strict=True)])
+    difference = (crops.cpu().int() - alone.int()).abs()
+    # Coordinates are rounded otherwise in a rectangle of another size, and truncation may fall on either side.
+    assert difference.max() <= 2
+    assert (difference > 0).float().mean() < 0.002
+    assert alone.float().std(dim=(1, 2, 3)).gt(1).sum() == len(images) - 1
 
 
 def test_lanczos_keeps_what_needs_no_resampling():

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 
 from face_helpers import picture, turned
 from lipstream.face.align import face_size, similarity_transform, template
-from lipstream.face.composite import paste_face, resize_face
+from lipstream.face.composite import paste_face, paste_faces, resize_face
 from lipstream.imaging import erode, gaussian_blur
+from lipstream.lanes import Lane
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 RESOLUTION = 64
 
@@ -140,12 +143,24 @@ def test_read_only_and_flipped_frames():
     np.testing.assert_array_equal(paste_face(flipped_twice, face(), matrix), expected)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_paste_on_the_gpu_equals_the_cpu():
-    image, matrix = picture(180, 240), matrix_at((120, 100), 0.8, 0.3)
-    difference = paste_face(image, face().cuda(), matrix).astype(int) - paste_face(image, face(), matrix)
-    assert np.abs(difference).max() <= 1
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
+@pytest.mark.parametrize("n_channels", [3, 4])
+def test_many_frames_at_once_are_as_each_alone(device, n_channels):
+    matrices = [matrix_at(*place) for place in PLACES.values()]
+    images = [picture(180, 240)[:, :: 1 - 2 * (index % 2)].copy() for index in range(len(matrices))]
+    faces = torch.stack([face().roll(7 * index, 1) for index in range(len(matrices))])
+    if n_channels == 4:
+        faces = torch.cat([faces, faces[:, :1].abs().clamp(0, 1)], 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    alone = [paste_face(*each) for each in zip(images, faces, matrices, strict=True)]
+    before, lane = [image.copy() for image in images], Lane(torch.device(device))
+    with lane.running():
+        paste_faces(images, faces.to(device), matrices, lane)
+    difference = np.abs(np.subtract(images, alone, dtype=int))
+    # Coordinates are rounded otherwise in a rectangle of another size, and truncation may fall on either side.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
+    changed = [bool((image != old).any()) for image, old in zip(images, before, strict=True)]
+    assert changed == [name not in ("a sliver", "outside") for name in PLACES]
 
 
 def test_resize_takes_one_crop_or_many_to_the_face_size():

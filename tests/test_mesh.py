@@ -80,8 +80,8 @@ def test_it_finds_a_turned_face(detector: Detector, portraits, degrees):
     centre = np.array([width, height]) / 2
     back = np.column_stack([turn, centre - turn @ centre])
     pixels = torch.from_numpy(portraits[0]).permute(2, 0, 1).float()
-    x, y = affine_coordinates(back, range(width), range(height), (width, height), pixels.device)
-    turned = bilinear_sample(pixels, x, y).byte().permute(1, 2, 0).contiguous().numpy()
+    x, y = affine_coordinates(back[None], (width, height), (width, height), pixels.device)
+    turned = bilinear_sample(pixels[None], x, y)[0].byte().permute(1, 2, 0).contiguous().numpy()
     upright = detector.detect(portraits[0]).landmarks
     expected = (upright - centre) @ turn + centre
     assert np.abs(detector.detect(turned).landmarks - expected).max() <= 4

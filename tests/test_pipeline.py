@@ -21,6 +21,7 @@ from lipstream.face.detect import Face
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline import Aligned, _batches, _gather
+from lipstream.settings import FaceGeometry
 from models_helpers import make_model_folder
 
 FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
@@ -152,6 +153,27 @@ def test_windows_in_one_call_give_the_same_pictures(sync: Callable[..., Any], cl
     one, two = read_images(tmp_path / "one.mp4"), read_images(tmp_path / "two.mp4")
     assert len(one) == len(two) == 38
     assert min(psnr_db(a, b) for a, b in zip(one, two, strict=True)) > 50
+
+
+@pytest.mark.parametrize("frames", [4, 16])
+def test_frames_worked_on_together_as_on_a_gpu_give_the_same_pictures(
+    sync: Callable[..., Any],
+    recorded: dict[str, NDArray[Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frames: int,
+) -> None:
+    face = recorded["frames"][0]
+    clip = write_clip(tmp_path / "clip.mp4", [face] * 3 + [np.full_like(face, 8)] * 6 + [face] * 12)
+    speech = write_speech(tmp_path / "speech.wav", 21 / 25)
+    sync(clip, speech, tmp_path / "alone.mp4")
+    together = FaceGeometry(torch.device("cpu"), threads=1, frames=frames)
+    monkeypatch.setattr(RuntimeSettings, "face_geometry", lambda _: together)
+    result = sync(clip, speech, tmp_path / "together.mp4")
+    assert (result.frames_with_face, result.frames_without) == (15, 6)
+    assert [stage.frames for stage in result.stages] == [21] * 8
+    one, other = read_images(tmp_path / "alone.mp4"), read_images(tmp_path / "together.mp4")
+    assert min(psnr_db(a, b) for a, b in zip(one, other, strict=True)) > 50
 
 
 def test_auto_takes_one_window_a_call_on_a_cpu(model: Model, recorded: dict[str, NDArray[Any]]) -> None:

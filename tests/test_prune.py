@@ -275,9 +275,9 @@ def pasted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     crops: list[Tensor] = []
     resize = pipeline.resize_face
 
-    def note(face: Tensor) -> Any:
-        crops.append(face)
-        return resize(face)
+    def note(faces: Tensor) -> Any:
+        crops.extend(faces)
+        return resize(faces)
 
     monkeypatch.setattr(pipeline, "resize_face", note)
     yield crops

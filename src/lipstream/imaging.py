@@ -1,6 +1,6 @@
 """Pixel mathematics shared by the face and the latent stages: sampling, resizing, erosion and blur.
 
-Torch only, on whatever device the pixels live. Images are channels first, (..., c, h, w); a mask is (h, w).
+Torch only, on whatever device the pixels live. Images are channels first, (..., c, h, w); masks are (..., h, w).
 Pixel coordinates count from the centre of the upper left pixel.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,13 @@ _COEFFICIENT_STEPS = 2048
 
 
 def invert_affine(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The inverse of a (2, 3) affine matrix, as another (2, 3) matrix in float64."""
-    inverse: NDArray[np.float64] = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]).astype(np.float64))
-    return inverse[:2]
+    """The inverse of a (2, 3) affine matrix, as another (2, 3) matrix in float64.
+
+    Written out: numpy's own wakes a thread of its library for any matrix, which then spins on a core for milliseconds.
+    """
+    (a, b, x), (c, d, y) = np.asarray(matrix, np.float64).tolist()
+    inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
+    return np.column_stack([inverse, -inverse @ (x, y)])
 
 
 def as_image(image: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -39,28 +44,49 @@ def warped_bounds(
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def affine_coordinates(
-    matrix: NDArray[np.floating[Any]], columns: range, rows: range, size: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Where `matrix` (2, 3) sends the pixels of a rectangle: x and y, each float32 of (rows, columns).
+def equal_rectangles(
+    low: NDArray[np.integer[Any]], high: NDArray[np.integer[Any]], image_size: tuple[int, int]
+) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """Rectangles of one size inside an image that hold what it has from `low` to before `high`, each (n, 2), x and y.
 
-    They are from -1 at one border to 1 at the other of a picture of `size` (width, height), borders being half a
-    pixel beyond the outer pixels' centres: any picture can be normalised, also one that is one pixel wide.
+    Returns their upper left corners (n, 2) and their width and height, which are at least 1.
     """
-    matrix = np.asarray(matrix, np.float64)
+    low, high = low.clip(0, image_size), high.clip(0, image_size)
+    size = (high - low).max(axis=0).clip(1)
+    return np.minimum(low, np.asarray(image_size) - size).astype(np.int64), (int(size[0]), int(size[1]))
+
+
+def cut_out(images: Sequence[Tensor], corners: NDArray[np.int64], size: tuple[int, int]) -> Tensor:
+    """Rectangles of images (h, w, c), all of one `size` (width, height): (n, height, width, c), one alone as a view."""
+    width, height = size
+    cuts = [image[y : y + height, x : x + width] for image, (x, y) in zip(images, corners, strict=True)]
+    return torch.stack(cuts) if len(cuts) > 1 else cuts[0][None]
+
+
+def affine_coordinates(
+    matrices: NDArray[np.floating[Any]], new_size: tuple[int, int], size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where each of the matrices (n, 2, 3) sends the pixels of a new picture: x and y, each float32 (n, h, w).
+
+    Sizes are width and height. Coordinates are from -1 at one border to 1 at the other of a picture of `size`, borders
+    being half a pixel beyond the outer pixels' centres: any picture can be normalised, also one that is one pixel wide.
+    """
+    across, down, shift = np.moveaxis(np.asarray(matrices, np.float64), 2, 0)[..., None]
+    columns, rows = np.arange(new_size[0]), np.arange(new_size[1])
     x, y = (
-        torch.from_numpy(np.float32(2 / length * (across * np.asarray(columns) + shift) + 1 / length - 1)).to(device)
-        + torch.from_numpy(np.float32(2 / length * down * np.asarray(rows))).to(device)[:, None]
-        for length, (across, down, shift) in zip(size, matrix, strict=True)
+        torch.from_numpy(np.float32(2 / length * (across[:, axis] * columns + shift[:, axis]) + 1 / length - 1))
+        .to(device)[:, None]
+        .add(torch.from_numpy(np.float32(2 / length * down[:, axis] * rows)).to(device)[..., None])
+        for axis, length in enumerate(size)
     )
     return x, y
 
 
-def bilinear_sample(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear values (c, H, W) of a float image (c, h, w) at coordinates (H, W) from -1 to 1; zero outside."""
-    grid = x.new_empty(1, *x.shape, 2)
-    grid[0, ..., 0], grid[0, ..., 1] = x, y  # twice as fast as stacking
-    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+def bilinear_sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Bilinear values (n, c, H, W) of float images (n, c, h, w) at coordinates (n, H, W), -1 to 1; zero outside."""
+    grid = x.new_empty(*x.shape, 2)
+    grid[..., 0], grid[..., 1] = x, y  # twice as fast as stacking
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def bilinear_coverage(width: int, height: int, x: Tensor, y: Tensor) -> Tensor:
@@ -96,13 +122,16 @@ def lanczos4_resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     rows = _lanczos4_taps(image.shape[-2], height, image.device)
     columns = _lanczos4_taps(image.shape[-1], width, image.device)
-    resized = torch.empty(*image.shape[:-2], height, width, dtype=torch.uint8, device=image.device)
-    # A plane at a time, which caches hold.
-    for plane, new in zip(image.reshape(-1, *image.shape[-2:]), resized.view(-1, height, width), strict=True):
-        tall = _weighted_rows(plane.float(), *rows)
+    planes = image.reshape(-1, *image.shape[-2:])
+    resized = torch.empty(len(planes), height, width, dtype=torch.uint8, device=image.device)
+    # On a CPU a plane at a time, which caches hold.
+    at_once = 1 if image.device.type == "cpu" else len(planes)
+    for first in range(0, len(planes), at_once):
+        some, new = planes[first : first + at_once], resized[first : first + at_once]
+        tall = _weighted_rows(some.flatten(0, 1).float(), *_for_each(len(some), *rows, image.shape[-2]))
         wide = _weighted_rows(tall.t().contiguous(), *columns)
-        new.copy_(wide.add_(0.5).clamp_(0, 255).to(torch.uint8).t())
-    return resized
+        new.view(-1, width).copy_(wide.add_(0.5).clamp_(0, 255).to(torch.uint8).t())
+    return resized.view(*image.shape[:-2], height, width)
 
 
 def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -113,14 +142,22 @@ def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weight)
 
 
-def erode(mask: Tensor, before: int, after: int) -> Tensor:
-    """The minimum over a square from `before` pixels before to `after` after each pixel of a mask (h, w).
+def _for_each(count: int, index: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Index and weight for `count` planes of `size` rows, one below the other, from those (n, k) of one plane."""
+    if count == 1:
+        return index, weight
+    first = torch.arange(count, device=index.device).repeat_interleave(len(index)) * size
+    return index.repeat(count, 1) + first[:, None], weight.repeat(count, 1)
+
+
+def erode(masks: Tensor, before: int, after: int) -> Tensor:
+    """The minimum over a square from `before` pixels before to `after` after each pixel of masks (..., h, w).
 
     Pixels beyond the mask do not take part.
     """
     size = before + after + 1
-    padded = F.pad(mask, (before, after, before, after), value=math.inf)
-    for dim in (0, 1):
+    padded = F.pad(masks, (before, after, before, after), value=math.inf)
+    for dim in (-2, -1):
         # Windows of 1, 2, 4 ... pixels, then two that overlap to the wanted size: O(log size) passes.
         span = 1
         while 2 * span <= size:
@@ -143,14 +180,16 @@ def gaussian_kernel(radius: int, sigma: float, device: torch.device) -> Tensor:
     return kernel / kernel.sum()
 
 
-def gaussian_blur(mask: Tensor, radius: int, sigma: float) -> Tensor:
-    """A mask (h, w) blurred with a Gaussian of 2 radius + 1 taps, mirrored about its edge pixels."""
+def gaussian_blur(masks: Tensor, radius: int, sigma: float) -> Tensor:
+    """Masks (..., h, w) blurred with a Gaussian of 2 radius + 1 taps, mirrored about their edge pixels."""
     if radius == 0:
-        return mask
-    for _ in range(2):  # the rows, then, turned, the columns
-        index, weight = _gaussian_taps(mask.shape[0], radius, sigma, mask.device)
-        mask = _weighted_rows(mask, index, weight).t().contiguous()
-    return mask
+        return masks
+    height, width = masks.shape[-2:]
+    blurred, count = masks.reshape(-1, width), masks.numel() // (height * width)
+    for size, planes in ((height, count), (width, 1)):  # the rows, then, turned, the columns
+        taps = _gaussian_taps(size, radius, sigma, masks.device)
+        blurred = _weighted_rows(blurred, *_for_each(planes, *taps, size)).t().contiguous()
+    return blurred.view(masks.shape)
 
 
 def _gaussian_taps(size: int, radius: int, sigma: float, device: torch.device) -> tuple[Tensor, Tensor]:

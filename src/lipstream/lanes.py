@@ -42,8 +42,8 @@ class Lane:
             yield
 
     def upload(self, tensor: Tensor) -> Tensor:
-        """A CPU tensor's copy on the device. To be called inside `running`."""
-        if self._stream is None:
+        """A tensor's copy on the device, itself if it lies there. To be called inside `running`."""
+        if self._stream is None or tensor.is_cuda:
             return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
@@ -53,3 +53,8 @@ class Lane:
             return tensor.cpu()
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return pinned.copy_(tensor, non_blocking=True)
+
+    def wait(self) -> None:
+        """Until what was asked for is done, downloads among it. To be called inside `running`."""
+        if self._stream is not None:
+            self._stream.synchronize()

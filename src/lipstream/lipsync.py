@@ -82,6 +82,7 @@ class LipSync:
             detector=detector,
             device=device,
             threads=runtime.face_threads(),
+            geometry=runtime.face_geometry(),
             batch=batch,
         )
 

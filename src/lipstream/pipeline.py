@@ -13,8 +13,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from lipstream.accelerate.precision import Ladder
 from lipstream.errors import InputError, NoFaceError
-from lipstream.face.align import crop_face
-from lipstream.face.composite import paste_face, resize_face
+from lipstream.face.align import crop_faces
+from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.detect import Detector
 from lipstream.face.search import Stretch
 from lipstream.face.track import FaceTrack
@@ -39,10 +40,12 @@ from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
-from lipstream.settings import SyncSettings
+from lipstream.settings import FaceGeometry, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.stages import StageClock, arriving, leaving, ordered_map, prefetch, timed
+from lipstream.stages import StageClock, arriving, grouped, leaving, ordered_map, prefetch, timed
 
+T = TypeVar("T")
+R = TypeVar("R")
 Matrix = NDArray[np.float32]
 
 
@@ -82,7 +85,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Repainted:
-    """A frame and its new crop on the CPU: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None: no face."""
+    """A frame and its new crop: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None without a face.
+
+    The crop lies where it is pasted, see FaceGeometry.
+    """
 
     frame: Frame
     affine_matrix: Matrix | None
@@ -131,7 +137,7 @@ class Ladders:
 
 @dataclass(frozen=True)
 class Line:
-    """What the line is made of. threads: for detection, alignment and compositing. batch: windows a U-Net call."""
+    """What the line is made of. threads: of detection. geometry: of align, composite. batch: windows a U-Net call."""
 
     model: Model
     denoiser: denoise.Denoiser
@@ -139,6 +145,7 @@ class Line:
     detector: Detector
     device: torch.device
     threads: int
+    geometry: FaceGeometry
     batch: int
 
 
@@ -156,14 +163,14 @@ def run(
 
     advance: called after each written frame. Raises NoFaceError, and what the stages raise.
     """
-    threads, num_frames = line.threads, line.model.config.num_frames
+    geometry, num_frames = line.geometry, line.model.config.num_frames
     resolution = settings.resolution or line.model.config.resolution
 
     frames: Iterable[Frame] = timed(read_looped(video.path, n_frames, settings.loop), clocks.read)
     stretches = _stretches(frames, settings.frames_a_search())
-    found = ordered_map(lambda item: _detect(line.detector, *item), stretches, threads, clocks.detect)
+    found = ordered_map(lambda item: _detect(line.detector, *item), stretches, line.threads, clocks.detect)
     tracked = _track(found, resolution, settings)
-    aligned = ordered_map(lambda item: _align(*item, resolution), tracked, threads, clocks.align)
+    aligned = _by_groups(partial(_align, resolution), tracked, geometry, clocks.align)
 
     audio = timed(_hear(line, speech, n_frames), clocks.features)
 
@@ -175,7 +182,7 @@ def run(
         encoded = prefetch(leaving(encoded, clocks.encode), 1, "prefetch-encode")
     repainted = _denoise(line, arriving(encoded, clocks.denoise), mask, settings, clocks.denoise)
     ready = prefetch(leaving(repainted, clocks.denoise), num_frames * line.batch, "prefetch-denoise")
-    pictures = arriving(ordered_map(_composite, ready, threads, clocks.composite), clocks.write)
+    pictures = arriving(_by_groups(_composite, ready, geometry, clocks.composite), clocks.write)
 
     counts = Counts()
     with closing(pictures):  # whatever happens here ends every thread of the line
@@ -218,10 +225,24 @@ def _track(
         yield frame, affine_matrix
 
 
-def _align(frame: Frame, affine_matrix: Matrix | None, resolution: int) -> Aligned:
-    """Cut the face out of its frame."""
-    crop = None if affine_matrix is None else crop_face(frame.image, affine_matrix, resolution)
-    return Aligned(frame, affine_matrix, crop)
+def _by_groups(
+    function: Callable[[Lane, Sequence[T]], Iterable[R]], items: Iterable[T], geometry: FaceGeometry, clock: StageClock
+) -> Iterator[R]:
+    """What `function` makes of as many frames at once as are to be worked on together, in order."""
+    lane, groups = Lane(geometry.device), grouped(items, geometry.frames)
+    for results in ordered_map(partial(function, lane), groups, geometry.threads, clock, frames=len):
+        yield from results
+
+
+def _align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
+    """Cut the faces out of their frames."""
+    found = [(frame.image, affine_matrix) for frame, affine_matrix in tracked if affine_matrix is not None]
+    crops: Iterator[Tensor] = iter(())
+    if found:
+        with lane.running():
+            images, affine_matrices = zip(*found, strict=True)
+            crops = iter(crop_faces(images, affine_matrices, resolution, lane))
+    return [Aligned(frame, matrix, None if matrix is None else next(crops)) for frame, matrix in tracked]
 
 
 def _hear(line: Line, speech: SpeechInfo, n_frames: int) -> Iterator[Tensor]:
@@ -258,8 +279,7 @@ def _window(held: Sequence[tuple[Aligned, Tensor]]) -> Window:
 def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
     """Up to `batch` windows on end with the same number of faces: a shorter one is run at its own length."""
     for _, alike in itertools.groupby(windows, key=lambda window: window.faces):
-        while group := list(itertools.islice(alike, batch)):
-            yield group
+        yield from grouped(alike, batch)
 
 
 def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: StageClock) -> Iterator[Encoded]:
@@ -273,10 +293,10 @@ def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: St
 
 @torch.inference_mode()
 def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> Encoded:
-    crops = torch.stack([a.crop for window in batch for a in window.frames if a.crop is not None])
     vae, higher = line.model.vae, line.higher.vae.above(*_span(batch))
     while True:
         with lane.running():
+            crops = torch.stack([a.crop for window in batch for a in window.frames if a.crop is not None])
             audio = torch.stack([heard for window in batch for heard in window.audio])
             pixels = conditioning.to_pixels(lane.upload(crops))
             seen = conditioning.condition(vae, pixels, mask, audio, batch[0].faces)
@@ -289,7 +309,7 @@ def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> 
 def _denoise(
     line: Line, batches: Iterable[Encoded], mask: Tensor, settings: SyncSettings, clock: StageClock
 ) -> Iterator[Repainted]:
-    """Give every face of each batch its new mouth, and bring it back from the device."""
+    """Give every face of each batch its new mouth, and bring it where it is pasted."""
     lane, size = Lane(line.device), line.model.latent_size(mask.shape[-1])
     with lane.running():
         noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
@@ -305,7 +325,7 @@ def _denoise(
 def _denoise_batch(
     line: Line, lane: Lane, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings
 ) -> Sequence[Tensor]:
-    """New crops (faces of all windows, 3 or 4, res, res), float32 on the CPU: see `Repainted`.
+    """New crops (faces of all windows, 3 or 4, res, res), float32: see `Repainted`.
 
     Where they are not finite, what is at fault is done again in higher precision: sampling, or else decoding alone.
     """
@@ -322,7 +342,8 @@ def _denoise_batch(
             painted = conditioning.keep_surroundings(conditioning.decode(vae, latents), batch.pixels, mask)
             if (settings.texture or config.texture) == "kept":
                 painted = keep_texture(painted, batch.pixels, mask)
-            faces, is_finite = lane.download(painted), lane.download(torch.isfinite(painted).all())
+            faces = painted if line.geometry.device == line.device else lane.download(painted)
+            is_finite = lane.download(torch.isfinite(painted).all())
         if is_finite:
             return faces.unbind()
         if torch.isfinite(latents).all():
@@ -336,13 +357,15 @@ def _span(windows: Sequence[Window]) -> tuple[int, int]:
     return windows[0].frames[0].frame.index, windows[-1].frames[-1].frame.index
 
 
-def _composite(repainted: Repainted) -> tuple[NDArray[np.uint8], bool]:
-    """The frame with its new mouth, and whether it has one."""
-    image = repainted.frame.image
-    if repainted.face is None or repainted.affine_matrix is None:
-        return image, False
-    # The frame is the line's own (see Frame) and has been cut out of already.
-    return paste_face(image, resize_face(repainted.face), repainted.affine_matrix, in_place=True), True
+def _composite(lane: Lane, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
+    """The frames with their new mouths, and whether they have one."""
+    faces = [(one.frame.image, one.face, one.affine_matrix) for one in repainted if one.face is not None]
+    if faces:
+        with lane.running():
+            # The frames are the line's own (see Frame) and have been cut out of already.
+            images, crops, affine_matrices = zip(*faces, strict=True)
+            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, lane)
+    return [(one.frame.image, one.face is not None) for one in repainted]
 
 
 def _no_face(video: Path, n_frames: int) -> NoFaceError:

@@ -142,6 +142,15 @@ class Dtypes:
 
 
 @dataclass(frozen=True)
+class FaceGeometry:
+    """Where faces are cut out of frames and pasted back: on `device`, in each thread so many `frames` at once."""
+
+    device: torch.device
+    threads: int
+    frames: int
+
+
+@dataclass(frozen=True)
 class RuntimeSettings:
     """What the work runs on.
 
@@ -214,6 +223,13 @@ class RuntimeSettings:
     def face_threads(self) -> int:
         """Number of threads for face work, with None decided."""
         return self.threads or os.cpu_count() or 1
+
+    def face_geometry(self) -> FaceGeometry:
+        """On CUDA as many frames together as a window has, elsewhere one by one on the CPU."""
+        device = self.torch_device()
+        if device.type == "cuda":
+            return FaceGeometry(device, threads=1, frames=16)
+        return FaceGeometry(torch.device("cpu"), self.face_threads(), frames=1)
 
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

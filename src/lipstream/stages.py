@@ -8,6 +8,7 @@ or nobody who asks). Its clock keeps the three apart, and what other stages do o
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -156,6 +157,13 @@ def leaving(items: Iterable[T], clock: StageClock) -> Generator[T, None, None]:
         _close(source)
 
 
+def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items on end, the last one of what is left."""
+    source = iter(items)
+    while group := list(itertools.islice(source, size)):
+        yield group
+
+
 class _Idle:
     """Adds up how long each thread of a map has nothing to do, and whether input or room is what it waits for."""
 
@@ -186,16 +194,23 @@ class _Idle:
 
 
 def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], threads: int, clock: StageClock
+    function: Callable[[T], R],
+    items: Iterable[T],
+    threads: int,
+    clock: StageClock,
+    frames: Callable[[T], int] = lambda _: 1,
 ) -> Generator[R, None, None]:
-    """`function` of each item in `threads` threads, results in the items' order, at most 2 * threads in flight."""
+    """`function` of each item in `threads` threads, results in the items' order, at most 2 * threads in flight.
+
+    frames: how many an item counts for.
+    """
     clock.threads = threads
     idle = _Idle(clock)
 
     def run(item: T) -> R:
         idle.change(-1)
         try:
-            with clock.running():
+            with clock.running(frames(item)):
                 return function(item)
         finally:
             idle.change(1)

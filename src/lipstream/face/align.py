@@ -1,12 +1,12 @@
 """The published alignment: three landmarks, a similarity transform, and the crop that the model sees.
 
 Follows LatentSync's AlignRestore (itself from StyleSync), in float32 instead of float16. The geometry is a
-handful of numbers and stays in numpy; the pixels are torch, on the device asked for.
+handful of numbers and stays in numpy; the pixels are torch, those of several frames at once where a GPU wants it.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from lipstream.imaging import (
     affine_coordinates,
     as_image,
     bilinear_sample,
+    cut_out,
+    equal_rectangles,
     invert_affine,
     lanczos4_resize,
     warped_bounds,
 )
+from lipstream.lanes import Lane
 
 _GREY = 127.0
 # More than float32 is off by, so that whole numbers are not truncated to the next lower ones.
@@ -72,34 +75,35 @@ def similarity_transform(
     return matrix, (target_unit[2] - source_unit[2]).astype(np.float32)
 
 
-def crop_face(
-    image: NDArray[np.uint8] | Tensor,
-    affine_matrix: NDArray[np.float32],
+def crop_faces(
+    images: Sequence[NDArray[np.uint8] | Tensor],
+    affine_matrices: Sequence[NDArray[np.float32]],
     resolution: int,
-    device: torch.device | None = None,
+    lane: Lane,
 ) -> Tensor:
-    """The aligned face of one frame: uint8 RGB (3, resolution, resolution).
+    """The aligned faces of frames of one size: uint8 RGB (n, 3, resolution, resolution), on the lane's device.
 
-    `image` is uint8 RGB (h, w, 3). The face rectangle is sampled bilinearly with grey outside the frame and
-    truncated to uint8, then resized with Lanczos. Only the pixels that the face touches leave the frame. Runs
-    on `device`, or where the image lies.
+    The images are uint8 RGB (h, w, 3), n of them, at least one; the matrices (2, 3). The face rectangle is sampled
+    bilinearly with grey outside the frame and truncated to uint8, then resized with Lanczos. Only the pixels that the
+    face touches leave the frame. To be called inside the lane's `running`.
     """
-    frame = as_image(image)
-    device = device or frame.device
+    frames = [as_image(image) for image in images]
     width, height = face_size(resolution)
-    inverse = invert_affine(affine_matrix)
+    inverses = np.stack([invert_affine(matrix) for matrix in affine_matrices])
 
-    low, high = warped_bounds(inverse, 0, 0, width - 1, height - 1)
-    left, top = (max(math.floor(value) - 1, 0) for value in low)
-    right, bottom = (max(math.ceil(value) + 2, 0) for value in high)
-    pixels = frame[top:bottom, left:right].to(device).permute(2, 0, 1).float()
-    if pixels.numel() == 0:
-        return torch.full((3, resolution, resolution), int(_GREY), dtype=torch.uint8, device=device)
+    bounds = np.array([warped_bounds(inverse, 0, 0, width - 1, height - 1) for inverse in inverses])
+    low, high = np.floor(bounds[:, 0]).astype(np.int64) - 1, np.ceil(bounds[:, 1]).astype(np.int64) + 2
+    corners, size = equal_rectangles(low, high, (frames[0].shape[1], frames[0].shape[0]))
+    pixels = lane.upload(cut_out(frames, corners, size)).permute(0, 3, 1, 2).float()
 
     # The rectangle cut out may end where the frame goes on; what lies there is beyond the face's reach.
-    inverse[:, 2] -= (left, top)
-    size = (pixels.shape[2], pixels.shape[1])
-    x, y = affine_coordinates(inverse, range(width), range(height), size, device)
+    inverses[:, :, 2] -= corners
+    x, y = affine_coordinates(inverses, (width, height), size, pixels.device)
     # Sampling gives zero outside the frame: counted from grey, that is the fill.
-    face = bilinear_sample(pixels.sub_(_GREY), x, y).add_(_GREY + _ROUNDING)
-    return lanczos4_resize(face.floor_(), (resolution, resolution))
+    faces = bilinear_sample(pixels.sub_(_GREY), x, y).add_(_GREY + _ROUNDING)
+    return lanczos4_resize(faces.floor_(), (resolution, resolution))
+
+
+def crop_face(image: NDArray[np.uint8] | Tensor, affine_matrix: NDArray[np.float32], resolution: int) -> Tensor:
+    """The aligned face of one frame, on the CPU: uint8 RGB (3, resolution, resolution). See `crop_faces`."""
+    return crop_faces([image], [affine_matrix], resolution, Lane(torch.device("cpu")))[0]

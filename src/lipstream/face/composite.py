@@ -6,7 +6,7 @@ would be blended with weight zero, so it is never computed and the result is the
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,11 +19,14 @@ from lipstream.imaging import (
     affine_coordinates,
     bilinear_coverage,
     bilinear_sample,
+    cut_out,
+    equal_rectangles,
     erode,
     gaussian_blur,
     invert_affine,
     warped_bounds,
 )
+from lipstream.lanes import Lane
 
 # The published code fills with 127 also here, where the face is in [-1, 1]: white once clamped.
 _FILL = 127.0
@@ -43,32 +46,47 @@ def resize_face(faces: Tensor) -> Tensor:
     return resized.reshape(*faces.shape[:-2], height, width)
 
 
+def paste_faces(
+    images: Sequence[NDArray[np.uint8]], faces: Tensor, affine_matrices: Sequence[NDArray[np.float32]], lane: Lane
+) -> None:
+    """Blend faces into frames of one size, which are painted on.
+
+    The images are writable uint8 RGB (h, w, 3), n of them, at least one. `faces` is float (n, 3, h, w) in [-1, 1] at
+    the face rectangle's size (see `resize_face`), on the lane's device, or has the frame's share as a fourth channel
+    (see `latent.texture`); the matrices (2, 3) are those the crops were taken with. To be called inside the lane's
+    `running`.
+    """
+    finer = _finer(faces.shape[1])
+    face_width, face_height = faces.shape[3] // finer, faces.shape[2] // finer
+    corners, size = _touched(affine_matrices, (face_width, face_height), (images[0].shape[1], images[0].shape[0]))
+    matrices = np.stack(affine_matrices).astype(np.float64)
+    matrices[:, :, 2] += (matrices[:, :, :2] @ corners[..., None])[..., 0]
+    x, y = affine_coordinates(matrices, size, (face_width, face_height), faces.device)
+    reach = bilinear_coverage(face_width, face_height, x, y)
+    warped = bilinear_sample(faces.float(), x, y)
+    warped[:, :3].add_((1 - reach).mul_(_FILL)[:, None])
+    inner = erode(reach, before=1, after=0)
+    weights = _soft_masks(inner)
+    targets = cut_out([torch.from_numpy(image) for image in images], corners, size)
+    originals = lane.upload(targets).permute(0, 3, 1, 2).contiguous().float()
+    painted = _levels(warped, originals).mul_(inner[:, None])
+    blended = torch.lerp(originals, painted, weights[:, None])
+    new = lane.download(blended.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format))
+    lane.wait()
+    for image, (left, top), pixels in zip(images, corners, new.numpy(), strict=True):
+        image[top : top + size[1], left : left + size[0]] = pixels
+
+
 def paste_face(
     image: NDArray[np.uint8], face: Tensor, affine_matrix: NDArray[np.float32], *, in_place: bool = False
 ) -> NDArray[np.uint8]:
-    """The frame with the face blended in, uint8 RGB (h, w, 3).
+    """One frame with its face (3 or 4, h, w) blended in, on the CPU: uint8 RGB (h, w, 3). See `paste_faces`.
 
-    `image` is uint8 RGB (h, w, 3). It is left as it was and the result is a copy, unless `in_place`: copying a
-    large frame takes as long as the blending. `face` is float (3, h, w) in [-1, 1] at the face rectangle's size
-    (see `resize_face`), on the device to compute on, or has the frame's share as a fourth channel (see
-    `latent.texture`); `affine_matrix` (2, 3) is the one the crop was taken with.
+    `image` is left as it was and the result is a copy, unless `in_place`: copying a large frame takes as long as the
+    blending.
     """
     restored = image if in_place else np.array(image)
-    size = (face.shape[2] // _finer(len(face)), face.shape[1] // _finer(len(face)))
-    columns, rows = _touched(affine_matrix, size, (restored.shape[1], restored.shape[0]))
-    if not columns or not rows:
-        return restored
-    x, y = affine_coordinates(affine_matrix, columns, rows, size, face.device)
-    reach = bilinear_coverage(*size, x, y)
-    warped = bilinear_sample(face.float(), x, y)
-    warped[:3].add_((1 - reach).mul_(_FILL))
-    inner = erode(reach, before=1, after=0)
-    weight = _soft_mask(inner)
-    target = torch.from_numpy(restored[rows.start : rows.stop, columns.start : columns.stop])
-    original = target.to(face.device).permute(2, 0, 1).contiguous().float()
-    painted = _levels(warped, original).mul_(inner)
-    blended = torch.lerp(original, painted, weight)
-    target.copy_(blended.permute(1, 2, 0))
+    paste_faces([restored], face[None], [affine_matrix], Lane(torch.device("cpu")))
     return restored
 
 
@@ -76,36 +94,36 @@ def _finer(n_channels: int) -> int:
     return 1 if n_channels == 3 else _FINER
 
 
-def _levels(face: Tensor, original: Tensor) -> Tensor:
-    """The face (3 or 4, h, w) as it lies on the frame, `original` (3, h, w), 0 to 255; `face` is overwritten."""
-    painted, share = face[:3], face[3:]
-    if len(share) == 0:
+def _levels(faces: Tensor, originals: Tensor) -> Tensor:
+    """Faces (n, 3 or 4, h, w) as they lie on frames, `originals` (n, 3, h, w), 0 to 255; `faces` is overwritten."""
+    painted, share = faces[:, :3], faces[:, 3:]
+    if share.shape[1] == 0:
         return painted.div_(2).add_(0.5).clamp_(0, 1).mul_(255)
-    return painted.sub_(share).add_(1).mul_(127.5).addcmul_(share, original).clamp_(0, 255)
+    return painted.sub_(share).add_(1).mul_(127.5).addcmul_(share, originals).clamp_(0, 255)
 
 
-def _touched(matrix: NDArray[np.float32], size: tuple[int, int], frame_size: tuple[int, int]) -> tuple[range, range]:
-    """Columns and rows of the frame that the warped face can reach, and a margin where the frame goes on.
+def _touched(
+    matrices: Sequence[NDArray[np.float32]], size: tuple[int, int], frame_size: tuple[int, int]
+) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """Rectangles that the warped faces can reach, and a margin where the frame goes on: see `equal_rectangles`.
 
     That margin makes erosion and blur on the rectangle equal to those on the whole frame: a window that
     leaves the rectangle inside the frame has already met a zero.
     """
     width, height = size
-    low, high = warped_bounds(invert_affine(matrix), -1, -1, width, height)
-    columns, rows = (
-        range(
-            max(math.floor(low[axis]) - _MARGIN, 0),
-            min(math.ceil(high[axis]) + _MARGIN + 1, frame_size[axis]),
-        )
-        for axis in (0, 1)
-    )
-    return columns, rows
+    bounds = np.array([warped_bounds(invert_affine(matrix), -1, -1, width, height) for matrix in matrices])
+    low, high = np.floor(bounds[:, 0]).astype(np.int64) - _MARGIN, np.ceil(bounds[:, 1]).astype(np.int64) + _MARGIN + 1
+    return equal_rectangles(low, high, frame_size)
 
 
-def _soft_mask(mask: Tensor) -> Tensor:
-    """The blending weight: the mask shrunk by a twentieth of its size, its edge blurred as wide."""
-    edge = int(float(mask.sum()) ** 0.5) // 20
-    # An empty structuring element, for a face of some twenty pixels, stands for a 3 x 3 square in OpenCV.
-    before, after = (edge, edge - 1) if edge else (1, 1)
-    sigma = 0.3 * (edge - 1) + 0.8
-    return gaussian_blur(erode(mask, before, after), edge, sigma)
+def _soft_masks(masks: Tensor) -> Tensor:
+    """The blending weights of masks (n, h, w): each shrunk by a twentieth of its size, its edge blurred as wide."""
+    edges = [int(area**0.5) // 20 for area in masks.sum(dim=(1, 2)).tolist()]
+    weights: dict[int, Tensor] = {}
+    for edge in set(edges):
+        # An empty structuring element, for a face of some twenty pixels, stands for a 3 x 3 square in OpenCV.
+        before, after = (edge, edge - 1) if edge else (1, 1)
+        alike = [index for index, other in enumerate(edges) if other == edge]
+        shrunk = erode(torch.stack([masks[index] for index in alike]), before, after)
+        weights.update(zip(alike, gaussian_blur(shrunk, edge, 0.3 * (edge - 1) + 0.8), strict=True))
+    return torch.stack([weights[index] for index in range(len(masks))])
