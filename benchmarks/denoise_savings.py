@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes minutes")
+    parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
     parser.add_argument("--only", metavar="WORD", default="", help="the savings with this in their name")
     args = parser.parse_args()
     if args.guidance_scale <= 1.0:
@@ -98,7 +99,8 @@ def main() -> None:
             told = f"{way}; {settings}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds"
             told += f"; greatest difference {difference:.1e}"
             median_s = statistics.median(seconds)
-            add_row(row(f"denoise: {name}", model, told, len(setup.crops), median_s, peaks[way], setup.device))
+            if not args.no_row:
+                add_row(row(f"denoise: {name}", model, told, len(setup.crops), median_s, peaks[way], setup.device))
             print(f"{name:36} {way:8} {median_s:8.3f} s  {told}", flush=True)
         if args.precision == "fp32" and not difference <= SAME:
             differ.append(name)

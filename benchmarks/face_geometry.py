@@ -1,9 +1,10 @@
 """Aligning and restoring faces, ours beside the straightforward whole-frame way, in one run and interleaved.
 
 Times both ways on the same 1080x1920 frames (synthetic ones with a moving face, or those of --video): the whole-frame
-way with torch's own number of threads, ours in one thread, and ours as the line runs it, several frames in flight.
-Says milliseconds a frame (median, least and most of the rounds), how many times as fast, and the PSNR between the
-pictures of both; adds a row a way to results.csv. Needs the measure extra: python benchmarks/face_geometry.py
+way with torch's own number of threads; ours in one thread; ours as the line runs it on a CPU, several frames in flight;
+and as it runs on a GPU, all frames at once on --device. Says milliseconds a frame (median and spread of the rounds),
+how many times as fast, and the PSNR between the pictures of both; adds a row a way to results.csv. Needs the measure
+extra: python benchmarks/face_geometry.py
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -28,11 +29,12 @@ from torch import Tensor
 
 import whole_frame
 from lipstream import __version__
-from lipstream.face.align import crop_face, similarity_transform, template
-from lipstream.face.composite import paste_face, resize_face
+from lipstream.face.align import crop_face, crop_faces, similarity_transform, template
+from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.mesh import MediapipeDetector
+from lipstream.lanes import Lane
 from lipstream.media.reader import read_frames
-from lipstream.stages import StageClock, ordered_map
+from lipstream.stages import StageClock, grouped, ordered_map
 from memory import add_row
 
 WIDTH, HEIGHT = 1080, 1920
@@ -48,6 +50,10 @@ class Item:
     affine_matrix: NDArray[np.float32]
     crop: Tensor
 
+    def copy(self) -> Item:
+        """With a frame of its own, which may be painted on."""
+        return replace(self, image=self.image.copy())
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,14 +62,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--resolution", type=int, default=256, help="of the model: 256 or 512")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="of the frames worked on at once")
     parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
     args = parser.parse_args()
     items = from_video(args.video, args) if args.video else synthetic(args)
     height, width = items[0].image.shape[:2]
     where = f"{width}x{height}, {args.video.name if args.video else 'synthetic'}, {args.resolution} px"
     print(f"{where}, {len(items)} frames, {args.rounds} rounds")
-    for name, whole, ours, alike in ways(args.resolution):
-        psnr_db = min(psnr(whole(item), alike(item)) for item in items)
+    for name, whole, ours in ways(args.resolution, Lane(torch.device(args.device))):
+        expected, alone = [whole(item) for item in items], [ours([item.copy()])[0] for item in items]
+        together = ours([item.copy() for item in items])
+        psnr_db = min(psnr(*pair) for pair in zip(expected * 2, alone + together, strict=True))
         times = measure(items, whole, ours, args)
         for words, seconds in times.items():
             spread = f"{describe(seconds, len(items))}, {speedup(times, words):.1f} times as fast"
@@ -74,24 +83,34 @@ def main() -> None:
         print(f"{name:8} PSNR of the worst frame {psnr_db:.1f} dB")
 
 
-Way = Callable[[Item], NDArray[np.uint8]]
+Whole = Callable[[Item], NDArray[np.uint8]]
+Ours = Callable[[Sequence[Item]], list[NDArray[np.uint8]]]
 
 
-def ways(resolution: int) -> Iterator[tuple[str, Way, Way, Way]]:
-    """Of aligning and of restoring: its name, the whole-frame way, ours, and ours on a copy, to compare."""
+def ways(resolution: int, lane: Lane) -> Iterator[tuple[str, Whole, Ours]]:
+    """Of aligning and of restoring: its name, the whole-frame way, and ours, which paints on the frames it is given."""
+    cpu = Lane(torch.device("cpu"))
 
-    def align(item: Item) -> NDArray[np.uint8]:
-        return crop_face(item.image, item.affine_matrix, resolution).permute(1, 2, 0).numpy()
+    def align(items: Sequence[Item]) -> list[NDArray[np.uint8]]:
+        images, matrices = [item.image for item in items], [item.affine_matrix for item in items]
+        where = lane if len(items) > 1 else cpu
+        with where.running():
+            crops = crop_faces(images, matrices, resolution, where).cpu()
+        return list(crops.permute(0, 2, 3, 1).numpy())
 
-    def restore(item: Item, in_place: bool = True) -> NDArray[np.uint8]:
-        return paste_face(item.image, resize_face(item.crop), item.affine_matrix, in_place=in_place)
+    def restore(items: Sequence[Item]) -> list[NDArray[np.uint8]]:
+        images, matrices = [item.image for item in items], [item.affine_matrix for item in items]
+        where = lane if len(items) > 1 else cpu
+        with where.running():
+            faces = resize_face(where.upload(torch.stack([item.crop for item in items])))
+            paste_faces(images, faces, matrices, where)
+        return images
 
-    yield "align", lambda item: whole_frame.align(item.image, item.affine_matrix, resolution), align, align
-    whole = lambda item: whole_frame.restore(item.image, item.crop, item.affine_matrix)  # noqa: E731
-    yield "restore", whole, restore, lambda item: restore(item, in_place=False)
+    yield "align", lambda item: whole_frame.align(item.image, item.affine_matrix, resolution), align
+    yield "restore", lambda item: whole_frame.restore(item.image, item.crop, item.affine_matrix), restore
 
 
-def measure(items: list[Item], whole: Way, ours: Way, args: argparse.Namespace) -> dict[str, list[float]]:
+def measure(items: list[Item], whole: Whole, ours: Ours, args: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds for all frames, a list over the rounds, of each way. The ways take turns."""
 
     def one_by_one(items: list[Item]) -> None:
@@ -101,22 +120,23 @@ def measure(items: list[Item], whole: Way, ours: Way, args: argparse.Namespace) 
     def in_one_thread(items: list[Item]) -> None:
         with torch_threads(1):
             for item in items:
-                ours(item)
+                ours([item])
 
     def in_flight(items: list[Item]) -> None:
-        for _ in ordered_map(ours, items, args.threads, StageClock("ours")):
+        for _ in ordered_map(ours, grouped(items, 1), args.threads, StageClock("ours")):
             pass
 
     runs = {
         f"whole frame, torch's {torch.get_num_threads()} threads": one_by_one,
         "ours, 1 thread": in_one_thread,
         f"ours, {args.threads} threads": in_flight,
+        f"ours, all at once, {args.device}": ours,
     }
     times: dict[str, list[float]] = {words: [] for words in runs}
     for round_ in range(args.rounds + 1):
         for words, run in runs.items():
             # As in the line, ours paints on the frame itself: on copies here, so that all rounds see the same.
-            scratch = [replace(item, image=item.image.copy()) for item in items]
+            scratch = [item.copy() for item in items]
             begun_s = time.perf_counter()
             run(scratch)
             if round_ > 0:  # the first warms up

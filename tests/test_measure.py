@@ -103,7 +103,7 @@ def test_the_calls_of_every_thread_are_in_the_profile(profile: Path) -> None:
         calls[name] += count
     # Of the main thread, of both face stages' and compositing's workers, and of the denoising thread.
     assert calls["write"] >= N_FRAMES
-    assert calls["detect"] == calls["crop_face"] == calls["paste_face"] == N_FRAMES
+    assert calls["detect"] == calls["crop_faces"] == calls["paste_faces"] == N_FRAMES
     assert calls["_denoise_batch"] == 2
 
 

@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1", metavar="auto|WINDOWS")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=5, help="of the U-Net alone")
+    parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
     parser.add_argument("--narrow", action="store_true", help="narrow networks, to see that everything runs")
     args = parser.parse_args()
     precision = args.precision or ("fp32" if args.device == "cpu" else "fp16")
@@ -102,7 +103,8 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
     clip_name = f"{WIDTH}x{HEIGHT}, {args.seconds} s"
     whole = row(f"{name}, end to end", "random weights", f"{words}, {clip_name}", result.frames, result.wall_s,
                 peak_mb(device), device)  # fmt: skip
-    add_row(whole)
+    if not args.no_row:
+        add_row(whole)
     print(f"{name}: {whole['frames_per_s']} frames/s end to end, peak {whole['peak_mb']} MB; {words}")
     for stage in result.stages:
         print(f"  {stage.name:10} {stage.seconds:8.2f} s  {stage.frames} frames")
@@ -115,7 +117,8 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
     told += f" = {rate / chip:.1%} of the {chip:.4g} of a matrix product"
     frames = line.batch * num_frames
     alone = row(f"{name}, U-Net alone", "random weights", told, frames, median_s, peak_mb(device), device)
-    add_row(alone)
+    if not args.no_row:
+        add_row(alone)
     print(f"{name}: {alone['frames_per_s']} frames/s for the U-Net alone, peak {alone['peak_mb']} MB; {told}")
 
 

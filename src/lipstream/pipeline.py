@@ -170,7 +170,7 @@ def run(
     stretches = _stretches(frames, settings.frames_a_search())
     found = ordered_map(lambda item: _detect(line.detector, *item), stretches, line.threads, clocks.detect)
     tracked = _track(found, resolution, settings)
-    aligned = _by_groups(partial(_align, resolution), tracked, geometry, clocks.align)
+    aligned = by_groups(partial(align, resolution), tracked, geometry, clocks.align)
 
     audio = timed(_hear(line, speech, n_frames), clocks.features)
 
@@ -182,7 +182,7 @@ def run(
         encoded = prefetch(leaving(encoded, clocks.encode), 1, "prefetch-encode")
     repainted = _denoise(line, arriving(encoded, clocks.denoise), mask, settings, clocks.denoise)
     ready = prefetch(leaving(repainted, clocks.denoise), num_frames * line.batch, "prefetch-denoise")
-    pictures = arriving(_by_groups(_composite, ready, geometry, clocks.composite), clocks.write)
+    pictures = arriving(by_groups(composite, ready, geometry, clocks.composite), clocks.write)
 
     counts = Counts()
     with closing(pictures):  # whatever happens here ends every thread of the line
@@ -225,7 +225,7 @@ def _track(
         yield frame, affine_matrix
 
 
-def _by_groups(
+def by_groups(
     function: Callable[[Lane, Sequence[T]], Iterable[R]], items: Iterable[T], geometry: FaceGeometry, clock: StageClock
 ) -> Iterator[R]:
     """What `function` makes of as many frames at once as are to be worked on together, in order."""
@@ -234,7 +234,7 @@ def _by_groups(
         yield from results
 
 
-def _align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
+def align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
     """Cut the faces out of their frames."""
     found = [(frame.image, affine_matrix) for frame, affine_matrix in tracked if affine_matrix is not None]
     crops: Iterator[Tensor] = iter(())
@@ -357,7 +357,7 @@ def _span(windows: Sequence[Window]) -> tuple[int, int]:
     return windows[0].frames[0].frame.index, windows[-1].frames[-1].frame.index
 
 
-def _composite(lane: Lane, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
+def composite(lane: Lane, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
     """The frames with their new mouths, and whether they have one."""
     faces = [(one.frame.image, one.face, one.affine_matrix) for one in repainted if one.face is not None]
     if faces:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,21 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.errors import NoFaceError
-from lipstream.face.align import crop_face
-from lipstream.face.composite import paste_face, resize_face
 from lipstream.face.detect import Detector
 from lipstream.face.track import FaceTrack
 from lipstream.latent import conditioning, denoise
 from lipstream.latent.batch import windows_a_call
 from lipstream.latent.mask import face_mask
+from lipstream.latent.texture import keep_texture
 from lipstream.lipsync import LipSync
 from lipstream.measure import flops
 from lipstream.measure.inputs import Clip, Inputs, untouched
 from lipstream.measure.quality import Images
 from lipstream.media.audio import read_mono
 from lipstream.media.looping import read_looped
+from lipstream.media.reader import Frame
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
+from lipstream.pipeline import Aligned, Repainted, align, by_groups, composite
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.stages import StageClock, ordered_map
@@ -89,7 +91,7 @@ def make_subject(stage: StageName, setting: Setting, parts: Parts, inputs: Input
     if stage == "align":
         return _align(setting, parts, faces)
     if stage == "composite":
-        return _composite(setting, faces)
+        return _composite(setting, parts, faces)
     return _vae(setting, parts, faces)
 
 
@@ -119,42 +121,48 @@ def _features(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
     )
 
 
-def _detect(setting: Setting, parts: Parts, frames: list[NDArray[np.uint8]]) -> Subject:
-    return Subject(run=lambda: _mapped(parts.detector.detect, frames, setting, "detect"), frames=len(frames))
+def _detect(setting: Setting, parts: Parts, frames: list[Frame]) -> Subject:
+    images = [frame.image for frame in frames]
+    return Subject(run=lambda: _mapped(parts.detector.detect, images, setting, "detect"), frames=len(frames))
 
 
-@dataclass(frozen=True)
-class _Face:
-    """A frame (h, w, 3) with a face, its affine matrix (2, 3) to the crop and the crop (3, res, res), uint8."""
+def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
+    cut, geometry = partial(align, _resolution(setting, parts)), setting.runtime.face_geometry()
+    tracked = [(face.frame, face.affine_matrix) for face in faces]
 
-    image: NDArray[np.uint8]
-    affine_matrix: NDArray[np.float32]
-    crop: Tensor
+    def run() -> list[Aligned]:
+        return list(by_groups(cut, tracked, geometry, StageClock("align")))
 
-
-def _align(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
-    resolution = _resolution(setting, parts)
-
-    def run() -> list[Tensor]:
-        return _mapped(lambda face: crop_face(face.image, face.affine_matrix, resolution), faces, setting, "align")
-
-    return Subject(run, len(faces), pictures=lambda: [_image(crop) for crop in run()])
+    return Subject(run, len(faces), pictures=lambda: [_image(crop) for crop in _crops(run())])
 
 
-def _composite(setting: Setting, faces: list[_Face]) -> Subject:
+def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     """Pastes the crops back, darkened, so that every pixel that is painted changes."""
-    painted = [conditioning.to_pixels(face.crop // 2) for face in faces]
+    config, geometry = parts.model.config, setting.runtime.face_geometry()
+    crops = torch.stack(_crops(faces))
+    painted = conditioning.to_pixels(crops // 2)
+    if (setting.sync.texture or config.texture) == "kept":
+        mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(crops.device)
+        painted = keep_texture(painted, conditioning.to_pixels(crops), mask)
 
-    def paste(pair: tuple[_Face, Tensor]) -> NDArray[np.uint8]:
-        return paste_face(pair[0].image, resize_face(pair[1]), pair[0].affine_matrix)
+    def repainted() -> list[Repainted]:
+        """On frames of its own: they are painted on."""
+        frames = [replace(face.frame, image=face.frame.image.copy()) for face in faces]
+        return [Repainted(frames[i], face.affine_matrix, painted[i]) for i, face in enumerate(faces)]
 
-    def run() -> list[NDArray[np.uint8]]:
-        return _mapped(paste, list(zip(faces, painted, strict=True)), setting, "composite")
+    def paste(items: list[Repainted]) -> Images:
+        return [image for image, _ in by_groups(composite, items, geometry, StageClock("composite"))]
 
-    return Subject(run, len(faces), pictures=run, untouched=[face.image for face in faces])
+    timed = repainted()
+    return Subject(
+        run=lambda: paste(timed),
+        frames=len(faces),
+        pictures=lambda: paste(repainted()),
+        untouched=[face.frame.image for face in faces],
+    )
 
 
-def _vae(setting: Setting, parts: Parts, faces: list[_Face]) -> Subject:
+def _vae(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     """Encodes masked and whole crops and decodes as many: what a sync does once a window."""
     batches = _batches(setting, parts, faces, None)
     channels = parts.model.config.unet.out_channels
@@ -221,7 +229,7 @@ def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
         return Sampling(
             setting=setting,
             model=model,
-            crops=torch.stack([face.crop for face in faces]),
+            crops=torch.stack(_crops(faces)).cpu(),
             batches=[conditioning.condition(model.vae, *batch) for batch in batches],
             mask=batches[0][1],
             noise=noise.to(setting.runtime.torch_device()),
@@ -244,23 +252,25 @@ def _resolution(setting: Setting, parts: Parts) -> int:
     return setting.sync.resolution or parts.model.config.resolution
 
 
-def _frames(inputs: Inputs, setting: Setting) -> list[NDArray[np.uint8]]:
-    return [frame.image for frame in read_looped(inputs.video, inputs.n_frames, setting.sync.loop)]
+def _frames(inputs: Inputs, setting: Setting) -> list[Frame]:
+    return list(read_looped(inputs.video, inputs.n_frames, setting.sync.loop))
 
 
-def _align_all(setting: Setting, parts: Parts, frames: list[NDArray[np.uint8]]) -> list[_Face]:
+def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Aligned]:
     """Every frame with a face, found and cut out."""
-    resolution = _resolution(setting, parts)
-    track = FaceTrack(resolution)
-    faces = []
-    for index, found in enumerate(_mapped(parts.detector.detect, frames, setting, "detect")):
+    track, tracked = FaceTrack(_resolution(setting, parts)), []
+    for index, found in enumerate(_mapped(parts.detector.detect, [frame.image for frame in frames], setting, "detect")):
         affine_matrix = track.update(index, False, None if found is None else found.landmarks)
         if affine_matrix is not None:
-            crop = crop_face(frames[index], affine_matrix, resolution)
-            faces.append(_Face(frames[index], affine_matrix, crop))
-    if not faces:
+            tracked.append((frames[index], affine_matrix))
+    if not tracked:
         raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark; name another video")
-    return faces
+    cut = partial(align, _resolution(setting, parts))
+    return list(by_groups(cut, tracked, setting.runtime.face_geometry(), StageClock("align")))
+
+
+def _crops(faces: Iterable[Aligned]) -> list[Tensor]:
+    return [face.crop for face in faces if face.crop is not None]
 
 
 def _heard(parts: Parts, inputs: Inputs) -> list[Tensor]:
@@ -269,7 +279,7 @@ def _heard(parts: Parts, inputs: Inputs) -> list[Tensor]:
 
 
 def _batches(
-    setting: Setting, parts: Parts, faces: list[_Face], heard: list[Tensor] | None
+    setting: Setting, parts: Parts, faces: list[Aligned], heard: list[Tensor] | None
 ) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
     config, device = parts.model.config, setting.runtime.torch_device()
@@ -277,7 +287,7 @@ def _batches(
     batches, first = [], 0
     windows = windows_a_call(setting.runtime.batch, parts.model, device)
     for size, num_frames in flops.calls(len(faces), config.num_frames, windows):
-        crops = torch.stack([face.crop for face in faces[first : first + size]])
+        crops = torch.stack(_crops(faces[first : first + size]))
         audio = torch.empty(size, 0, 0) if heard is None else torch.stack(heard[first : first + size])
         batches.append((conditioning.to_pixels(crops.to(device)), mask, audio.to(device), num_frames))
         first += size
