@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from lipstream.stages import StageClock, arriving, leaving, ordered_map, prefetch, timed
 
@@ -171,3 +172,15 @@ def test_every_call_that_succeeds_is_told_in_its_own_thread() -> None:
     assert {name for _, name, _, _ in told} == {"square"}
     assert all(thread.startswith("square_") for thread, *_ in told)
     assert all(before_s <= begun_s <= ended_s <= time.perf_counter() for *_, begun_s, ended_s in told)
+
+
+@pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="needs a torch with OpenMP")
+def test_torch_splits_no_work_of_a_maps_threads_and_all_others_keep_their_number() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert set(ordered_map(lambda _: torch.get_num_threads(), range(8), 2, StageClock("map"))) == {1}
+        assert torch.get_num_threads() == 3
+        assert list(prefetch((torch.get_num_threads() for _ in range(1)), 1)) == [3]
+    finally:
+        torch.set_num_threads(before)

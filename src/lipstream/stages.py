@@ -8,6 +8,7 @@ or nobody who asks). Its clock keeps the three apart, and what other stages do o
 
 from __future__ import annotations
 
+import functools
 import itertools
 import queue
 import threading
@@ -19,6 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, TypeVar
+
+import torch
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -202,7 +206,7 @@ def ordered_map(
 ) -> Generator[R, None, None]:
     """`function` of each item in `threads` threads, results in the items' order, at most 2 * threads in flight.
 
-    frames: how many an item counts for.
+    Torch does not split the work of these threads among cores once more. frames: how many an item counts for.
     """
     clock.threads = threads
     idle = _Idle(clock)
@@ -227,7 +231,7 @@ def ordered_map(
             yield item
 
     source = iter(items)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=clock.name)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=clock.name, initializer=_on_one_core)
     pending: deque[Future[R]] = deque()
     try:
         for item in fed(source):
@@ -239,6 +243,17 @@ def ordered_map(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _close(source)
+
+
+def _on_one_core() -> None:
+    """From here on this thread's work in torch stays in it; torch's own call for that changes other threads too."""
+    torch.get_num_threads()  # the first call in a thread sets their number
+    _openmp().limit(limits=1)
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")
 
 
 @dataclass(frozen=True)
