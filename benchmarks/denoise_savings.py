@@ -28,6 +28,7 @@ from lipstream.accelerate.compile import compiled_step
 from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
+from lipstream.models.enlarging import merge_enlargements
 from lipstream.models.load import read_config
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_config import UNetConfig
@@ -142,6 +143,8 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     yield "windows in one call", lambda: (lambda: one_by_one(setup, ours), lambda: setup.sample(ours))
     yield "channels last", lambda: pair(denoise.UNetDenoiser(rows_first(unet)), ours)
     yield "fused projections", lambda: pair(denoise.UNetDenoiser(unfused(unet)), ours)
+    yield "enlarging convolutions merged", lambda: pair(ours, denoise.UNetDenoiser(merged(unet)))
+    yield "enlarging convolutions merged, VAE", lambda: decoding(setup, merged(setup.vae))
     yield "encodings beside denoising", lambda: (lambda: clip(setup, ahead=False), lambda: clip(setup, ahead=True))
     if setup.device.type == "cuda":
         yield "pinned copies beside compute", lambda: (lambda: clip(setup, pinned=False), lambda: clip(setup))
@@ -154,6 +157,19 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
 def all_of_these(setup: Setup, ours: denoise.Denoiser) -> tuple[Denoise, Denoise]:
     plain = AsPublished(rows_first(unfused(setup.unet)))
     return lambda: one_by_one(setup, plain), lambda: setup.sample(ours)
+
+
+def merged(network: Any) -> Any:
+    """The same weights with what enlarges as one transposed convolution, which on a CPU is always on."""
+    twin = copy.deepcopy(network)
+    merge_enlargements(twin)
+    return twin.to(memory_format=torch.channels_last)
+
+
+def decoding(setup: Setup, vae: Any) -> tuple[Denoise, Denoise]:
+    """All windows' latents decoded by the setup's VAE and by another."""
+    latents = setup.seen.channels[:, -setup.unet.config.out_channels :]
+    return lambda: conditioning.decode(setup.vae, latents), lambda: conditioning.decode(vae, latents)
 
 
 class Unsaved(denoise.UNetDenoiser):

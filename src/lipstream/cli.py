@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lipstream import words
+from lipstream.allocator import keep_freed_memory
 from lipstream.errors import LipstreamError
 from lipstream.version import __version__
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING, format="lipstream: %(levelname)s: %(message)s"
     )
+    keep_freed_memory()
     try:
         with _terminable():
             return int(args.command(args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The VAE takes images one by one: more in a call cost memory and save nothing.
-_VAE_IMAGES = 16
+# The VAE takes images one by one: more in a call cost memory and save nothing. On a CPU so many are fastest that the
+# widest layers' results, of about so many bytes, stay in its caches.
+_IMAGES = 16
+_CACHED_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
 
     vae: diffusers' AutoencoderKL. The published code draws from the distribution; the mode needs no random numbers.
     """
-    parts = torch.split(pixels.to(vae.dtype), _VAE_IMAGES)
+    parts = torch.split(pixels.to(vae.dtype), _images_a_call(vae, pixels.shape[-2:]))
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
@@ -44,8 +47,18 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pixels (n, 3, h, w), about [-1, 1] and float32, of latents (n, C, h / factor, w / factor)."""
     scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    parts = torch.split(scaled.to(vae.dtype), _VAE_IMAGES)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = (length * factor for length in latents.shape[-2:])
+    parts = torch.split(scaled.to(vae.dtype), _images_a_call(vae, (height, width)))
     return torch.cat([vae.decode(part).sample for part in parts]).float()
+
+
+def _images_a_call(vae: Any, size: Sequence[int]) -> int:
+    """Images of `size` (height, width) that the VAE is given at once."""
+    if vae.device.type != "cpu":
+        return _IMAGES
+    image_bytes = vae.config.block_out_channels[0] * size[0] * size[1] * vae.dtype.itemsize
+    return min(max(_CACHED_BYTES // image_bytes, 1), _IMAGES)
 
 
 def condition(vae: Any, pixels: Tensor, mask: Tensor, audio: Tensor, num_frames: int) -> Conditioning:

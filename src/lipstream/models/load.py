@@ -16,6 +16,7 @@ from lipstream.models import hub
 from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
 from lipstream.models.checkpoint import fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
+from lipstream.models.enlarging import merge_enlargements
 from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
@@ -62,14 +63,14 @@ class Source:
         unet.fuse_projections()
         if is_float8:
             hold_float8(unet)
-        return unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self._ready(unet)
 
     def vae(self, dtype: torch.dtype) -> Any:
         """The VAE, diffusers' AutoencoderKL, ready to run. Raises ModelError."""
         vae, tensors = read_vae(self.paths)
         _check_vae(self.config, vae)
         self._fill(vae, tensors, self.paths.vae_weights, dtype)
-        return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        return self._ready(vae)
 
     def audio_encoder(self, dtype: torch.dtype) -> AudioEncoder:
         """The audio encoder, ready to run. Raises ModelError."""
@@ -84,6 +85,11 @@ class Source:
                 tensors = int8_tensors(module, tensors)
             hold_int8(module, dynamic=self.quantize == "int8-dynamic")
         fill(module, tensors, path, self.device, dtype)
+
+    def _ready(self, network: Any) -> Any:
+        if self.device.type == "cpu":  # twice as fast there, not measured elsewhere
+            merge_enlargements(network)
+        return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
