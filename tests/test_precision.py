@@ -157,7 +157,7 @@ def test_what_overflows_is_made_again_in_full_precision(
     with caplog.at_level(logging.WARNING):
         sync("half.mp4", precision="fp16")
     told = [record.getMessage() for record in caplog.records if network in record.getMessage()]
-    assert told == [
+    assert sorted(told) == [  # windows are beside one another
         f"frames {n}: the {network}'s result in float16 is not finite; made again in float32" for n in warnings
     ]
     one, other = read_images(tmp_path / "exact.mp4"), read_images(tmp_path / "half.mp4")

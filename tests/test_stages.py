@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lipstream.stages import StageClock, arriving, leaving, ordered_map, prefetch, timed
+from lipstream.stages import StageClock, arriving, ordered_map, prefetch, timed
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
@@ -124,24 +124,26 @@ def test_idle_threads_of_a_map_wait_for_input_or_for_room(threads: int) -> None:
     assert crowded.waiting_for_room_s > crowded.waiting_for_input_s
 
 
-def test_a_stage_in_a_thread_of_its_own_waits_for_its_queues() -> None:
+def test_what_arrives_is_waited_for() -> None:
     clock = StageClock("stage")
-
-    def stage(items: Iterator[int]) -> Iterator[int]:
-        for item in arriving(items, clock):
-            with clock.running():
-                pass
-            yield item
-
-    for _ in prefetch(leaving(stage(slowly(10, 0.01)), clock), 1):
-        pass
-    assert clock.waiting_for_input_s >= 0.1 > clock.waiting_for_room_s
-    hungry = clock.waiting_for_input_s
-    for _ in prefetch(leaving(stage(iter(range(10))), clock), 1):
+    assert list(arriving(slowly(10, 0.01), clock)) == list(range(10))
+    assert clock.waiting_for_input_s >= 0.1
+    hungry_s = clock.waiting_for_input_s
+    for _ in arriving(iter(range(10)), clock):
         time.sleep(0.01)
-    assert clock.waiting_for_room_s >= 0.05
-    assert clock.waiting_for_input_s - hungry < clock.waiting_for_room_s
-    assert clock.calls == clock.frames == 20
+    assert clock.waiting_for_input_s - hungry_s < 0.05
+
+
+def test_a_map_holds_no_more_items_than_told() -> None:
+    made = []
+
+    def source() -> Iterator[int]:
+        for n in range(12):
+            made.append(n)
+            yield n
+
+    for taken, _ in enumerate(ordered_map(lambda n: n, source(), 2, StageClock("map"), in_flight=3)):
+        assert len(made) <= taken + 3
 
 
 def test_sleep_takes_no_cpu_time_and_work_does() -> None:
@@ -180,6 +182,8 @@ def test_torch_splits_no_work_of_a_maps_threads_and_all_others_keep_their_number
     torch.set_num_threads(3)
     try:
         assert set(ordered_map(lambda _: torch.get_num_threads(), range(8), 2, StageClock("map"))) == {1}
+        everywhere = ordered_map(lambda _: torch.get_num_threads(), range(8), 2, StageClock("map"), on_one_core=False)
+        assert set(everywhere) == {3}
         assert torch.get_num_threads() == 3
         assert list(prefetch((torch.get_num_threads() for _ in range(1)), 1)) == [3]
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 from lipstream.accelerate.compile import compiled_step
 from lipstream.accelerate.precision import Ladder
 from lipstream.face.detect import Detector, make_detector
-from lipstream.latent.batch import windows_a_call
+from lipstream.latent.batch import calls_side_by_side, windows_a_call
 from lipstream.latent.denoise import UNetDenoiser
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
@@ -84,6 +84,7 @@ class LipSync:
             threads=runtime.face_threads(),
             geometry=runtime.face_geometry(),
             batch=batch,
+            side_by_side=calls_side_by_side(model.unet, runtime),
         )
 
     @classmethod

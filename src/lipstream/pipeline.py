@@ -42,7 +42,7 @@ from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
 from lipstream.settings import FaceGeometry, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.stages import StageClock, arriving, grouped, leaving, ordered_map, prefetch, timed
+from lipstream.stages import StageClock, arriving, grouped, ordered_map, prefetch, timed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -137,7 +137,10 @@ class Ladders:
 
 @dataclass(frozen=True)
 class Line:
-    """What the line is made of. threads: of detection. geometry: of align, composite. batch: windows a U-Net call."""
+    """What the line is made of. threads: of detection. geometry: of align, composite. batch: windows a U-Net call.
+
+    side_by_side: calls beside one another, each on a core of its own; None: one call at a time, wherever it likes.
+    """
 
     model: Model
     denoiser: denoise.Denoiser
@@ -147,6 +150,7 @@ class Line:
     threads: int
     geometry: FaceGeometry
     batch: int
+    side_by_side: int | None
 
 
 def run(
@@ -176,12 +180,8 @@ def run(
 
     windows = _gather(prefetch(aligned, num_frames * line.batch, "prefetch-align"), audio, num_frames)
     mask = face_mask(line.model.config.mask_polygon_xy, line.model.config.mask_size, resolution).to(line.device)
-    batches = _batches(arriving(windows, clocks.encode), line.batch)
-    encoded = _encode(line, batches, mask, clocks.encode)
-    if line.device.type == "cuda":  # the next windows are encoded beside; on a CPU the two would fight for its cores
-        encoded = prefetch(leaving(encoded, clocks.encode), 1, "prefetch-encode")
-    repainted = _denoise(line, arriving(encoded, clocks.denoise), mask, settings, clocks.denoise)
-    ready = prefetch(leaving(repainted, clocks.denoise), num_frames * line.batch, "prefetch-denoise")
+    repainted = _repaint(line, _batches(windows, line.batch), mask, settings, clocks)
+    ready = prefetch(repainted, num_frames * line.batch, "prefetch-denoise")
     pictures = arriving(by_groups(composite, ready, geometry, clocks.composite), clocks.write)
 
     counts = Counts()
@@ -282,13 +282,42 @@ def _batches(windows: Iterable[Window], batch: int) -> Iterator[list[Window]]:
         yield from grouped(alike, batch)
 
 
-def _encode(line: Line, batches: Iterable[list[Window]], mask: Tensor, clock: StageClock) -> Iterator[Encoded]:
-    """Bring the crops of each batch to the device and encode them."""
-    lane = Lane(line.device)
-    for batch in batches:
-        with clock.running(frames=sum(len(window.frames) for window in batch)):
-            encoded = _encode_batch(line, lane, batch, mask) if batch[0].faces else Encoded(batch)
-        yield encoded
+def _repaint(
+    line: Line, batches: Iterable[list[Window]], mask: Tensor, settings: SyncSettings, clocks: Clocks
+) -> Iterator[Repainted]:
+    """Give every face of each batch its new mouth, and bring it where it is pasted."""
+    encoding, lane, size = Lane(line.device), Lane(line.device), line.model.latent_size(mask.shape[-1])
+    with lane.running():
+        noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
+
+    def encode(batch: list[Window]) -> Encoded:
+        return _encode_batch(line, encoding, batch, mask) if batch[0].faces else Encoded(batch)
+
+    def paint(batch: Encoded) -> list[Repainted]:
+        faces = iter(_denoise_batch(line, lane, batch, mask, noise, settings))
+        frames = itertools.chain.from_iterable(window.frames for window in batch.windows)
+        return [Repainted(a.frame, a.affine_matrix, None if a.crop is None else next(faces)) for a in frames]
+
+    def encode_and_paint(batch: list[Window]) -> list[Repainted]:
+        with clocks.encode.running(_n_frames(batch)):
+            encoded = encode(batch)
+        return paint(encoded)
+
+    if line.device.type == "cuda":  # the next windows are encoded beside
+        encoded = ordered_map(encode, batches, 1, clocks.encode, _n_frames)
+        painted = ordered_map(paint, encoded, 1, clocks.denoise, lambda batch: _n_frames(batch.windows))
+    else:  # the two would fight for a CPU's cores: whole windows are beside one another
+        n = clocks.encode.threads = line.side_by_side or 1
+        on_one_core = line.side_by_side is not None
+        painted = ordered_map(
+            encode_and_paint, batches, n, clocks.denoise, _n_frames, in_flight=n + 1, on_one_core=on_one_core
+        )
+    for frames in painted:
+        yield from frames
+
+
+def _n_frames(batch: Sequence[Window]) -> int:
+    return sum(len(window.frames) for window in batch)
 
 
 @torch.inference_mode()
@@ -304,21 +333,6 @@ def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> 
         if is_finite:
             return Encoded(batch, pixels, seen)
         vae = next(higher)
-
-
-def _denoise(
-    line: Line, batches: Iterable[Encoded], mask: Tensor, settings: SyncSettings, clock: StageClock
-) -> Iterator[Repainted]:
-    """Give every face of each batch its new mouth, and bring it where it is pasted."""
-    lane, size = Lane(line.device), line.model.latent_size(mask.shape[-1])
-    with lane.running():
-        noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
-    for batch in batches:
-        with clock.running(frames=sum(len(window.frames) for window in batch.windows)):
-            faces = iter(_denoise_batch(line, lane, batch, mask, noise, settings))
-        for aligned in itertools.chain.from_iterable(window.frames for window in batch.windows):
-            face = None if aligned.crop is None else next(faces)
-            yield Repainted(aligned.frame, aligned.affine_matrix, face)
 
 
 @torch.inference_mode()

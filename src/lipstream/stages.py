@@ -149,18 +149,6 @@ def arriving(items: Iterable[T], clock: StageClock) -> Generator[T, None, None]:
         _close(source)
 
 
-def leaving(items: Iterable[T], clock: StageClock) -> Generator[T, None, None]:
-    """The items as they are, with the time until the next is asked for counted as the stage's wait for room."""
-    source = iter(items)
-    try:
-        for item in source:
-            begun_s = time.perf_counter()
-            yield item
-            clock.waited(Wait.ROOM, time.perf_counter() - begun_s)
-    finally:
-        _close(source)
-
-
 def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items on end, the last one of what is left."""
     source = iter(items)
@@ -203,10 +191,14 @@ def ordered_map(
     threads: int,
     clock: StageClock,
     frames: Callable[[T], int] = lambda _: 1,
+    *,
+    in_flight: int | None = None,
+    on_one_core: bool = True,
 ) -> Generator[R, None, None]:
-    """`function` of each item in `threads` threads, results in the items' order, at most 2 * threads in flight.
+    """`function` of each item in `threads` threads, results in the items' order.
 
-    Torch does not split the work of these threads among cores once more. frames: how many an item counts for.
+    frames: how many an item counts for. in_flight: items held at most, twice the threads unless told. on_one_core:
+    torch does not split the work of these threads among cores once more.
     """
     clock.threads = threads
     idle = _Idle(clock)
@@ -231,12 +223,13 @@ def ordered_map(
             yield item
 
     source = iter(items)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=clock.name, initializer=_on_one_core)
+    initializer = _on_one_core if on_one_core else None
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=clock.name, initializer=initializer)
     pending: deque[Future[R]] = deque()
     try:
         for item in fed(source):
             pending.append(pool.submit(run, item))
-            if len(pending) >= 2 * threads:
+            if len(pending) >= (in_flight or 2 * threads):
                 yield _blocking(pending.popleft().result)
         while pending:
             yield _blocking(pending.popleft().result)

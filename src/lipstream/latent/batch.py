@@ -1,4 +1,4 @@
-"""How many windows share a U-Net call, decided from free memory."""
+"""How many windows share a U-Net call, and how many calls are made beside one another."""
 
 from __future__ import annotations
 
@@ -8,17 +8,34 @@ import torch
 
 from lipstream.latent import conditioning, denoise
 from lipstream.models.load import Model
-from lipstream.settings import Sampling
+from lipstream.models.unet import UNet
+from lipstream.settings import RuntimeSettings, Sampling
 
 MOST_WINDOWS = 4
 # The rest is for the encoding of the next windows, a compiled step's own memory, fragments, and other programs.
 _SHARE_OF_FREE = 0.5
 _AUDIO_TOKENS = 50
+# A network of fewer numbers computes too little at a time to be split among cores.
+_SMALL = 50_000_000
+# The frames of every call are in memory.
+_MOST_SIDE_BY_SIDE = 4
 
 
 def windows_that_fit(free_bytes: int, window_bytes: int) -> int:
     """Windows a call, from 1 to MOST_WINDOWS, when one takes `window_bytes` at its peak."""
     return max(1, min(MOST_WINDOWS, int(_SHARE_OF_FREE * free_bytes / window_bytes)))
+
+
+def calls_side_by_side(unet: UNet, runtime: RuntimeSettings) -> int | None:
+    """How many calls are made beside one another, each on a core of its own; None for one that takes all it can get.
+
+    So for small networks on a CPU: threads that wait for one another at every layer do badly beside those of other
+    stages and programs. What torch compiles has its own number of threads.
+    """
+    is_small = sum(tensor.numel() for tensor in unet.state_dict().values()) < _SMALL
+    if runtime.torch_device().type != "cpu" or runtime.compile or not is_small:
+        return None
+    return min(runtime.face_threads(), _MOST_SIDE_BY_SIDE)
 
 
 def windows_a_call(batch: int | Literal["auto"], model: Model, device: torch.device) -> int:

@@ -54,16 +54,16 @@ class Trace:
 
         The device is waited for around each, so that a span is the part's own time; the run as a whole gets slower.
         """
-        begun_s: list[float] = []
+        here = _Open()
 
         def before(module: nn.Module, inputs: Any) -> None:
             wait_for(device)
-            begun_s.append(time.perf_counter())
+            here.begun_s.append(time.perf_counter())
 
         def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 wait_for(device)
-                self._add("layer", name, begun_s.pop(), time.perf_counter())
+                self._add("layer", name, here.begun_s.pop(), time.perf_counter())
 
             return hook
 
@@ -103,6 +103,13 @@ class Trace:
                 track = self._here.track = len(self.threads)
                 self.threads.append(threading.current_thread().name)
             self.spans.append(Span(kind, name, track, begun_s, ended_s))
+
+
+class _Open(threading.local):
+    """When the parts that this thread is in began, the innermost last."""
+
+    def __init__(self) -> None:
+        self.begun_s: list[float] = []
 
 
 def _metadata(kind: str, thread: int, name: str) -> dict[str, Any]:
