@@ -38,6 +38,7 @@ from lipstream.stages import prefetch
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
 NARROW_VAE_WIDTHS = (32, 64, 64, 64)
 NUM_FRAMES, AUDIO_TOKENS = 16, 50
+SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
 SAME = 1e-4
 
 Denoise = Callable[[], Tensor]
@@ -63,13 +64,8 @@ class Setup:
         return len(self.crops) // NUM_FRAMES
 
     def sample(self, denoiser: denoise.Denoiser, seen: Conditioning | None = None) -> Tensor:
-        return denoise.sample(
-            denoiser,
-            read_config("latentsync-1.5")[0].scheduler,
-            self.noise,
-            seen or self.seen,
-            Sampling(self.steps, self.guidance_scale),
-        )
+        sampling = Sampling(self.steps, self.guidance_scale)
+        return denoise.sample(denoiser, SCHEDULER_WORDS, self.noise, seen or self.seen, sampling)
 
 
 def main() -> None:
@@ -95,7 +91,8 @@ def main() -> None:
         if args.only not in name:
             continue
         ways = dict(zip(("without", "with"), pair(), strict=True))
-        difference, times, peaks = by_turns(ways, args.rounds, setup.device)
+        results, times, peaks = by_turns(ways, args.rounds, setup.device)
+        difference = float((results["with"] - results["without"]).abs().max())
         for way, seconds in times.items():
             told = f"{way}; {settings}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds"
             told += f"; greatest difference {difference:.1e}"
@@ -112,20 +109,19 @@ def main() -> None:
 
 def by_turns(
     ways: dict[str, Denoise], rounds: int, device: torch.device
-) -> tuple[float, dict[str, list[float]], dict[str, float | None]]:
-    """The greatest difference of the results, and for each way its seconds and its peak memory on CUDA, MB."""
+) -> tuple[dict[str, Tensor], dict[str, list[float]], dict[str, float | None]]:
+    """The result of each way, its seconds and its peak memory on CUDA, MB. Every other round is in reverse order."""
     results = {way: work().cpu() for way, work in ways.items()}  # also warms up, and compiles
-    difference = float((results["with"] - results["without"]).abs().max())
     times: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, float | None] = dict.fromkeys(ways)
-    for _ in range(rounds):
-        for way, work in ways.items():
+    for round_ in range(rounds):
+        for way, work in list(ways.items())[:: 1 if round_ % 2 == 0 else -1]:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             times[way].append(timed_s(work, device))
             if device.type == "cuda":
                 peaks[way] = torch.cuda.max_memory_allocated(device) / 2**20
-    return difference, times, peaks
+    return results, times, peaks
 
 
 def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[], tuple[Denoise, Denoise]]]]:
@@ -140,14 +136,15 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     yield "constant of first convolution once", lambda: pair(ConvolvesEveryStep(unet), ours)
     yield "silence is its bias", lambda: pair(SilenceComputed(unet), BranchesApart(unet))
     yield "prefix shared by both branches", lambda: pair(BranchesApart(unet), ours)
-    yield "windows in one call", lambda: (lambda: one_by_one(setup, ours), lambda: setup.sample(ours))
+    yield "windows in one call", lambda: (lambda: by_calls(setup, ours), lambda: setup.sample(ours))
     yield "channels last", lambda: pair(denoise.UNetDenoiser(rows_first(unet)), ours)
     yield "fused projections", lambda: pair(denoise.UNetDenoiser(unfused(unet)), ours)
     yield "enlarging convolutions merged", lambda: pair(ours, denoise.UNetDenoiser(merged(unet)))
     yield "enlarging convolutions merged, VAE", lambda: decoding(setup, merged(setup.vae))
-    yield "encodings beside denoising", lambda: (lambda: clip(setup, ahead=False), lambda: clip(setup, ahead=True))
+    yield "encodings beside denoising", lambda: (lambda: clip(setup, ours, ahead=False), lambda: clip(setup, ours))
     if setup.device.type == "cuda":
-        yield "pinned copies beside compute", lambda: (lambda: clip(setup, pinned=False), lambda: clip(setup))
+        pinned = lambda: clip(setup, ours, pinned=False), lambda: clip(setup, ours)
+        yield "pinned copies beside compute", lambda: pinned
     yield "all of these", lambda: all_of_these(setup, ours)
     if with_compile:
         frames = len(setup.crops)
@@ -156,7 +153,7 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
 
 def all_of_these(setup: Setup, ours: denoise.Denoiser) -> tuple[Denoise, Denoise]:
     plain = AsPublished(rows_first(unfused(setup.unet)))
-    return lambda: one_by_one(setup, plain), lambda: setup.sample(ours)
+    return lambda: by_calls(setup, plain), lambda: setup.sample(ours)
 
 
 def merged(network: Any) -> Any:
@@ -245,19 +242,21 @@ class AsPublished(Unsaved):
         return noise.float(), latents[:0]
 
 
-def one_by_one(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:
-    """Every window in a call of its own."""
-    return torch.cat([setup.sample(denoiser, seen) for seen in each_window(setup.seen)])
+def by_calls(setup: Setup, denoiser: denoise.Denoiser, windows: int = 1) -> Tensor:
+    """Latents of all windows, so many of them in a call."""
+    return torch.cat([setup.sample(denoiser, seen) for seen in each_call(setup.seen, windows)])
 
 
-def each_window(seen: Conditioning) -> Iterator[Conditioning]:
-    for channels, audio in zip(seen.channels.split(NUM_FRAMES), seen.audio.split(NUM_FRAMES), strict=True):
+def each_call(seen: Conditioning, windows: int = 1) -> Iterator[Conditioning]:
+    """What conditions each call of so many windows."""
+    frames = windows * NUM_FRAMES
+    for channels, audio in zip(seen.channels.split(frames), seen.audio.split(frames), strict=True):
         yield Conditioning(channels, audio, NUM_FRAMES)
 
 
-def rows_first(unet: UNet) -> UNet:
-    module: Any = copy.deepcopy(unet)
-    return module.to(memory_format=torch.contiguous_format)
+def rows_first(network: Any) -> Any:
+    """A copy in torch's own memory format."""
+    return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 
 
 def unfused(unet: UNet) -> UNet:
@@ -272,14 +271,15 @@ def unfused(unet: UNet) -> UNet:
     return apart.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def clip(setup: Setup, *, ahead: bool = True, pinned: bool = True) -> Tensor:
-    """All windows through encoding, denoising and decoding, a window a call, in the way of lipstream.pipeline."""
-    lanes = [Lane(setup.device) for _ in range(3)]
-    denoiser = denoise.UNetDenoiser(setup.unet)
+def clip(
+    setup: Setup, denoiser: denoise.Denoiser, windows: int = 1, *, ahead: bool = True, pinned: bool = True
+) -> Tensor:
+    """All windows through encoding, denoising and decoding, so many a call, in the way of lipstream.pipeline."""
+    lanes, frames = [Lane(setup.device) for _ in range(3)], windows * NUM_FRAMES
 
     @torch.inference_mode()
     def encode() -> Iterator[Conditioning]:
-        for crops, audio in zip(setup.crops.split(NUM_FRAMES), setup.audio.split(NUM_FRAMES), strict=True):
+        for crops, audio in zip(setup.crops.split(frames), setup.audio.split(frames), strict=True):
             with lanes[0].running():
                 pixels = conditioning.to_pixels(lanes[0].upload(crops) if pinned else crops.to(setup.device))
                 seen = conditioning.condition(setup.vae, pixels, setup.mask, audio, NUM_FRAMES)
@@ -314,22 +314,29 @@ def make_setup(args: argparse.Namespace) -> Setup:
     unet = unet.to(dtype).eval().requires_grad_(False).to(memory_format=torch.channels_last)
     unet.fuse_projections()
     vae = vae.to(dtype).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    n, size = args.windows * NUM_FRAMES, resolution // 8
+    mask = (torch.arange(resolution)[:, None] < resolution // 2).expand(1, resolution, resolution).float()
+    return fill_setup(unet, vae, mask, args.windows, args.steps, args.guidance_scale)
+
+
+@torch.inference_mode()
+def fill_setup(unet: UNet, vae: Any, mask: Tensor, windows: int, steps: int, guidance_scale: float) -> Setup:
+    """Networks with random crops as large as the mask (1, res, res), what they hear and what they start from."""
+    weight, resolution, config = unet.conv_in.weight, mask.shape[-1], unet.config
+    n, size = windows * NUM_FRAMES, resolution // 2 ** (len(vae.config.block_out_channels) - 1)
     crops = torch.randint(0, 256, (n, 3, resolution, resolution), dtype=torch.uint8)
-    mask = (torch.arange(resolution)[:, None] < resolution // 2).expand(1, resolution, resolution).float().to(device)
-    audio = torch.randn(n, AUDIO_TOKENS, config.cross_attention_dim).to(device, dtype)
-    pixels = conditioning.to_pixels(crops.to(device))
+    audio = torch.randn(n, AUDIO_TOKENS, config.cross_attention_dim).to(weight)
+    mask, pixels = mask.to(weight.device), conditioning.to_pixels(crops.to(weight.device))
     return Setup(
         unet=unet,
         vae=vae,
         crops=crops,
         mask=mask,
         audio=audio,
-        noise=denoise.initial_noise(config.out_channels, size, size, seed=0).to(device),
+        noise=denoise.initial_noise(config.out_channels, size, size, seed=0).to(weight.device),
         seen=conditioning.condition(vae, pixels, mask, audio, NUM_FRAMES),
-        device=device,
-        steps=args.steps,
-        guidance_scale=args.guidance_scale,
+        device=weight.device,
+        steps=steps,
+        guidance_scale=guidance_scale,
     )
 
 

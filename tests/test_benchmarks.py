@@ -7,28 +7,92 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SMALL = ("--no-row", "--rounds", "1")
+NARROW = ("--narrow", "--device", "cpu", "--steps", "2", "--resolution", "256")
+
+# Ours, called as the published U-Net is: (1, channels, frames, height, width), a batch of two where it is guided.
+STAND_IN = """
+from types import SimpleNamespace
+
+import torch
+from latentsync.utils.util import zero_rank_log
+from lipstream.models.unet import UNet
+from lipstream.models.unet_config import UNetConfig
 
 
-def run(*words: str | Path) -> str:
-    """What a script prints; benchmarks/results.csv stays as it is."""
+class UNet3DConditionModel(UNet):
+    def __init__(self, **words):
+        super().__init__(UNetConfig.from_dict(words))
+
+    dtype = property(lambda self: self.conv_in.weight.dtype)
+
+    def forward(self, sample, timestep, encoder_hidden_states):
+        frames = sample.shape[2]
+        noise = super().forward(sample.transpose(1, 2).flatten(0, 1), timestep, encoder_hidden_states, frames)
+        return SimpleNamespace(sample=noise.unflatten(0, (-1, frames)).transpose(1, 2))
+"""
+
+
+def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A script's end; benchmarks/results.csv stays as it is."""
     rows = (ROOT / "benchmarks" / "results.csv").read_bytes()
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words, *SMALL], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     assert (ROOT / "benchmarks" / "results.csv").read_bytes() == rows
+    return done
+
+
+def run(*words: str | Path) -> str:
+    """What a script prints that ends well."""
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_full_size_model_is_measured_whole_and_its_unet_alone(tmp_path: Path) -> None:
-    words = ("--narrow", "--device", "cpu", "--seconds", "1", "--steps", "2", "--resolution", "256", "--batch", "2")
-    told = run("-m", "benchmarks.gpu.full_size", tmp_path, *words)
+    told = run("-m", "benchmarks.gpu.full_size", tmp_path, *NARROW, "--seconds", "1", "--batch", "2")
     assert "full size 64 px, narrow: " in told
     assert "frames/s end to end" in told
     assert all(f"  {stage} " in told for stage in ("detect", "align", "encode", "denoise", "composite", "write"))
     assert "for the U-Net alone" in told
     assert (tmp_path / "256-narrow" / "lipstream.json").is_file()
+
+
+@pytest.fixture(params=["stand-in", "LIPSTREAM_PUBLISHED"])
+def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A checkout of the published code, and what stands in for it where there is none."""
+    if request.param != "stand-in":
+        named = os.environ.get(request.param)
+        return Path(named) if named else pytest.skip(f"{request.param} names no checkout of the published code")
+    file = tmp_path / "stand-in" / "latentsync" / "models" / "unet.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(STAND_IN)
+    return tmp_path / "stand-in"
+
+
+def test_the_published_code_runs_beside_ours_to_the_same_latents(tmp_path: Path, checkout: Path) -> None:
+    words = ("--published", checkout, *NARROW, "--windows", "2", "--batch", "2")
+    told = run("-m", "benchmarks.gpu.published", tmp_path, *words)
+    for part in ("sampling", "model part"):
+        lines = [line for line in told.splitlines() if line.startswith(f"published code, 64 px, narrow, {part}: ")]
+        assert [way in line for way, line in zip(("published; ", "ours; "), lines, strict=True)] == [True, True]
+        assert "times as fast" in lines[1]
+
+
+def test_a_folder_that_is_not_the_published_code_is_named(tmp_path: Path) -> None:
+    done = call("-m", "benchmarks.gpu.published", tmp_path / "models", "--published", tmp_path, *NARROW)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"{tmp_path}: not a checkout of the published code")
+    assert "git clone" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_what_runs_on_a_gpu_machine_is_a_script() -> None:
+    subprocess.run(["bash", "-n", ROOT / "benchmarks" / "gpu" / "measure.sh"], check=True)
 
 
 def test_a_saving_in_denoising_changes_nothing() -> None:
