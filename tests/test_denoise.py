@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
+from torch._inductor.exc import TritonMissing
 
 from lipstream.accelerate.compile import RecordedStep, compiled_step
 from lipstream.cli import main
@@ -200,6 +201,20 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
         step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False, None)
 
 
+def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **words: Any) -> Any:
+        def step(*args: Any) -> Any:
+            raise TritonMissing(first_useful_frame=None)
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", missing)
+    unet, inputs = make_unet(ONE_LEVEL), make_inputs(1, 2)
+    step = compiled_step(unet, frames=2)
+    with pytest.raises(SettingsError, match=r"Triton.*leave --compile out"):
+        step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False, None)
+
+
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=[needs_cuda, pytest.mark.gpu])])
 def test_a_lane_brings_there_and_back(device: torch.device) -> None:
     lane = Lane(device)
@@ -232,7 +247,7 @@ def test_lanes_on_metal_take_turns() -> None:
 @pytest.mark.gpu
 def test_a_recorded_step_is_the_step() -> None:
     unet = make_unet().to("cuda")
-    recorded = RecordedStep(unet.step)
+    recorded = RecordedStep(unet.step, torch.device("cuda"))
     for seed in (1, 2, 3):
         inputs = make_inputs(2, 4, SMALL, seed=seed)
         prepared = unet.prepare(inputs.channels.cuda(), inputs.audio.cuda(), 4)

@@ -208,3 +208,11 @@ def test_the_memory_format_is_the_weights_own(unet: UNet) -> None:
     assert all(formats[:half])
     assert sum(formats[half:]) < half / 2
     assert_same(outputs[1], outputs[0])
+
+
+def test_more_attentions_than_cuda_takes_are_split(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(2, 3)
+    given = (inputs.latents, TIMESTEP, unet.prepare(inputs.channels, inputs.audio, 3), True)
+    expected, _ = unet.step(*given)
+    monkeypatch.setattr("lipstream.models.unet_layers._MOST_ATTENTIONS", 5)
+    assert_same(unet.step(*given)[0], expected)

@@ -18,7 +18,7 @@ from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline import Clocks, Ladders, Line, run
+from lipstream.pipeline import Clocks, Ladders, Lanes, Line, run
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 from lipstream.stages import StageClock
 from lipstream.version import __version__
@@ -68,7 +68,7 @@ class LipSync:
 
     def __init__(self, model: Model, detector: Detector, runtime: RuntimeSettings) -> None:
         self._runtime = runtime
-        device = runtime.torch_device()
+        device, geometry = runtime.torch_device(), runtime.face_geometry()
         batch = windows_a_call(runtime.batch, model, device)
         frames = batch * model.config.num_frames
         self._line = Line(
@@ -82,7 +82,8 @@ class LipSync:
             detector=detector,
             device=device,
             threads=runtime.face_threads(),
-            geometry=runtime.face_geometry(),
+            geometry=geometry,
+            lanes=Lanes.to(device, geometry),
             batch=batch,
             side_by_side=calls_side_by_side(model.unet, runtime),
         )

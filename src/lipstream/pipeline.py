@@ -127,6 +127,23 @@ class Clocks:
 
 
 @dataclass(frozen=True)
+class Lanes:
+    """One lane a stage. Made once for all syncs: what CUDA's allocator keeps of a lane's memory only that lane gets."""
+
+    align: Lane
+    features: Lane
+    encode: Lane
+    denoise: Lane
+    composite: Lane
+
+    @classmethod
+    def to(cls, device: torch.device, geometry: FaceGeometry) -> Lanes:
+        """To the networks' device, and to where faces are cut out and pasted back."""
+        of_faces = {name: Lane(geometry.device) for name in ("align", "composite")}
+        return cls(**of_faces, **{name: Lane(device) for name in ("features", "encode", "denoise")})
+
+
+@dataclass(frozen=True)
 class Ladders:
     """The networks in higher precision, for where a result is not finite."""
 
@@ -149,6 +166,7 @@ class Line:
     device: torch.device
     threads: int
     geometry: FaceGeometry
+    lanes: Lanes
     batch: int
     side_by_side: int | None
 
@@ -174,7 +192,7 @@ def run(
     stretches = _stretches(frames, settings.frames_a_search())
     found = ordered_map(lambda item: _detect(line.detector, *item), stretches, line.threads, clocks.detect)
     tracked = _track(found, resolution, settings)
-    aligned = by_groups(partial(align, resolution), tracked, geometry, clocks.align)
+    aligned = by_groups(partial(align, resolution, line.lanes.align), tracked, geometry, clocks.align)
 
     audio = timed(_hear(line, speech, n_frames), clocks.features)
 
@@ -182,7 +200,9 @@ def run(
     mask = face_mask(line.model.config.mask_polygon_xy, line.model.config.mask_size, resolution).to(line.device)
     repainted = _repaint(line, _batches(windows, line.batch), mask, settings, clocks)
     ready = prefetch(repainted, num_frames * line.batch, "prefetch-denoise")
-    pictures = arriving(by_groups(composite, ready, geometry, clocks.composite), clocks.write)
+    pictures = arriving(
+        by_groups(partial(composite, line.lanes.composite), ready, geometry, clocks.composite), clocks.write
+    )
 
     counts = Counts()
     with closing(pictures):  # whatever happens here ends every thread of the line
@@ -226,11 +246,10 @@ def _track(
 
 
 def by_groups(
-    function: Callable[[Lane, Sequence[T]], Iterable[R]], items: Iterable[T], geometry: FaceGeometry, clock: StageClock
+    function: Callable[[Sequence[T]], Iterable[R]], items: Iterable[T], geometry: FaceGeometry, clock: StageClock
 ) -> Iterator[R]:
     """What `function` makes of as many frames at once as are to be worked on together, in order."""
-    lane, groups = Lane(geometry.device), grouped(items, geometry.frames)
-    for results in ordered_map(partial(function, lane), groups, geometry.threads, clock, frames=len):
+    for results in ordered_map(function, grouped(items, geometry.frames), geometry.threads, clock, frames=len):
         yield from results
 
 
@@ -247,7 +266,7 @@ def align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | N
 
 def _hear(line: Line, speech: SpeechInfo, n_frames: int) -> Iterator[Tensor]:
     """What each frame hears, on the device."""
-    lane = Lane(line.device)
+    lane = line.lanes.features
     above = line.higher.audio_encoder.above
     rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder, above)
     heard = frame_windows(rows, n_frames)
@@ -286,15 +305,15 @@ def _repaint(
     line: Line, batches: Iterable[list[Window]], mask: Tensor, settings: SyncSettings, clocks: Clocks
 ) -> Iterator[Repainted]:
     """Give every face of each batch its new mouth, and bring it where it is pasted."""
-    encoding, lane, size = Lane(line.device), Lane(line.device), line.model.latent_size(mask.shape[-1])
+    size, lane = line.model.latent_size(mask.shape[-1]), line.lanes.denoise
     with lane.running():
         noise = lane.upload(denoise.initial_noise(line.model.config.unet.out_channels, size, size, settings.seed))
 
     def encode(batch: list[Window]) -> Encoded:
-        return _encode_batch(line, encoding, batch, mask) if batch[0].faces else Encoded(batch)
+        return _encode_batch(line, batch, mask) if batch[0].faces else Encoded(batch)
 
     def paint(batch: Encoded) -> list[Repainted]:
-        faces = iter(_denoise_batch(line, lane, batch, mask, noise, settings))
+        faces = iter(_denoise_batch(line, batch, mask, noise, settings))
         frames = itertools.chain.from_iterable(window.frames for window in batch.windows)
         return [Repainted(a.frame, a.affine_matrix, None if a.crop is None else next(faces)) for a in frames]
 
@@ -321,8 +340,8 @@ def _n_frames(batch: Sequence[Window]) -> int:
 
 
 @torch.inference_mode()
-def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> Encoded:
-    vae, higher = line.model.vae, line.higher.vae.above(*_span(batch))
+def _encode_batch(line: Line, batch: list[Window], mask: Tensor) -> Encoded:
+    lane, vae, higher = line.lanes.encode, line.model.vae, line.higher.vae.above(*_span(batch))
     while True:
         with lane.running():
             crops = torch.stack([a.crop for window in batch for a in window.frames if a.crop is not None])
@@ -336,16 +355,14 @@ def _encode_batch(line: Line, lane: Lane, batch: list[Window], mask: Tensor) -> 
 
 
 @torch.inference_mode()
-def _denoise_batch(
-    line: Line, lane: Lane, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings
-) -> Sequence[Tensor]:
+def _denoise_batch(line: Line, batch: Encoded, mask: Tensor, noise: Tensor, settings: SyncSettings) -> Sequence[Tensor]:
     """New crops (faces of all windows, 3 or 4, res, res), float32: see `Repainted`.
 
     Where they are not finite, what is at fault is done again in higher precision: sampling, or else decoding alone.
     """
     if batch.pixels is None or batch.conditioning is None:
         return ()
-    config, span = line.model.config, _span(batch.windows)
+    lane, config, span = line.lanes.denoise, line.model.config, _span(batch.windows)
     sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
     denoiser, vae, latents = line.denoiser, line.model.vae, None
     higher_unet, higher_vae = line.higher.unet.above(*span), line.higher.vae.above(*span)

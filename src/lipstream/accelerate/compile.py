@@ -6,6 +6,7 @@ thread that ran it first (https://github.com/pytorch/pytorch/issues/123177), and
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,8 @@ from lipstream.models.unet import Prepared, Step, UNet
 from lipstream.models.unet_layers import KeysValues
 
 _WARM_UPS = 3
+# CUDA allows one recording at a time in a process.
+_RECORDING = threading.Lock()
 
 
 def compiled_step(unet: UNet, frames: int) -> Step:
@@ -25,7 +28,8 @@ def compiled_step(unet: UNet, frames: int) -> Step:
     The step raises SettingsError where torch.compile does not work on this machine.
     """
     compiled: Step = torch.compile(unet.step, fullgraph=True, dynamic=False)
-    fast = RecordedStep(compiled) if unet.conv_in.weight.is_cuda else compiled
+    weight = unet.conv_in.weight
+    fast = RecordedStep(compiled, weight.device) if weight.is_cuda else compiled
 
     def step(
         latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
@@ -34,10 +38,9 @@ def compiled_step(unet: UNet, frames: int) -> Step:
             return unet.step(latents, timestep, prepared, guided, deep)
         try:
             return fast(latents, timestep, prepared, guided, deep)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise SettingsError(
-                f"torch.compile does not work here ({_first_line(error.inner_exception)}); leave --compile out"
-            ) from error
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            reason = _first_line(getattr(error, "inner_exception", error))
+            raise SettingsError(f"torch.compile does not work here ({reason}); leave --compile out") from error
 
     return step
 
@@ -57,11 +60,17 @@ class _Recording:
 
 
 class RecordedStep:
-    """A step on CUDA, recorded once for each shape and for each of guided and not, deep features given and not."""
+    """A step on CUDA, recorded once for each shape and for each of guided and not, deep features given and not.
 
-    def __init__(self, step: Step) -> None:
+    All on a stream of its own: torch lets go of a stream's work space with any recording that was made there. One call
+    at a time, so that the recordings may share their memory.
+    """
+
+    def __init__(self, step: Step, device: torch.device) -> None:
         self._step = step
         self._recordings: dict[tuple[torch.Size, bool, bool], _Recording] = {}
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._memory = torch.cuda.graph_pool_handle()
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
@@ -70,7 +79,9 @@ class RecordedStep:
         key = (latents.shape, guided, deep is not None)
         if key not in self._recordings:
             copied = None if deep is None else deep.clone()
-            self._recordings[key] = self._record(latents.clone(), timestep.clone(), _copied(prepared), guided, copied)
+            with _RECORDING:
+                made = self._record(latents.clone(), timestep.clone(), _copied(prepared), guided, copied)
+            self._recordings[key] = made
         recording = self._recordings[key]
         for mine, given in zip(recording.inputs, _tensors(latents, timestep, prepared, deep), strict=True):
             mine.copy_(given)
@@ -80,18 +91,16 @@ class RecordedStep:
     def _record(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None
     ) -> _Recording:
-        # What is done once (compiling, choosing algorithms, work space) must not be recorded, and not run on the
-        # default stream.
-        current = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+        # What is done once (compiling, choosing algorithms, work space) must not be recorded.
+        current = torch.cuda.current_stream(latents.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 self._step(latents, timestep, prepared, guided, deep)
-        current.wait_stream(aside)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # "thread_local": the next windows are encoded meanwhile, in a thread of their own.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"):
             predicted, made = self._step(latents, timestep, prepared, guided, deep)
         return _Recording(graph, _tensors(latents, timestep, prepared, deep), predicted, made)
 

@@ -14,6 +14,8 @@ from torch import Tensor
 # widest layers' results, of about so many bytes, stay in its caches.
 _IMAGES = 16
 _CACHED_BYTES = 8 * 2**20
+# CUDA's enlargement of channels-last images counts in 32 bits.
+_MOST_NUMBERS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
 def _images_a_call(vae: Any, size: Sequence[int]) -> int:
     """Images of `size` (height, width) that the VAE is given at once."""
-    if vae.device.type != "cpu":
-        return _IMAGES
-    image_bytes = vae.config.block_out_channels[0] * size[0] * size[1] * vae.dtype.itemsize
-    return min(max(_CACHED_BYTES // image_bytes, 1), _IMAGES)
+    pixels, widths = size[0] * size[1], vae.config.block_out_channels
+    if vae.device.type == "cpu":
+        most = _CACHED_BYTES // (widths[0] * pixels * vae.dtype.itemsize)
+    else:  # what the last enlargement makes is as wide as the second level
+        most = _MOST_NUMBERS // (max(widths[:2]) * pixels)
+    return min(max(most, 1), _IMAGES)
 
 
 def condition(vae: Any, pixels: Tensor, mask: Tensor, audio: Tensor, num_frames: int) -> Conditioning:

@@ -25,9 +25,9 @@ class Denoiser(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """The predicted noise (or what the model's scheduler calls for), float32, and the deep features.
 
-        latents: (windows * num_frames, C, h, w), float32. timestep: scalar. The prediction has the shape of `latents`.
-        guided: it has twice as many frames, first what is predicted without audio, then with it. deep: features that
-        another step returned, guided alike, taken in place of computing them.
+        latents: (windows * num_frames, C, h, w), float32. timestep: scalar, on their device. The prediction has the
+        shape of `latents`; guided: twice as many frames, first what is predicted without audio, then with it. deep:
+        features that another step returned, guided alike, taken in place of computing them.
         """
 
 
@@ -51,7 +51,6 @@ class UNetDenoiser:
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See Denoiser."""
-        timestep = timestep.to(latents.device)
         predicted, deep = self._step(latents.to(self._dtype), timestep, prepared, guided, deep)
         return predicted.float(), deep
 
@@ -83,12 +82,14 @@ def sample(
     prepared = denoiser.prepare(conditioning)
     latents = noise.expand(len(conditioning.channels), -1, -1, -1) * scheduler.init_noise_sigma
     deep = None
+    # All at once: a copy at every step would have the device wait for the host, and the host for the device.
+    there = scheduler.timesteps.to(latents.device)
     for step, timestep in enumerate(scheduler.timesteps):
         guided = sampling.guided(step)
         # Deep features have the branches of the step that made them: where guidance begins or ends they are made anew.
         if step % sampling.step_cache == 0 or guided != sampling.guided(step - 1):
             deep = None
-        predicted, deep = denoiser(latents, timestep, prepared, guided, deep)
+        predicted, deep = denoiser(latents, there[step], prepared, guided, deep)
         if guided:
             zero, heard = predicted.chunk(2)
             predicted = zero + sampling.guidance_scale * (heard - zero)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lipstream.errors import NoFaceError
 from lipstream.face.detect import Detector
 from lipstream.face.track import FaceTrack
+from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
 from lipstream.latent.batch import windows_a_call
 from lipstream.latent.mask import face_mask
@@ -127,7 +128,8 @@ def _detect(setting: Setting, parts: Parts, frames: list[Frame]) -> Subject:
 
 
 def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    cut, geometry = partial(align, _resolution(setting, parts)), setting.runtime.face_geometry()
+    geometry = setting.runtime.face_geometry()
+    cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
     tracked = [(face.frame, face.affine_matrix) for face in faces]
 
     def run() -> list[Aligned]:
@@ -150,8 +152,10 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
         frames = [replace(face.frame, image=face.frame.image.copy()) for face in faces]
         return [Repainted(frames[i], face.affine_matrix, painted[i]) for i, face in enumerate(faces)]
 
+    into_frames = partial(composite, Lane(geometry.device))
+
     def paste(items: list[Repainted]) -> Images:
-        return [image for image, _ in by_groups(composite, items, geometry, StageClock("composite"))]
+        return [image for image, _ in by_groups(into_frames, items, geometry, StageClock("composite"))]
 
     timed = repainted()
     return Subject(
@@ -265,8 +269,9 @@ def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Alig
             tracked.append((frames[index], affine_matrix))
     if not tracked:
         raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark; name another video")
-    cut = partial(align, _resolution(setting, parts))
-    return list(by_groups(cut, tracked, setting.runtime.face_geometry(), StageClock("align")))
+    geometry = setting.runtime.face_geometry()
+    cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
+    return list(by_groups(cut, tracked, geometry, StageClock("align")))
 
 
 def _crops(faces: Iterable[Aligned]) -> list[Tensor]:

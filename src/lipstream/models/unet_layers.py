@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from lipstream.models.eight_bit import Int8Linear
 from lipstream.models.unet_config import MotionConfig, UNetConfig
 
+# CUDA's kernels take no more at once (https://github.com/pytorch/pytorch/issues/146704); many large windows have more.
+_MOST_ATTENTIONS = 65535
+
 
 class PooledGroupNorm(nn.GroupNorm):
     """Group norm whose statistics pool over all frames of a window (published behaviour in ResNet blocks)."""
@@ -171,6 +174,9 @@ def _heads_apart(x: Tensor, heads: int) -> Tensor:
 
 def _attend(query: Tensor, seen: KeysValues) -> Tensor:
     """Attention with heads apart, to (b, tokens, channels)."""
+    if len(query) > _MOST_ATTENTIONS:
+        parts = zip(*(torch.split(tensor, _MOST_ATTENTIONS) for tensor in (query, *seen)), strict=True)
+        return torch.cat([_attend(query, KeysValues(keys, values)) for query, keys, values in parts])
     return F.scaled_dot_product_attention(query, seen.keys, seen.values).transpose(1, 2).flatten(2)
 
 
