@@ -20,7 +20,7 @@ from lipstream.face.detect import Detector, DetectorStatus, detector_report, mak
 from lipstream.face.mesh import MediapipeDetector
 from lipstream.face.networks import DETECTION, Network
 from lipstream.face.places import places
-from lipstream.imaging import affine_coordinates, bilinear_sample, lanczos4_resize
+from lipstream.imaging import affine_grid, bilinear_sample, lanczos4_resize
 
 pytest.importorskip("ai_edge_litert", exc_type=ImportError)
 
@@ -80,8 +80,8 @@ def test_it_finds_a_turned_face(detector: Detector, portraits, degrees):
     centre = np.array([width, height]) / 2
     back = np.column_stack([turn, centre - turn @ centre])
     pixels = torch.from_numpy(portraits[0]).permute(2, 0, 1).float()
-    x, y = affine_coordinates(back[None], (width, height), (width, height), pixels.device)
-    turned = bilinear_sample(pixels[None], x, y)[0].byte().permute(1, 2, 0).contiguous().numpy()
+    grid = affine_grid(back[None], (width, height), (width, height), pixels.device)
+    turned = bilinear_sample(pixels[None], grid)[0].byte().permute(1, 2, 0).contiguous().numpy()
     upright = detector.detect(portraits[0]).landmarks
     expected = (upright - centre) @ turn + centre
     assert np.abs(detector.detect(turned).landmarks - expected).max() <= 4

@@ -63,37 +63,35 @@ def cut_out(images: Sequence[Tensor], corners: NDArray[np.int64], size: tuple[in
     return torch.stack(cuts) if len(cuts) > 1 else cuts[0][None]
 
 
-def affine_coordinates(
+def affine_grid(
     matrices: NDArray[np.floating[Any]], new_size: tuple[int, int], size: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Where each of the matrices (n, 2, 3) sends the pixels of a new picture: x and y, each float32 (n, h, w).
+) -> Tensor:
+    """Where each of the matrices (n, 2, 3) sends the pixels of a new picture: x and y, float32 (n, h, w, 2).
 
     Sizes are width and height. Coordinates are from -1 at one border to 1 at the other of a picture of `size`, borders
     being half a pixel beyond the outer pixels' centres: any picture can be normalised, also one that is one pixel wide.
     """
     across, down, shift = np.moveaxis(np.asarray(matrices, np.float64), 2, 0)[..., None]
     columns, rows = np.arange(new_size[0]), np.arange(new_size[1])
-    x, y = (
-        torch.from_numpy(np.float32(2 / length * (across[:, axis] * columns + shift[:, axis]) + 1 / length - 1))
-        .to(device)[:, None]
-        .add(torch.from_numpy(np.float32(2 / length * down[:, axis] * rows)).to(device)[..., None])
-        for axis, length in enumerate(size)
-    )
-    return x, y
+    grid = torch.empty(len(matrices), new_size[1], new_size[0], 2, device=device)
+    for axis, length in enumerate(size):
+        along_row = np.float32(2 / length * (across[:, axis] * columns + shift[:, axis]) + 1 / length - 1)
+        along_column = np.float32(2 / length * down[:, axis] * rows)
+        a, b = (torch.from_numpy(numbers).to(device) for numbers in (along_row, along_column))
+        torch.add(a[:, None], b[..., None], out=grid[..., axis])
+    return grid
 
 
-def bilinear_sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear values (n, c, H, W) of float images (n, c, h, w) at coordinates (n, H, W), -1 to 1; zero outside."""
-    grid = x.new_empty(*x.shape, 2)
-    grid[..., 0], grid[..., 1] = x, y  # twice as fast as stacking
+def bilinear_sample(images: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear values (n, c, H, W) of float images (n, c, h, w) where `affine_grid` says, zero outside."""
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def bilinear_coverage(width: int, height: int, x: Tensor, y: Tensor) -> Tensor:
-    """What `bilinear_sample` gives for a picture of ones: 1 inside, falling to 0 within a pixel outside."""
+def bilinear_coverage(width: int, height: int, grid: Tensor) -> Tensor:
+    """What `bilinear_sample` gives for a picture of ones: 1 inside, falling to 0 within a pixel outside: (n, H, W)."""
     covered_x, covered_y = (
-        torch.abs(position).mul_(-length / 2).add_((length + 1) / 2).clamp_(0, 1)
-        for length, position in ((width, x), (height, y))
+        torch.abs(grid[..., axis].contiguous()).mul_(-length / 2).add_((length + 1) / 2).clamp_(0, 1)
+        for axis, length in enumerate((width, height))
     )
     return covered_x.mul_(covered_y)
 
@@ -123,14 +121,9 @@ def lanczos4_resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     rows = _lanczos4_taps(image.shape[-2], height, image.device)
     columns = _lanczos4_taps(image.shape[-1], width, image.device)
     planes = image.reshape(-1, *image.shape[-2:])
-    resized = torch.empty(len(planes), height, width, dtype=torch.uint8, device=image.device)
-    # On a CPU a plane at a time, which caches hold.
-    at_once = 1 if image.device.type == "cpu" else len(planes)
-    for first in range(0, len(planes), at_once):
-        some, new = planes[first : first + at_once], resized[first : first + at_once]
-        tall = _weighted_rows(some.flatten(0, 1).float(), *_for_each(len(some), *rows, image.shape[-2]))
-        wide = _weighted_rows(tall.t().contiguous(), *columns)
-        new.view(-1, width).copy_(wide.add_(0.5).clamp_(0, 255).to(torch.uint8).t())
+    tall = _weighted_rows(planes.flatten(0, 1).float(), *_for_each(len(planes), *rows, image.shape[-2]))
+    wide = _weighted_rows(tall.t().contiguous(), *columns)
+    resized = wide.add_(0.5).clamp_(0, 255).t().to(torch.uint8, memory_format=torch.contiguous_format)
     return resized.view(*image.shape[:-2], height, width)
 
 

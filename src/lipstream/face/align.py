@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.imaging import (
-    affine_coordinates,
+    affine_grid,
     as_image,
     bilinear_sample,
     cut_out,
@@ -98,9 +98,9 @@ def crop_faces(
 
     # The rectangle cut out may end where the frame goes on; what lies there is beyond the face's reach.
     inverses[:, :, 2] -= corners
-    x, y = affine_coordinates(inverses, (width, height), size, pixels.device)
+    grid = affine_grid(inverses, (width, height), size, pixels.device)
     # Sampling gives zero outside the frame: counted from grey, that is the fill.
-    faces = bilinear_sample(pixels.sub_(_GREY), x, y).add_(_GREY + _ROUNDING)
+    faces = bilinear_sample(pixels.sub_(_GREY), grid).add_(_GREY + _ROUNDING)
     return lanczos4_resize(faces.floor_(), (resolution, resolution))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipstream.face.align import face_size
 from lipstream.imaging import (
-    affine_coordinates,
+    affine_grid,
     bilinear_coverage,
     bilinear_sample,
     cut_out,
@@ -61,9 +61,9 @@ def paste_faces(
     corners, size = _touched(affine_matrices, (face_width, face_height), (images[0].shape[1], images[0].shape[0]))
     matrices = np.stack(affine_matrices).astype(np.float64)
     matrices[:, :, 2] += (matrices[:, :, :2] @ corners[..., None])[..., 0]
-    x, y = affine_coordinates(matrices, size, (face_width, face_height), faces.device)
-    reach = bilinear_coverage(face_width, face_height, x, y)
-    warped = bilinear_sample(faces.float(), x, y)
+    grid = affine_grid(matrices, size, (face_width, face_height), faces.device)
+    reach = bilinear_coverage(face_width, face_height, grid)
+    warped = bilinear_sample(faces.float(), grid)
     warped[:, :3].add_((1 - reach).mul_(_FILL)[:, None])
     inner = erode(reach, before=1, after=0)
     weights = _soft_masks(inner)
