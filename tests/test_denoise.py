@@ -144,6 +144,20 @@ def test_a_cpu_takes_one_window_a_call() -> None:
     assert batch.windows_a_call("auto", None, CPU) == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("words", "calls"),
+    [({"threads": 1}, 1), ({"threads": 3}, 3), ({"threads": 64}, 4), ({"threads": 3, "compile": True}, None)],
+)
+def test_small_networks_are_called_side_by_side_on_a_cpu(unet: UNet, words: Any, calls: int | None) -> None:
+    assert batch.calls_side_by_side(unet, RuntimeSettings(device="cpu", **words)) == calls
+
+
+def test_large_networks_take_all_cores(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = sum(tensor.numel() for tensor in unet.state_dict().values())
+    monkeypatch.setattr(batch, "_SMALL", numbers)
+    assert batch.calls_side_by_side(unet, RuntimeSettings(device="cpu", threads=3)) is None
+
+
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """torch.compile as far as tracing, which takes a second and not minutes; notes each graph."""

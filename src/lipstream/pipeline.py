@@ -329,7 +329,7 @@ def _repaint(
         n = clocks.encode.threads = line.side_by_side or 1
         on_one_core = line.side_by_side is not None
         painted = ordered_map(
-            encode_and_paint, batches, n, clocks.denoise, _n_frames, in_flight=n + 1, on_one_core=on_one_core
+            encode_and_paint, batches, n, clocks.denoise, _n_frames, in_flight=n, on_one_core=on_one_core
         )
     for frames in painted:
         yield from frames
