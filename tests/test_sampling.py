@@ -192,6 +192,9 @@ def test_what_is_saved_is_not_counted() -> None:
     half = flops.count("tiny", replace(every, guidance_interval=(0.0, 0.5), resolution=64), 16)
     assert half.unet < 0.25 * whole.unet
     assert half.vae < 0.3 * whole.vae
+    merged = flops.count("tiny", every, 16, merged=True)
+    assert 0.8 * whole.vae < merged.vae < 0.95 * whole.vae
+    assert 0.9 * whole.unet < merged.unet < whole.unet
 
 
 def test_a_resolution_that_a_model_cannot_encode() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from lipstream.errors import SettingsError
@@ -42,6 +42,9 @@ def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_
 
 
 def _multi_step(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
+    # Only where wanted: they import scipy where it is installed, which takes most of a second.
+    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
     for word, default in (("clip_sample", True), ("thresholding", False)):
         if words.get(word, default):
             raise SettingsError(f"scheduler = {name!r}: the model's sampling has {word}; use --scheduler ddim")

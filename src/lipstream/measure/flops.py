@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipstream.latent import conditioning, denoise
+from lipstream.models.enlarging import merge_enlargements
 from lipstream.models.load import Model, load_model
 from lipstream.settings import SyncSettings
 from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
@@ -41,13 +42,23 @@ def calls(n_frames: int, num_frames: int, batch: int) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache  # a minute for twenty steps of the published sizes, and settings often differ in other things
-def count(model_name: str | Path, settings: SyncSettings, n_frames: int, pruned: str | Path | None = None) -> Flop:
+def count(
+    model_name: str | Path,
+    settings: SyncSettings,
+    n_frames: int,
+    pruned: str | Path | None = None,
+    *,
+    merged: bool = False,
+) -> Flop:
     """What a sync of `n_frames` frames, all with a face, has the networks do. Raises ModelError.
 
     What is executed counts: both halves of guidance, and nothing that is skipped or kept from the step before.
-    pruned: see load_model.
+    pruned: see load_model. merged: enlarging convolutions are, as on a CPU.
     """
     model = load_model(model_name, _META, torch.float32, pruned=pruned)
+    if merged:
+        merge_enlargements(model.unet)
+        merge_enlargements(model.vae)
     features = _of_features(model, n_frames)
     vae = unet = 0
     for size, window in calls(n_frames, model.config.num_frames, batch=1):

@@ -249,7 +249,9 @@ def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
 
 
 def _flop(setting: Setting, n_frames: int) -> flops.Flop:
-    return flops.count(setting.model, setting.sync, n_frames, setting.runtime.pruned)
+    runtime = setting.runtime
+    merged = runtime.torch_device().type == "cpu" and runtime.quantize == "none"
+    return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged)
 
 
 def _resolution(setting: Setting, parts: Parts) -> int:
