@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from lipstream.models.load import read_config
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.settings import Sampling
-from lipstream.stages import prefetch
+from lipstream.stages import StageClock, ordered_map, prefetch
 
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
 NARROW_VAE_WIDTHS = (32, 64, 64, 64)
@@ -141,8 +142,14 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     yield "fused projections", lambda: pair(denoise.UNetDenoiser(unfused(unet)), ours)
     yield "enlarging convolutions merged", lambda: pair(ours, denoise.UNetDenoiser(merged(unet)))
     yield "enlarging convolutions merged, VAE", lambda: decoding(setup, merged(setup.vae))
-    yield "encodings beside denoising", lambda: (lambda: clip(setup, ours, ahead=False), lambda: clip(setup, ours))
-    if setup.device.type == "cuda":
+    if setup.device.type == "cpu":
+        yield "VAE images as caches hold", lambda: coding(setup)
+        yield (
+            "windows side by side",
+            lambda: (lambda: clip(setup, ours, ahead=False), lambda: side_by_side(setup, ours)),
+        )
+    else:
+        yield "encodings beside denoising", lambda: (lambda: clip(setup, ours, ahead=False), lambda: clip(setup, ours))
         pinned = lambda: clip(setup, ours, pinned=False), lambda: clip(setup, ours)
         yield "pinned copies beside compute", lambda: pinned
     yield "all of these", lambda: all_of_these(setup, ours)
@@ -167,6 +174,30 @@ def decoding(setup: Setup, vae: Any) -> tuple[Denoise, Denoise]:
     """All windows' latents decoded by the setup's VAE and by another."""
     latents = setup.seen.channels[:, -setup.unet.config.out_channels :]
     return lambda: conditioning.decode(setup.vae, latents), lambda: conditioning.decode(vae, latents)
+
+
+def coding(setup: Setup) -> tuple[Denoise, Denoise]:
+    """All windows' crops encoded and decoded: a window's frames at once, and as many as `conditioning` takes."""
+    vae, pixels = setup.vae, conditioning.to_pixels(setup.crops)
+
+    def windows_at_once() -> Tensor:
+        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(NUM_FRAMES)])
+        return torch.cat([vae.decode(part).sample for part in latents.split(NUM_FRAMES)])
+
+    return windows_at_once, lambda: conditioning.decode(vae, conditioning.encode(vae, pixels))
+
+
+def side_by_side(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:
+    """As `clip`, in the way of lipstream.pipeline for small models on a CPU: a window a core."""
+
+    @torch.inference_mode()
+    def repaint(window: tuple[Tensor, Tensor]) -> Tensor:
+        crops, audio = window
+        seen = conditioning.condition(setup.vae, conditioning.to_pixels(crops), setup.mask, audio, NUM_FRAMES)
+        return conditioning.decode(setup.vae, setup.sample(denoiser, seen))
+
+    windows = zip(setup.crops.split(NUM_FRAMES), setup.audio.split(NUM_FRAMES), strict=True)
+    return torch.cat(list(ordered_map(repaint, windows, os.cpu_count() or 1, StageClock("denoise"))))
 
 
 class Unsaved(denoise.UNetDenoiser):
