@@ -125,12 +125,13 @@ def test_images_pass_the_vae_in_parts() -> None:
         assert torch.allclose(conditioning.decode(vae, latents[i : i + 1])[0], decoded[i], atol=1e-5)
 
 
-def test_a_cpu_is_given_as_many_images_as_its_caches_hold() -> None:
+def test_a_cpu_is_given_as_many_images_as_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, sizes = small_vae(), list[int]()
     vae.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    for height, width in ((256, 256), (256, 512), (1024, 512)):
-        conditioning.encode(vae, torch.zeros(3, 3, height, width))
-    assert sizes == [3, 2, 1, 1, 1, 1]
+    monkeypatch.setattr(conditioning, "_CACHED_BYTES", 3 * (8 * 16 * 16 * 4))  # three images of 16 x 16
+    for height, width in ((16, 16), (16, 24), (32, 32)):
+        conditioning.encode(vae, torch.zeros(4, 3, height, width))
+    assert sizes == [3, 1, 2, 2, 1, 1, 1, 1]
 
 
 def test_windows_that_fit() -> None:

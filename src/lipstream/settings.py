@@ -75,7 +75,7 @@ class SyncSettings:
     of 64. seed: of the noise. loop: what the video does when the speech outlasts it. no_face: pass a frame without a
     face through, or stop at it (published behaviour). crf: x264's constant rate factor, 0 (lossless) to 51.
     search_every: the face is sought in the whole of every frame (1), or in the whole of every Nth and round its face
-    in the others: twice as fast, but landmarks differ by a pixel or two. texture: all as "painted" (published
+    in the others: half as fast again, but landmarks differ by a pixel or two. texture: all as "painted" (published
     behaviour), or the frame's own "kept" where what was painted agrees with it.
     """
 

@@ -100,7 +100,7 @@ class MediapipeDetector:
     def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
         """The face that lies where `held` does, from the mesh alone; its score is that of `held`.
 
-        Half the work of `detect`, and the same face within about a pixel.
+        Two thirds of the work of `detect`, and the same face within about a pixel.
         """
         (left_x, left_y), (right_x, right_y) = held.landmarks[:2]
         place = _place_of(held.box, math.atan2(right_y - left_y, right_x - left_x), held.score)
