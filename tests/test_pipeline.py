@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SyncSettings
+from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.face.detect import Face
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
@@ -135,6 +135,18 @@ def test_only_the_face_changes(sync: Callable[..., Any], clip: Path, tmp_path: P
     before, after = read_images(clip)[0], read_images(tmp_path / "out.mp4")[0]
     assert psnr_db(before[:, 300:], after[:, 300:]) > 35
     assert psnr_db(before[60:170, 110:230], after[60:170, 110:230]) < 30
+
+
+def test_the_encoder_takes_its_preset(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.4)
+    sizes = []
+    for preset in ("ultrafast", "medium"):
+        result = sync(clip, speech, tmp_path / f"{preset}.mp4", settings=replace(FAST, x264_preset=preset))
+        assert result.settings["x264_preset"] == preset
+        sizes.append((tmp_path / f"{preset}.mp4").stat().st_size)
+    assert sizes[0] > sizes[1]
+    with pytest.raises(SettingsError, match="x264_preset = 'quick': must be one of ultrafast, "):
+        replace(FAST, x264_preset="quick")
 
 
 @pytest.mark.parametrize("threads", [1, 8])

@@ -138,6 +138,7 @@ class LipSync:
             speech=speech_info,
             n_frames=n_frames,
             crf=settings.crf,
+            preset=settings.x264_preset,
             sample_aspect_ratio=video_info.sample_aspect_ratio,
             overwrite=overwrite,
             metadata=ai_metadata(self._line.model.config.name),

@@ -18,6 +18,7 @@ PresetName = Literal["exact", "balanced", "fast"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
 SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
+X264Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
@@ -74,6 +75,7 @@ class SyncSettings:
     first and below 1 for the last, is from the first number up to the second. resolution: of the crop, px, a multiple
     of 64. seed: of the noise. loop: what the video does when the speech outlasts it. no_face: pass a frame without a
     face through, or stop at it (published behaviour). crf: x264's constant rate factor, 0 (lossless) to 51.
+    x264_preset: how much of the time goes into a smaller file.
     search_every: the face is sought in the whole of every frame (1), or in the whole of every Nth and round its face
     in the others: half as fast again, but landmarks differ by a pixel or two. texture: all as "painted" (published
     behaviour), or the frame's own "kept" where what was painted agrees with it.
@@ -90,6 +92,7 @@ class SyncSettings:
     loop: Loop = "pingpong"
     no_face: NoFace = "pass"
     crf: int = 18
+    x264_preset: X264Preset = "medium"
     search_every: int | None = None
     texture: Texture | None = None
 
@@ -108,6 +111,7 @@ class SyncSettings:
             raise SettingsError(f"resolution = {self.resolution}: must be a multiple of 64, from 64 up")
         _between("seed", self.seed, 0, 2**63 - 1)
         _between("crf", self.crf, 0, 51)
+        _among("x264_preset", self.x264_preset, get_args(X264Preset))
         _between("search_every", self.search_every, 1, 100)
         _among("texture", self.texture or "painted", get_args(Texture))
 

@@ -71,6 +71,12 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         help="kept: the frame's own fine texture where the new face agrees with it [the model's own]",
     )
     parser.add_argument("--crf", type=int, default=18, metavar="N", help="x264's quality, 0 lossless to 51 [18]")
+    parser.add_argument(
+        "--x264-preset",
+        default="medium",
+        metavar="ultrafast|...|veryslow",
+        help="x264's effort: faster, say, encodes sooner and a little less faithfully [medium]",
+    )
 
 
 def add_runtime(parser: argparse.ArgumentParser, detector: str = "auto") -> None:
@@ -137,6 +143,7 @@ def sync_settings(args: argparse.Namespace) -> SyncSettings:
         loop=args.loop,
         no_face=args.no_face,
         crf=args.crf,
+        x264_preset=args.x264_preset,
         search_every=args.search_every,
         texture=args.texture,
     )
