@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipstream.models.load import vae_factor
+
 # The VAE takes images one by one: more in a call cost memory and save nothing. On a CPU so many are fastest that the
 # widest layers' results, of about so many bytes, stay in its caches.
 _IMAGES = 16
@@ -49,8 +51,7 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pixels (n, 3, h, w), about [-1, 1] and float32, of latents (n, C, h / factor, w / factor)."""
     scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    height, width = (length * factor for length in latents.shape[-2:])
+    height, width = (length * vae_factor(vae) for length in latents.shape[-2:])
     parts = torch.split(scaled.to(vae.dtype), _images_a_call(vae, (height, width)))
     return torch.cat([vae.decode(part).sample for part in parts]).float()
 

@@ -105,7 +105,7 @@ class Model:
 
     def latent_size(self, resolution: int) -> int:
         """Height and width of the latents of a crop of `resolution`. Raises SettingsError for one it can't encode."""
-        factor = _vae_factor(self.vae)
+        factor = vae_factor(self.vae)
         if resolution % factor:
             raise SettingsError(
                 f"resolution = {resolution}: {self.config.name} takes multiples of {factor}; its own is"
@@ -301,7 +301,8 @@ def _new_vae_name(name: str) -> str:
     return name
 
 
-def _vae_factor(vae: Any) -> int:
+def vae_factor(vae: Any) -> int:
+    """How many pixels of a VAE's images, across or down, there are to a latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
@@ -311,8 +312,8 @@ def _check_vae(config: ModelConfig, vae: Any) -> None:
             f"{config.name}: an autoencoder of {vae.config.latent_channels} latent channels does not belong to a"
             f" U-Net of {config.unet.out_channels}"
         )
-    if config.resolution % _vae_factor(vae):
-        raise ModelError(f"{config.name}: resolution {config.resolution} is not a multiple of {_vae_factor(vae)}")
+    if config.resolution % vae_factor(vae):
+        raise ModelError(f"{config.name}: resolution {config.resolution} is not a multiple of {vae_factor(vae)}")
 
 
 def read_audio_encoder(config: ModelConfig, paths: ModelPaths) -> tuple[AudioEncoder, dict[str, Tensor]]:
