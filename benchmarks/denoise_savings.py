@@ -17,6 +17,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from lipstream.lanes import Lane
 from lipstream.latent import conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.models.enlarging import merge_enlargements
-from lipstream.models.load import read_config
+from lipstream.models.load import read_config, vae_factor
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.settings import Sampling
@@ -142,16 +143,14 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     yield "fused projections", lambda: pair(denoise.UNetDenoiser(unfused(unet)), ours)
     yield "enlarging convolutions merged", lambda: pair(ours, denoise.UNetDenoiser(merged(unet)))
     yield "enlarging convolutions merged, VAE", lambda: decoding(setup, merged(setup.vae))
+    line = partial(clip, setup, ours)
     if setup.device.type == "cpu":
         yield "VAE images as caches hold", lambda: coding(setup)
-        yield (
-            "windows side by side",
-            lambda: (lambda: clip(setup, ours, ahead=False), lambda: side_by_side(setup, ours)),
-        )
+        yield "windows side by side", lambda: (lambda: line(ahead=False), lambda: side_by_side(setup, ours))
     else:
-        yield "encodings beside denoising", lambda: (lambda: clip(setup, ours, ahead=False), lambda: clip(setup, ours))
-        pinned = lambda: clip(setup, ours, pinned=False), lambda: clip(setup, ours)
-        yield "pinned copies beside compute", lambda: pinned
+        yield "encodings beside denoising", lambda: (lambda: line(ahead=False), line)
+    if setup.device.type == "cuda":
+        yield "pinned copies beside compute", lambda: (lambda: line(pinned=False), line)
     yield "all of these", lambda: all_of_these(setup, ours)
     if with_compile:
         frames = len(setup.crops)
@@ -353,7 +352,7 @@ def make_setup(args: argparse.Namespace) -> Setup:
 def fill_setup(unet: UNet, vae: Any, mask: Tensor, windows: int, steps: int, guidance_scale: float) -> Setup:
     """Networks with random crops as large as the mask (1, res, res), what they hear and what they start from."""
     weight, resolution, config = unet.conv_in.weight, mask.shape[-1], unet.config
-    n, size = windows * NUM_FRAMES, resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    n, size = windows * NUM_FRAMES, resolution // vae_factor(vae)
     crops = torch.randint(0, 256, (n, 3, resolution, resolution), dtype=torch.uint8)
     audio = torch.randn(n, AUDIO_TOKENS, config.cross_attention_dim).to(weight)
     mask, pixels = mask.to(weight.device), conditioning.to_pixels(crops.to(weight.device))

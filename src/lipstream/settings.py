@@ -75,10 +75,10 @@ class SyncSettings:
     first and below 1 for the last, is from the first number up to the second. resolution: of the crop, px, a multiple
     of 64. seed: of the noise. loop: what the video does when the speech outlasts it. no_face: pass a frame without a
     face through, or stop at it (published behaviour). crf: x264's constant rate factor, 0 (lossless) to 51.
-    x264_preset: how much of the time goes into a smaller file.
-    search_every: the face is sought in the whole of every frame (1), or in the whole of every Nth and round its face
-    in the others: half as fast again, but landmarks differ by a pixel or two. texture: all as "painted" (published
-    behaviour), or the frame's own "kept" where what was painted agrees with it.
+    x264_preset: how much time goes into a smaller file. search_every: the face is sought in the whole of every frame
+    (1), or in the whole of every Nth and round its face in the others: half as fast again, but landmarks differ by a
+    pixel or two. texture: all as "painted" (published behaviour), or the frame's own "kept" where what was painted
+    agrees with it.
     """
 
     preset: PresetName = "exact"

@@ -29,9 +29,10 @@ from lipstream.measure.quality import Images
 from lipstream.media.audio import read_mono
 from lipstream.media.looping import read_looped
 from lipstream.media.reader import Frame
+from lipstream.models.enlarging import pays_on
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
-from lipstream.pipeline import Aligned, Repainted, align, by_groups, composite
+from lipstream.pipeline import Aligned, Matrix, Repainted, align, by_groups, composite
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.stages import StageClock, ordered_map
@@ -128,12 +129,11 @@ def _detect(setting: Setting, parts: Parts, frames: list[Frame]) -> Subject:
 
 
 def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    geometry = setting.runtime.face_geometry()
-    cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
+    cut_out = _cutting(setting, parts)
     tracked = [(face.frame, face.affine_matrix) for face in faces]
 
     def run() -> list[Aligned]:
-        return list(by_groups(cut, tracked, geometry, StageClock("align")))
+        return cut_out(tracked)
 
     return Subject(run, len(faces), pictures=lambda: [_image(crop) for crop in _crops(run())])
 
@@ -250,7 +250,7 @@ def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
 
 def _flop(setting: Setting, n_frames: int) -> flops.Flop:
     runtime = setting.runtime
-    merged = runtime.torch_device().type == "cpu" and runtime.quantize == "none"
+    merged = pays_on(runtime.torch_device()) and runtime.quantize == "none"
     return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged)
 
 
@@ -271,9 +271,14 @@ def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Alig
             tracked.append((frames[index], affine_matrix))
     if not tracked:
         raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark; name another video")
+    return _cutting(setting, parts)(tracked)
+
+
+def _cutting(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, Matrix | None]]], list[Aligned]]:
+    """What cuts the faces out of frames, as the line does."""
     geometry = setting.runtime.face_geometry()
     cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
-    return list(by_groups(cut, tracked, geometry, StageClock("align")))
+    return lambda tracked: list(by_groups(cut, tracked, geometry, StageClock("align")))
 
 
 def _crops(faces: Iterable[Aligned]) -> list[Tensor]:

@@ -38,6 +38,11 @@ class EnlargingConv(nn.Module):
         return enlarged
 
 
+def pays_on(device: torch.device) -> bool:
+    """Whether merged convolutions are faster there: twice as fast on a CPU, not measured elsewhere."""
+    return device.type == "cpu"
+
+
 def merge_enlargements(network: nn.Module) -> None:
     """Put `EnlargingConv` in the places where a filled network, ours or diffusers', enlarges. 8-bit ones stay."""
     blocks: list[Any] = [module for module in network.modules() if getattr(module, "upsamplers", None)]

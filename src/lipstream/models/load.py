@@ -16,7 +16,7 @@ from lipstream.models import hub
 from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
 from lipstream.models.checkpoint import fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
-from lipstream.models.enlarging import merge_enlargements
+from lipstream.models.enlarging import merge_enlargements, pays_on
 from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
@@ -87,7 +87,7 @@ class Source:
         fill(module, tensors, path, self.device, dtype)
 
     def _ready(self, network: Any) -> Any:
-        if self.device.type == "cpu":  # those convolutions are twice as fast there; not measured elsewhere
+        if pays_on(self.device):
             merge_enlargements(network)
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
