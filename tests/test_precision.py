@@ -16,7 +16,7 @@ from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
 from lipstream.accelerate.precision import Ladder
 from lipstream.models.eight_bit import Float8Linear, hold_float8
 from lipstream.models.load import load_model
-from lipstream.settings import Dtypes
+from lipstream.runtime.device import Dtypes, dtypes
 from models_helpers import make_model_folder
 from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
 from unet_helpers import make_inputs, make_unet
@@ -46,7 +46,7 @@ def sync(goldens: Path, folder: Path, tmp_path: Path) -> Sync:
 
     def run(name: str, **runtime: Any) -> Any:
         settings = RuntimeSettings(device="cpu", threads=2, **runtime)
-        model = load_model(folder, CPU, settings.dtypes(CPU), quantize=settings.quantize)
+        model = load_model(folder, CPU, dtypes(settings, CPU), quantize=settings.quantize)
         return LipSync(model, KnownFace(landmarks), settings)(clip, speech, tmp_path / name, FAST)
 
     return run
@@ -88,20 +88,20 @@ def overflowing_between(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def test_auto_is_the_published_half_precision_on_cuda_and_exact_elsewhere() -> None:
-    assert RuntimeSettings().dtypes(CUDA) == Dtypes(torch.float16, torch.float16, torch.float16)
-    assert RuntimeSettings().dtypes(CPU) == Dtypes(torch.float32, torch.float32, torch.float32)
+    assert dtypes(RuntimeSettings(), CUDA) == Dtypes(torch.float16, torch.float16, torch.float16)
+    assert dtypes(RuntimeSettings(), CPU) == Dtypes(torch.float32, torch.float32, torch.float32)
 
 
 def test_each_network_has_a_precision_of_its_own() -> None:
     mixed = RuntimeSettings(precision="bf16", vae_precision="fp32")
-    assert mixed.dtypes(CPU) == Dtypes(torch.bfloat16, torch.float32, torch.bfloat16)
+    assert dtypes(mixed, CPU) == Dtypes(torch.bfloat16, torch.float32, torch.bfloat16)
     decided = RuntimeSettings(precision="fp32", vae_precision="auto", audio_precision="bf16")
-    assert decided.dtypes(CUDA) == Dtypes(torch.float32, torch.float16, torch.bfloat16)
+    assert dtypes(decided, CUDA) == Dtypes(torch.float32, torch.float16, torch.bfloat16)
 
 
 def test_fp8_is_refused_where_it_cannot_be(folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"cpu does not multiply float8.*use fp16 or bf16"):
-        RuntimeSettings(precision="fp8").dtypes(CPU)
+        dtypes(RuntimeSettings(precision="fp8"), CPU)
     with pytest.raises(SettingsError, match="vae_precision = 'fp8'"):
         RuntimeSettings(vae_precision="fp8")
     with pytest.raises(SettingsError, match="use one"):
@@ -193,9 +193,9 @@ def test_a_ladder_reads_on_first_need_and_keeps(caplog: pytest.LogCaptureFixture
 def test_fp8_on_the_gpu_comes_near_half_precision(folder: Path) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no float8 on this device")
-    dtypes = RuntimeSettings(precision="fp8").dtypes(CUDA)
-    assert dtypes == Dtypes(torch.float8_e4m3fn, torch.float16, torch.float16)
-    exact, fast = load_model(folder, CUDA, torch.float16).unet, load_model(folder, CUDA, dtypes).unet
+    chosen = dtypes(RuntimeSettings(precision="fp8"), CUDA)
+    assert chosen == Dtypes(torch.float8_e4m3fn, torch.float16, torch.float16)
+    exact, fast = load_model(folder, CUDA, torch.float16).unet, load_model(folder, CUDA, chosen).unet
     assert any(isinstance(layer, Float8Linear) for layer in fast.modules())
     inputs = make_inputs(1, 4, exact.config)
     given = inputs.channels.cuda().half(), inputs.audio.cuda().half(), 4

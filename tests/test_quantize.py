@@ -25,6 +25,7 @@ from lipstream.models.eight_bit import (
 )
 from lipstream.models.load import Model, load_model, verify_model
 from lipstream.models.quantize import write_quantized
+from lipstream.runtime.device import dtypes
 from models_helpers import make_model_folder
 from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
 from unet_helpers import make_inputs, make_unet
@@ -183,7 +184,7 @@ def test_a_saved_model_syncs_like_the_one_it_was_made_from(goldens: Path, folder
         ("dynamic", small, "int8-dynamic"),
     ):
         settings = RuntimeSettings(device="cpu", threads=1, quantize=quantize)
-        loaded = load_model(model, CPU, settings.dtypes(CPU), quantize=settings.quantize)
+        loaded = load_model(model, CPU, dtypes(settings, CPU), quantize=settings.quantize)
         result = LipSync(loaded, KnownFace(landmarks), settings)(clip, speech, tmp_path / f"{name}.mp4", FAST)
         used[name] = result.settings["quantize"]
     assert used == {"exact": "none", "fly": "int8", "saved": "int8", "dynamic": "int8-dynamic"}

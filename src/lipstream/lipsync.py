@@ -19,6 +19,7 @@ from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline import Clocks, Ladders, Lanes, Line, run
+from lipstream.runtime.device import dtypes, face_geometry, face_threads, torch_device
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 from lipstream.stages import StageClock
 from lipstream.version import __version__
@@ -68,7 +69,7 @@ class LipSync:
 
     def __init__(self, model: Model, detector: Detector, runtime: RuntimeSettings) -> None:
         self._runtime = runtime
-        device, geometry = runtime.torch_device(), runtime.face_geometry()
+        device, geometry = torch_device(runtime), face_geometry(runtime)
         batch = windows_a_call(runtime.batch, model, device)
         frames = batch * model.config.num_frames
         self._line = Line(
@@ -81,7 +82,7 @@ class LipSync:
             ),
             detector=detector,
             device=device,
-            threads=runtime.face_threads(),
+            threads=face_threads(runtime),
             geometry=geometry,
             lanes=Lanes.to(device, geometry),
             batch=batch,
@@ -97,9 +98,9 @@ class LipSync:
         that cannot be loaded.
         """
         settings = RuntimeSettings(**runtime)
-        device = settings.torch_device()
+        device = torch_device(settings)
         detector = make_detector(settings.detector, device)
-        loaded = load_model(model, device, settings.dtypes(device), quantize=settings.quantize, pruned=settings.pruned)
+        loaded = load_model(model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned)
         return cls(loaded, detector, settings)
 
     def __call__(

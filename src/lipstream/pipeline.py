@@ -40,7 +40,8 @@ from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
-from lipstream.settings import FaceGeometry, SyncSettings
+from lipstream.runtime.device import FaceGeometry
+from lipstream.settings import SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.stages import StageClock, arriving, grouped, ordered_map, prefetch, timed
 

@@ -1,13 +1,10 @@
-"""What can be chosen: frozen records, the presets, and how `auto` is decided."""
+"""What can be chosen: frozen records and the presets. Imports no torch."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-import torch
 
 from lipstream.errors import SettingsError
 
@@ -137,24 +134,6 @@ class SyncSettings:
 
 
 @dataclass(frozen=True)
-class Dtypes:
-    """What each network computes in. float8_e4m3fn, of the U-Net: its linear layers, in float16 all else."""
-
-    unet: torch.dtype
-    vae: torch.dtype
-    audio_encoder: torch.dtype
-
-
-@dataclass(frozen=True)
-class FaceGeometry:
-    """Where faces are cut out of frames and pasted back: on `device`, in each thread so many `frames` at once."""
-
-    device: torch.device
-    threads: int
-    frames: int
-
-
-@dataclass(frozen=True)
 class RuntimeSettings:
     """What the work runs on.
 
@@ -188,65 +167,6 @@ class RuntimeSettings:
         _between("threads", self.threads, 1, 256)
         if self.batch != "auto":
             _between("batch", self.batch, 1, 256)
-
-    def torch_device(self) -> torch.device:
-        """The device, with `auto` decided. Raises SettingsError for one that this machine has not."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise SettingsError(f"device {self.device!r} is not a device; use auto, cpu, cuda, cuda:N or mps") from None
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise SettingsError(f"device {self.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-        if device.type == "mps" and not torch.backends.mps.is_available():
-            raise SettingsError(f"device {self.device!r}: this machine has no Metal device; use --device cpu")
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise SettingsError(f"device {self.device!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
-        return device
-
-    def torch_dtype(self, device: torch.device) -> torch.dtype:
-        """The U-Net's dtype, with `auto` decided. Raises SettingsError where the device has no fp8."""
-        if self.precision == "fp8" and not _multiplies_float8(device):
-            raise SettingsError(
-                f"precision = 'fp8': {device} does not multiply float8; it takes CUDA of compute capability"
-                f" {'.'.join(map(str, _FLOAT8_CAPABILITY))} or more; use fp16 or bf16"
-            )
-        return _dtype(self.precision, device)
-
-    def dtypes(self, device: torch.device) -> Dtypes:
-        """The dtype of each network, with `auto` and None decided. Raises SettingsError as `torch_dtype`."""
-        unet = self.torch_dtype(device)
-        others = torch.float16 if unet == torch.float8_e4m3fn else unet
-        vae, audio_encoder = (
-            others if precision is None else _dtype(precision, device)
-            for precision in (self.vae_precision, self.audio_precision)
-        )
-        return Dtypes(unet, vae, audio_encoder)
-
-    def face_threads(self) -> int:
-        """Number of threads for face work, with None decided."""
-        return self.threads or os.cpu_count() or 1
-
-    def face_geometry(self) -> FaceGeometry:
-        """On CUDA as many frames together as a window has, elsewhere one by one on the CPU."""
-        device = self.torch_device()
-        if device.type == "cuda":
-            return FaceGeometry(device, threads=1, frames=16)
-        return FaceGeometry(torch.device("cpu"), self.face_threads(), frames=1)
-
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
-_FLOAT8_CAPABILITY = (8, 9)
-
-
-def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """float16 for `auto` on CUDA (published behaviour), float32 elsewhere."""
-    return _DTYPES[precision if precision != "auto" else "fp16" if device.type == "cuda" else "fp32"]
-
-
-def _multiplies_float8(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
 
 
 def _among(name: str, value: object, allowed: tuple[str, ...]) -> None:

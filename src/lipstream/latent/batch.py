@@ -9,6 +9,7 @@ import torch
 from lipstream.latent import conditioning, denoise
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
+from lipstream.runtime.device import face_threads, torch_device
 from lipstream.settings import RuntimeSettings, Sampling
 
 MOST_WINDOWS = 4
@@ -33,9 +34,9 @@ def calls_side_by_side(unet: UNet, runtime: RuntimeSettings) -> int | None:
     stages and programs. What torch compiles has its own number of threads.
     """
     is_small = sum(tensor.numel() for tensor in unet.state_dict().values()) < _SMALL
-    if runtime.torch_device().type != "cpu" or runtime.compile or not is_small:
+    if torch_device(runtime).type != "cpu" or runtime.compile or not is_small:
         return None
-    return min(runtime.face_threads(), _MOST_SIDE_BY_SIDE)
+    return min(face_threads(runtime), _MOST_SIDE_BY_SIDE)
 
 
 def windows_a_call(batch: int | Literal["auto"], model: Model, device: torch.device) -> int:

@@ -24,6 +24,7 @@ from lipstream.measure.quality import Images, Quality, measure
 from lipstream.measure.rows import Row
 from lipstream.measure.subjects import Parts, Setting, StageName, Subject, make_subject
 from lipstream.models.load import Model, load_model
+from lipstream.runtime.device import dtypes, torch_device, torch_dtype
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings
 
 Tell = Callable[[str], None]
@@ -144,15 +145,15 @@ class _Loaded:
     def parts(self, setting: Setting) -> Parts:
         key = _model_key(setting)
         if key not in self._models:
-            device = setting.runtime.torch_device()
+            device = torch_device(setting.runtime)
             runtime = setting.runtime
             self._models[key] = load_model(
-                setting.model, device, runtime.dtypes(device), quantize=runtime.quantize, pruned=runtime.pruned
+                setting.model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned
             )
         return Parts(self._models[key], self._detector(setting))
 
     def _detector(self, setting: Setting) -> Detector:
-        key = (setting.runtime.detector, setting.runtime.torch_device())
+        key = (setting.runtime.detector, torch_device(setting.runtime))
         if key not in self._detectors:
             self._detectors[key] = make_detector(*key)
         return self._detectors[key]
@@ -259,8 +260,8 @@ def _told(quality: Quality | None) -> str:
 
 
 def _place(one: _Runs) -> tuple[torch.device, torch.dtype]:
-    device = one.setting.runtime.torch_device()
-    return device, one.setting.runtime.torch_dtype(device)
+    device = torch_device(one.setting.runtime)
+    return device, torch_dtype(one.setting.runtime, device)
 
 
 def _measure(one: _Runs, rate: machine.MatrixRate) -> None:

@@ -19,6 +19,7 @@ from lipstream.measure.calls import CallProfiles
 from lipstream.measure.trace import Trace
 from lipstream.models.load import load_model
 from lipstream.pipeline import Clocks
+from lipstream.runtime.device import dtypes, torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.stages import StageClock
 
@@ -115,9 +116,9 @@ def profile_sync(
     _prepare(folder, overwrite=overwrite)
     check_files(video, speech, folder / CLIP, overwrite=overwrite)  # before the model is loaded, or downloaded
     begun_s = time.perf_counter()
-    device = runtime.torch_device()
+    device = torch_device(runtime)
     detector = make_detector(runtime.detector, device)
-    loaded = load_model(model, device, runtime.dtypes(device), quantize=runtime.quantize, pruned=runtime.pruned)
+    loaded = load_model(model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned)
     sync = LipSync(loaded, detector, runtime)
     load_s = time.perf_counter() - begun_s
 

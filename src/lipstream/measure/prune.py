@@ -21,6 +21,7 @@ from lipstream.measure.subjects import Parts, Sampling, Setting, make_sampling
 from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, parts, without
 from lipstream.models.unet import UNet
+from lipstream.runtime.device import dtypes, torch_device
 from lipstream.settings import FRAME_RATE_HZ
 from lipstream.version import __version__
 
@@ -84,11 +85,11 @@ def search(prune: PruneSettings, tell: Tell) -> Pruned:
     `tell` receives lines of progress. Raises what loading and syncing raise.
     """
     setting = prune.setting
-    device = setting.runtime.torch_device()
+    device = torch_device(setting.runtime)
     with tempfile.TemporaryDirectory(prefix="lipstream-prune-") as folder:
         inputs = prepare(Path(folder), prune.video, prune.speech, duration_s=prune.duration_s, synthetic=None)
         runtime = setting.runtime
-        model = load_model(setting.model, device, runtime.dtypes(device), quantize=runtime.quantize)
+        model = load_model(setting.model, device, dtypes(runtime, device), quantize=runtime.quantize)
         detector = make_detector(setting.runtime.detector, device)
         try:
             sampling = make_sampling(setting, Parts(model, detector), inputs)

@@ -33,6 +33,7 @@ from lipstream.models.enlarging import pays_on
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
 from lipstream.pipeline import Aligned, Matrix, Repainted, align, by_groups, composite
+from lipstream.runtime.device import face_geometry, face_threads, torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.stages import StageClock, ordered_map
@@ -140,7 +141,7 @@ def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
 
 def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     """Pastes the crops back, darkened, so that every pixel that is painted changes."""
-    config, geometry = parts.model.config, setting.runtime.face_geometry()
+    config, geometry = parts.model.config, face_geometry(setting.runtime)
     crops = torch.stack(_crops(faces))
     painted = conditioning.to_pixels(crops // 2)
     if (setting.sync.texture or config.texture) == "kept":
@@ -236,7 +237,7 @@ def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
             crops=torch.stack(_crops(faces)).cpu(),
             batches=[conditioning.condition(model.vae, *batch) for batch in batches],
             mask=batches[0][1],
-            noise=noise.to(setting.runtime.torch_device()),
+            noise=noise.to(torch_device(setting.runtime)),
         )
 
 
@@ -250,7 +251,7 @@ def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
 
 def _flop(setting: Setting, n_frames: int) -> flops.Flop:
     runtime = setting.runtime
-    merged = pays_on(runtime.torch_device()) and runtime.quantize == "none"
+    merged = pays_on(torch_device(runtime)) and runtime.quantize == "none"
     return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged)
 
 
@@ -276,7 +277,7 @@ def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Alig
 
 def _cutting(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, Matrix | None]]], list[Aligned]]:
     """What cuts the faces out of frames, as the line does."""
-    geometry = setting.runtime.face_geometry()
+    geometry = face_geometry(setting.runtime)
     cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
     return lambda tracked: list(by_groups(cut, tracked, geometry, StageClock("align")))
 
@@ -294,7 +295,7 @@ def _batches(
     setting: Setting, parts: Parts, faces: list[Aligned], heard: list[Tensor] | None
 ) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
-    config, device = parts.model.config, setting.runtime.torch_device()
+    config, device = parts.model.config, torch_device(setting.runtime)
     mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(device)
     batches, first = [], 0
     windows = windows_a_call(setting.runtime.batch, parts.model, device)
@@ -307,7 +308,7 @@ def _batches(
 
 
 def _mapped(function: Callable[[Any], Any], items: Iterable[Any], setting: Setting, name: str) -> list[Any]:
-    return list(ordered_map(function, items, setting.runtime.face_threads(), StageClock(name)))
+    return list(ordered_map(function, items, face_threads(setting.runtime), StageClock(name)))
 
 
 def _images(batches: Iterable[Tensor]) -> Images:

@@ -20,7 +20,8 @@ from lipstream.models.enlarging import merge_enlargements, pays_on
 from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
-from lipstream.settings import Dtypes, Quantize
+from lipstream.runtime.device import Dtypes
+from lipstream.settings import Quantize
 
 # Whisper's final norm and text decoder are in the published file and have no part here.
 _WHISPER_UNUSED = ("ln_post.",)
