@@ -45,12 +45,12 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     """
     parts = torch.split(pixels.to(vae.dtype), _images_a_call(vae, pixels.shape[-2:]))
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return latents * vae.config.scaling_factor
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pixels (n, 3, h, w), about [-1, 1] and float32, of latents (n, C, h / factor, w / factor)."""
-    scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    scaled = latents / vae.config.scaling_factor
     height, width = (length * vae_factor(vae) for length in latents.shape[-2:])
     parts = torch.split(scaled.to(vae.dtype), _images_a_call(vae, (height, width)))
     return torch.cat([vae.decode(part).sample for part in parts]).float()
