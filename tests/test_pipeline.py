@@ -445,7 +445,7 @@ def test_what_is_probed_is_not_probed_again(
 
 
 def test_a_wrong_field_is_named_with_what_comes_near() -> None:
-    with pytest.raises(SettingsError, match="'devise' is not a field .* did you mean device"):
+    with pytest.raises(SettingsError, match=r"'devise' is not a field .* did you mean device"):
         LipSync.load("tiny", devise="cpu")  # type: ignore[call-arg]
     assert set(RuntimeFields.__annotations__) == {field.name for field in fields(RuntimeSettings)}
 
@@ -470,7 +470,7 @@ def test_out_of_memory_takes_smaller_batches_first(
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "four.mp4").read_bytes()
 
     most = 0
-    with pytest.raises(OutOfMemoryError, match="out of memory on the host. Fix: use --batch 1, then --precision"):
+    with pytest.raises(OutOfMemoryError, match=r"out of memory on the host\. Fix: use --batch 1, then --precision"):
         sync(clip, speech, tmp_path / "none.mp4", batch=2)
     assert not (tmp_path / "none.mp4").exists()
 

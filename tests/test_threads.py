@@ -129,7 +129,7 @@ def test_a_thread_inside_a_long_call_is_not_waited_for_longer_than_promised() ->
 
 
 def test_a_producer_that_dies_is_noticed(group: ThreadGroup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipstream.pipeline.threads._Map._feed", lambda self: None)
+    monkeypatch.setattr("lipstream.pipeline.ordered_map.OrderedMap._feed", lambda self: None)
     results = group.ordered_map(lambda n: n, range(3), 1, StageClock("dead"))
     with pytest.raises(RuntimeError, match="ended without a result"):
         next(results)

@@ -140,8 +140,8 @@ class RuntimeSettings:
     precision: of the U-Net, and of the others where they are told nothing else; "auto" is fp16 on CUDA (published
     behaviour) and fp32 elsewhere. vae_precision, audio_precision: None is as `precision`, with fp16 for fp8.
     quantize: 8-bit weights in all networks; "none" leaves them as the model's files hold them. threads: for face work;
-    None takes one per core, up to 8. frame_memory_mb: bound of the frames in flight, MB; where one U-Net call needs more,
-    that is taken. batch: windows in one U-Net call; "auto" takes as many as free memory allows. compile: run
+    None takes one per core, up to 8. frame_memory_mb: bound of the frames in flight, MB; where one U-Net call needs
+    more, that is taken. batch: windows in one U-Net call; "auto" takes as many as free memory allows. compile: run
     the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
     to leave out, as `lipstream prune` writes it.
     """

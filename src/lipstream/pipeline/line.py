@@ -125,8 +125,8 @@ def _searched(line: Line, job: Job, clock: StageClock, threads: ThreadGroup) -> 
     def has_face(frame: Frame) -> bool:
         return line.detector.detect(frame.image) is not None
 
-    with closing(read_frames(job.video.path)) as source, threads.subgroup() as searching:
-        frames = itertools.islice(source, job.n_frames)
+    with threads.subgroup() as searching:
+        frames = itertools.islice(read_frames(job.video.path), job.n_frames)
         for first in itertools.islice(frames, 1):
             with clock.running(frames=0):
                 found = has_face(first)

@@ -28,9 +28,9 @@ def feature_rows(
     """Hidden states of a recording, 50 rows a second, in blocks of up to 30 s.
 
     open_samples: called twice, gives the recording from its beginning each time (mono, 16 kHz, in [-1, 1], in
-    pieces): once to find the maximum that sets the floor, once to encode. attempts: given, they encode in
-    place of `encoder`; without it, whether a block is finite is not checked. Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives
-    n // 2 rows.
+    pieces): once to find the maximum that sets the floor, once to encode. attempts: given, they encode in place of
+    `encoder`; without it, whether a block is finite is not checked. Yields (rows, layers + 1, dim), float32, on the
+    encoder's device. A block of n mel frames gives n // 2 rows.
     """
     n_mels, n_rows = encoder.config.n_mels, 0
     maximum = max((float(block.max()) for block in mel.log_mel_blocks(open_samples(), n_mels)), default=0.0)
