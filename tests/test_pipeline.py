@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.errors import Cancelled, OutOfMemoryError
 from lipstream.face.detect import Face
-from lipstream.lipsync import RuntimeFields, check_files
+from lipstream.lipsync import check_files
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline.records import Aligned
 from lipstream.pipeline.windows import batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.memory import is_out_of_memory
+from lipstream.runtime.options import RuntimeFields
 from models_helpers import make_model_folder
 
 FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
@@ -188,7 +189,7 @@ def test_frames_worked_on_together_as_on_a_gpu_give_the_same_pictures(
     speech = write_speech(tmp_path / "speech.wav", 21 / 25)
     sync(clip, speech, tmp_path / "alone.mp4")
     together = FaceGeometry(torch.device("cpu"), threads=1, frames=frames)
-    monkeypatch.setattr("lipstream.lipsync.face_geometry", lambda _: together)
+    monkeypatch.setattr("lipstream.pipeline.build.face_geometry", lambda _: together)
     result = sync(clip, speech, tmp_path / "together.mp4")
     assert (result.frames_with_face, result.frames_without) == (15, 6)
     assert [stage.frames for stage in result.stages] == [21] * 8

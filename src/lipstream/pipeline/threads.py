@@ -30,7 +30,7 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 # Together with noticing a request to stop it is less than the 2 s within which a run has to end.
-JOIN_S = 1.7
+JOIN_S = 1.5
 # Waits are woken when something happens; this is how often they look whether the thread they wait for is still alive.
 _POLL_S = 0.5
 
