@@ -71,9 +71,17 @@ def recorded(goldens: Path) -> dict[str, NDArray[Any]]:
 
 @pytest.fixture
 def sync(model: Model, recorded: dict[str, NDArray[Any]]) -> Callable[..., Any]:
-    def run(*files: Path, settings: SyncSettings = FAST, threads: int = 2, batch: int = 1, **more: Any) -> Any:
+    def run(
+        *files: Path,
+        settings: SyncSettings = FAST,
+        threads: int = 2,
+        batch: int = 1,
+        frame_memory_mb: int = 512,
+        **more: Any,
+    ) -> Any:
         detector = KnownFace(recorded["landmarks"][0])
-        line = LipSync(model, detector, RuntimeSettings(device="cpu", threads=threads, batch=batch))
+        runtime = RuntimeSettings(device="cpu", threads=threads, batch=batch, frame_memory_mb=frame_memory_mb)
+        line = LipSync(model, detector, runtime)
         return line(*files, settings, **more)
 
     return run
@@ -508,6 +516,25 @@ def test_no_face_is_told_without_an_encode(
     monkeypatch.setattr("lipstream.lipsync.VideoWriter", lambda *args, **words: pytest.fail("an output was begun"))
     with pytest.raises(NoFaceError, match="no usable face in the 30 frames searched"):
         sync(never, speech, tmp_path / "out.mp4")
+
+
+def test_the_least_memory_suffices_for_any_clip(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    """Faces and none in turns fill windows slowest; were there too few frames to fill one, nothing would go on."""
+    images = read_images(clip)
+    dark = np.full_like(images[0], 8)
+    gaps = write_clip(tmp_path / "gaps.mp4", [images[0], *([dark] * 40), images[1], *([images[2], dark] * 24)])
+    speech = write_speech(tmp_path / "speech.wav", 90 / 25)
+    written = []
+    for batch, threads, megabytes in ((1, 2, 512), (1, 8, 1), (2, 2, 1)):
+        cancel = threading.Event()
+        too_late = threading.Timer(60, cancel.set)
+        too_late.start()
+        output = tmp_path / f"{batch}-{megabytes}.mp4"
+        sync(gaps, speech, output, threads=threads, batch=batch, frame_memory_mb=megabytes, cancel=cancel)
+        too_late.cancel()
+        written.append(read_images(output))
+    np.testing.assert_array_equal(written[0], written[1])
+    assert len(written[2]) == 90
 
 
 def test_frames_in_flight_are_bounded_in_bytes_whatever_the_threads(

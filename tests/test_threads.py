@@ -79,7 +79,7 @@ def test_closing_ends_the_threads_and_closes_the_sources() -> None:
     before = threading.active_count()
     kept = source()  # so that nothing but the group can close it
     with ThreadGroup() as group:
-        read = group.ordered_map(lambda n: n, timed(kept, StageClock("read")), 2, StageClock("same"))
+        read = group.ordered_map(lambda n: n, kept, 2, StageClock("same"))
         results = group.ordered_map(lambda n: n, read, 1, StageClock("next"))
         next(results)
     assert closed.is_set()
