@@ -36,8 +36,8 @@ from torch import nn
 
 from lipstream import LipSync, SyncSettings, sample
 from lipstream.models.eight_bit import Float8Linear, hold_int8, int8_tensors
+from lipstream.models.load import verify_model
 from lipstream.models.quantize import write_quantized
-from lipstream.models.verify import verify_model
 
 STAGES = ("features", "encode", "denoise")
 # Rows, inputs and outputs of linear layers: attention and feed-forward of the published U-Net, 16 frames of 256 px.

@@ -131,10 +131,10 @@ from lipstream.errors import ModelError
 from lipstream.models import locate
 locate.DATA = Path(sys.argv[1])
 try:
-    paths = locate.download_model(sys.argv[2], **json.loads(sys.argv[3]), announce=print)
+    folder = locate.download_model(sys.argv[2], **json.loads(sys.argv[3]), announce=print)
 except ModelError as error:
     sys.exit(f"{error.exit_code}|{error}")
-print(paths.unet)
+print(folder)
 """
 
 
@@ -161,7 +161,7 @@ def test_a_download_is_announced_verified_and_needs_no_network_again(hub: StandI
     assert announced == f"{NAME}: 4 files, 0.0 GB to fetch from {REPO} and {VAE_REPO}"
     stored = {path.name: path.read_bytes() for path in data.parent.rglob("snapshots/**/*") if path.is_file()}
     assert stored == {Path(name).name: file for name, file in FILES.values()}
-    assert Path(place).parts[-2:] == (REVISION, "latentsync_unet.pt")
+    assert Path(place).name == REVISION
     assert not list(data.parent.rglob("*.incomplete"))
     assert download(data, "http://127.0.0.1:9").stdout.splitlines() == [place]
 
@@ -178,7 +178,7 @@ def test_a_second_call_goes_on_where_the_first_broke_off(hub: StandIn, data: Pat
     assert (UNET, f"bytes={10 * MIB}-") in hub.gets
     assert (UNET, None) not in hub.gets
     assert hub.sent_bytes - before < 15 * MIB
-    assert Path(done.stdout.splitlines()[-1]).read_bytes() == FILES["unet"][1]
+    assert Path(done.stdout.splitlines()[-1], "latentsync_unet.pt").read_bytes() == FILES["unet"][1]
 
 
 @pytest.mark.parametrize("length", [len(FILES["unet"][1]), 1000])
@@ -209,7 +209,7 @@ def test_another_revision_is_not_checked_and_says_so(hub: StandIn, data: Path) -
     done = download(data, hub.endpoint, revision="next")
     assert done.returncode == 0, done.stderr
     assert "SHA-256 are not checked" in done.stdout
-    snapshot = Path(done.stdout.splitlines()[-1]).parent
+    snapshot = Path(done.stdout.splitlines()[-1])
     assert f"--model {snapshot}" in done.stdout
     assert json.loads((snapshot / "lipstream.json").read_text()) == {"base": NAME}
     assert (snapshot / "whisper" / "tiny.pt").read_bytes() == content(5000, 5)
@@ -248,7 +248,7 @@ def test_a_folder_fetches_only_the_autoencoder(hub: StandIn, data: Path) -> None
     done = download(data, hub.endpoint, folder)
     assert done.returncode == 0, done.stderr
     assert {path for path, _ in hub.gets if "/resolve/" in path} == {path for path in hub.files if VAE_REPO in path}
-    assert done.stdout.splitlines()[-1] == str(folder / "latentsync_unet.pt"), "1.6 by the size of its U-Net"
+    assert done.stdout.splitlines()[-1] == str(folder), "1.6 by the size of its U-Net"
 
 
 def lipstream(*arguments: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:

@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from lipstream.errors import ModelError
-from lipstream.models.load import load_model
+from lipstream.models.load import load_model, verify_model
 from lipstream.models.locate import describe_models, read_config
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
-from lipstream.models.verify import verify_model
 from models_helpers import make_model_folder
 
 CPU = torch.device("cpu")

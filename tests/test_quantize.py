@@ -23,9 +23,8 @@ from lipstream.models.eight_bit import (
     int8_tensors,
     quantize_weight,
 )
-from lipstream.models.load import Model, load_model
+from lipstream.models.load import Model, load_model, verify_model
 from lipstream.models.quantize import write_quantized
-from lipstream.models.verify import verify_model
 from lipstream.runtime.device import dtypes
 from models_helpers import make_model_folder
 from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech

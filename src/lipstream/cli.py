@@ -20,7 +20,7 @@ from lipstream.version import __version__
 
 if TYPE_CHECKING:
     from lipstream.lipsync import Progress, SyncResult
-    from lipstream.models.verify import VerifiedFile
+    from lipstream.models.load import VerifiedFile
 
 # torch, diffusers and PyAV take seconds to import: each command imports what it needs, so that words are checked at
 # once and --help is quick.
@@ -273,15 +273,15 @@ def _models_list(args: argparse.Namespace) -> int:
 
 
 def _models_download(args: argparse.Namespace) -> int:
-    from lipstream.models.locate import download_model
+    from lipstream.models.load import download_model
 
-    paths = download_model(args.model, announce=lambda line: print(line, file=sys.stderr))
-    print(f"{args.model}: {paths.unet.parent}")
+    folder = download_model(args.model, announce=lambda line: print(line, file=sys.stderr))
+    print(f"{args.model}: {folder}")
     return 0
 
 
 def _models_verify(args: argparse.Namespace) -> int:
-    from lipstream.models.verify import verify_model
+    from lipstream.models.load import verify_model
 
     return _tell_files(verify_model(args.model))
 

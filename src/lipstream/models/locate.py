@@ -213,8 +213,8 @@ def download_model(
     repo: str | None = None,
     revision: str | None = None,
     announce: Callable[[str], None] = logger.info,
-) -> ModelPaths:
-    """Download what is missing of a model, verified by SHA-256, and return where its files lie.
+) -> Path:
+    """Download what is missing of a model, verified by SHA-256, and return the folder that its U-Net lies in.
 
     model: a published name, or a folder that lacks its VAE. repo: a mirror of the model's own repository, trusted by
     hash. revision: another commit, tag or branch of the repository, whose files are not checked; load them with
@@ -231,7 +231,7 @@ def download_model(
         raise _missing_in_folder(config, folder, missing)
     if missing:
         found |= _download(config, missing, str(model), repo=repo, announce=announce)
-    return ModelPaths(**found)
+    return found["unet"].parent
 
 
 def _download(
@@ -255,21 +255,18 @@ def _download(
     return found
 
 
-def _download_revision(
-    config: ModelConfig, repo: str | None, revision: str, announce: Callable[[str], None]
-) -> ModelPaths:
+def _download_revision(config: ModelConfig, repo: str | None, revision: str, announce: Callable[[str], None]) -> Path:
     origin = _hub(config)
     unchecked = {role: pin for role, pin in origin.pinned.items() if role.startswith("vae")}
     other = replace(config, hub=replace(origin, repo=repo or origin.repo, revision=revision, pinned=unchecked))
     announce(f"{config.name}: revision {revision} of {repo or origin.repo}: size and SHA-256 are not checked")
-    vae = {role: path for role, path in _present(other, None).items() if role.startswith("vae")}
-    missing = [role for role in _ROLES if role not in vae]
-    paths = ModelPaths(**{**vae, **_download(other, missing, config.name, announce=announce)})
-    snapshot = paths.unet.parent
+    present = _present(other, None)
+    missing = [role for role in _ROLES if not (role.startswith("vae") and role in present)]
+    snapshot = _download(other, missing, config.name, announce=announce)["unet"].parent
     if not (snapshot / CONFIG_NAME).exists():
         (snapshot / CONFIG_NAME).write_text(json.dumps({"base": config.name}) + "\n", "utf-8")
     announce(f"{config.name}: load this revision with --model {snapshot}")
-    return paths
+    return snapshot
 
 
 @dataclass(frozen=True)

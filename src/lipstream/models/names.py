@@ -10,6 +10,8 @@ from lipstream.errors import ModelError
 BUNDLED = ("tiny",)
 PUBLISHED = ("latentsync-1.5", "latentsync-1.6")
 NAMES = BUNDLED + PUBLISHED
+DETECTOR_MODELS = ("buffalo_s", "buffalo_l")
+"""InsightFace's models, which `lipstream models download` fetches too."""
 
 
 def check_model(model: str | Path) -> None:
