@@ -15,8 +15,9 @@ from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo, probe_speech, read_planar
 from lipstream.media.color import ColorTags
 from lipstream.media.reader import probe, read_frames
+from lipstream.media.whole import write_whole
 from lipstream.media.writer import VideoWriter, check_output, same_file
-from media_helpers import clicks, lag, number_of, numbered_image, smooth_image, write_wav
+from media_helpers import clicks, lag, n_open, number_of, numbered_image, smooth_image, write_float_wav, write_wav
 
 
 def write(
@@ -39,9 +40,8 @@ def write(
 
 def writer_of(path: Path, n_frames: int, **options: object) -> VideoWriter:
     """A writer of numbered images."""
-    return VideoWriter(
-        path, width=192, height=32, color=None, speech=None, n_frames=n_frames, preset="ultrafast", **options
-    )
+    options = {"speech": None, "preset": "ultrafast", **options}
+    return VideoWriter(path, width=192, height=32, color=None, n_frames=n_frames, **options)
 
 
 def numbered(n: int) -> list[np.ndarray]:
@@ -182,6 +182,17 @@ def test_speech_is_muxed_beside_the_picture(tmp_path: Path) -> None:
         assert abs(latest["video"] - latest["audio"]) < 1.0
 
 
+def test_invalid_samples_are_silence_in_the_sound_track(tmp_path: Path) -> None:
+    samples = (0.3 * np.sin(np.arange(16000) / 40)).astype(np.float32)
+    samples[5000:5400] = np.nan
+    samples[9000:9400] = np.inf
+    speech = probe_speech(write_float_wav(tmp_path / "speech.wav", samples, 16000))
+    path = write(tmp_path / "out.mp4", numbered(25), speech=speech)
+    heard = np.concatenate(list(read_planar(probe_speech(path))), 1)[0]
+    assert np.isfinite(heard).all() and np.abs(heard).max() > 0.2
+    assert np.abs(heard[5100:5300]).max() < 0.05 and np.abs(heard[9100:9300]).max() < 0.05
+
+
 # --- whole or nothing
 
 
@@ -207,6 +218,42 @@ def test_a_failure_leaves_nothing_behind(
         assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_a_failure_closes_every_file(name: str, tmp_path: Path) -> None:
+    speech = probe_speech(write_wav(tmp_path / "speech.wav", clicks(9, 16000), 16000))
+    writer = writer_of(tmp_path / name, 60, speech=speech)
+    with pytest.raises(Interrupted), writer:
+        for image in numbered(60):
+            writer.write(image)
+        assert n_open(tmp_path) == 2
+        raise Interrupted
+    assert n_open(tmp_path) == 0  # though the writer is still there
+
+
+def test_a_failure_does_not_write_the_file_once_more(tmp_path: Path) -> None:
+    if not Path("/proc/self/io").exists():
+        pytest.skip("needs /proc")
+
+    def n_written() -> int:
+        return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+    noise = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3)).astype(np.uint8)
+    with (
+        pytest.raises(Interrupted),
+        VideoWriter(
+            tmp_path / "out.mp4", width=256, height=256, color=None, speech=None, n_frames=60, crf=1, preset="ultrafast"
+        ) as writer,
+    ):
+        for i in range(60):
+            writer.write(noise[i % 2])
+        (hidden,) = tmp_path.iterdir()
+        n_bytes, before = hidden.stat().st_size, n_written()
+        raise Interrupted
+    assert n_bytes > 2_000_000
+    assert n_written() - before < n_bytes / 4
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_visible_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     with writer_of(path, 1) as writer:
@@ -224,6 +271,32 @@ def test_an_existing_file_is_refused_unless_overwriting(tmp_path: Path) -> None:
     assert path.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
     write(path, numbered(2), overwrite=True)
     assert len(list(read_frames(path))) == 2
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_file_behind_a_link_is_written(exists: bool, tmp_path: Path) -> None:
+    folder, link, other = tmp_path / "folder", tmp_path / "out.mp4", tmp_path / "other.mp4"
+    folder.mkdir()
+    if exists:
+        (folder / "target.mp4").write_text("old")
+    other.symlink_to(folder / "target.mp4")
+    link.symlink_to(other)
+    with pytest.raises(OutputError, match="already exists"):
+        write(link, numbered(1))
+    with writer_of(link, 2, overwrite=True) as writer:
+        writer.write(numbered_image(1))
+        assert len(list(folder.iterdir())) == 1 + exists  # the hidden file is beside the target, not the link
+    assert link.readlink() == other and other.readlink() == folder / "target.mp4"
+    assert [number_of(frame.image) for frame in read_frames(folder / "target.mp4")] == [1]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_small_files_too_are_written_through_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    write_whole(link, b"{}")
+    assert link.is_symlink() and target.read_bytes() == b"{}"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -265,6 +338,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
         ("hard.mp4", "also an input"),
         ("soft.mp4", "also an input"),
         ("dangling.mp4", "already exists"),
+        ("nowhere.mp4", "folder does not exist"),
     ],
 )
 def test_outputs_that_must_not_be_written_are_refused_first(name: str, reason: str, tmp_path: Path) -> None:
@@ -275,10 +349,11 @@ def test_outputs_that_must_not_be_written_are_refused_first(name: str, reason: s
     os.link(source, tmp_path / "hard.mp4")
     (tmp_path / "soft.mp4").symlink_to(source)
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "nowhere.mp4").symlink_to(tmp_path / "missing" / "nowhere.mp4")
     may_overwrite = name != "dangling.mp4"
     with pytest.raises(OutputError, match=reason) as caught:
         check_output(tmp_path / name, inputs=[source], overwrite=may_overwrite)
-    assert str(tmp_path / name) in str(caught.value)
+    assert caught.value.file == str(tmp_path / name) and caught.value.fix
     assert source.read_text() == "precious"
 
 

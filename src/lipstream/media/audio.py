@@ -223,7 +223,8 @@ class _Counter:
         if first is None:
             raise ValueError("no block was counted")
         if self.n_invalid:
-            logger.warning("%s: %d samples are not finite numbers; they are silence", self.path, self.n_invalid)
+            reason = "are not finite numbers or far too loud; they are replaced by silence"
+            logger.warning("%s: %d samples %s", self.path, self.n_invalid, reason)
         if self.peak < _SILENT_PEAK:
             logger.warning("%s: silent from beginning to end; the mouth will hardly move", self.path)
         return SpeechInfo(
