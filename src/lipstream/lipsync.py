@@ -14,13 +14,14 @@ from lipstream.accelerate.precision import Ladder
 from lipstream.face.detect import Detector, make_detector
 from lipstream.latent.batch import calls_side_by_side, windows_a_call
 from lipstream.latent.denoise import UNetDenoiser
-from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
+from lipstream.media.audio import SharedSpeech, SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline import Clocks, Ladders, Lanes, Line, run
 from lipstream.runtime.device import dtypes, face_geometry, face_threads, torch_device
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
+from lipstream.speech.mel import log_mel_maximum
 from lipstream.stages import StageClock
 from lipstream.version import __version__
 
@@ -130,22 +131,24 @@ class LipSync:
             if on_progress is not None:
                 on_progress(Progress(clocks.write.frames, n_frames, _times(clocks)))
 
-        writer = VideoWriter(
-            output,
-            width=video_info.width,
-            height=video_info.height,
-            frame_rate=FRAME_RATE_HZ,
-            color=video_info.color,
-            speech=speech_info,
-            n_frames=n_frames,
-            crf=settings.crf,
-            preset=settings.x264_preset,
-            sample_aspect_ratio=video_info.sample_aspect_ratio,
-            overwrite=overwrite,
-            metadata=ai_metadata(self._line.model.config.name),
-        )
-        with _clocked_end(writer, clocks.write):
-            counts = run(self._line, video_info, speech_info, writer, n_frames, settings, clocks, advance)
+        with SharedSpeech(speech_info) as shared:
+            writer = VideoWriter(
+                output,
+                width=video_info.width,
+                height=video_info.height,
+                frame_rate=FRAME_RATE_HZ,
+                color=video_info.color,
+                speech=speech_info,
+                speech_samples=shared.planar(),
+                n_frames=n_frames,
+                crf=settings.crf,
+                preset=settings.x264_preset,
+                sample_aspect_ratio=video_info.sample_aspect_ratio,
+                overwrite=overwrite,
+                metadata=ai_metadata(self._line.model.config.name),
+            )
+            with _clocked_end(writer, clocks.write):
+                counts = run(self._line, video_info, shared, writer, n_frames, settings, clocks, advance)
         frames = counts.frames_with_face + counts.frames_without
         wall_s = time.perf_counter() - begun_s
         return SyncResult(
@@ -188,7 +191,7 @@ def check_files(
     video: str | Path, speech: str | Path, output: str | Path, *, overwrite: bool
 ) -> tuple[VideoInfo, SpeechInfo]:
     """What the inputs are. Raises the InputError or OutputError that a sync of these files would begin with."""
-    video_info, speech_info = probe(video), probe_speech(speech)
+    video_info, speech_info = probe(video), probe_speech(speech, log_mel_maximum)
     check_output(output, inputs=(video_info.path, speech_info.path), overwrite=overwrite)
     return video_info, speech_info
 

@@ -34,7 +34,7 @@ from lipstream.latent import conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.latent.mask import face_mask
 from lipstream.latent.texture import keep_texture
-from lipstream.media.audio import SpeechInfo, read_mono
+from lipstream.media.audio import SharedSpeech, read_mono
 from lipstream.media.looping import read_looped
 from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
@@ -43,6 +43,7 @@ from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
 from lipstream.settings import SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
+from lipstream.speech.mel import N_MELS, log_mel_maximum
 from lipstream.stages import StageClock, arriving, grouped, ordered_map, prefetch, timed
 
 T = TypeVar("T")
@@ -175,7 +176,7 @@ class Line:
 def run(
     line: Line,
     video: VideoInfo,
-    speech: SpeechInfo,
+    speech: SharedSpeech,
     writer: VideoWriter,
     n_frames: int,
     settings: SyncSettings,
@@ -214,7 +215,7 @@ def run(
             counts.frames_without += not has_face
             advance()
     if counts.frames_with_face + counts.frames_without == 0:
-        raise InputError(f"{speech.path}: too short to hear anything in; give at least 0.04 s of speech")
+        raise InputError(f"{speech.info.path}: too short to hear anything in; give at least 0.04 s of speech")
     if counts.frames_with_face == 0:
         raise _no_face(video.path, counts.frames_without)
     return counts
@@ -265,11 +266,14 @@ def align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | N
     return [Aligned(frame, matrix, None if matrix is None else next(crops)) for frame, matrix in tracked]
 
 
-def _hear(line: Line, speech: SpeechInfo, n_frames: int) -> Iterator[Tensor]:
+def _hear(line: Line, speech: SharedSpeech, n_frames: int) -> Iterator[Tensor]:
     """What each frame hears, on the device."""
     lane = line.lanes.features
     above = line.higher.audio_encoder.above
-    rows = feature_rows(lambda: read_mono(speech.path), line.model.audio_encoder, above)
+    encoder, maximum = line.model.audio_encoder, speech.info.log_mel_max
+    if maximum is None or encoder.config.n_mels != N_MELS:
+        maximum = log_mel_maximum(read_mono(speech.info.path), encoder.config.n_mels)
+    rows = feature_rows(speech.mono, encoder, above, maximum)
     heard = frame_windows(rows, n_frames)
     while True:
         with lane.running():
