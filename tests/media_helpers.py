@@ -145,10 +145,10 @@ def clicks(duration_s: float, sample_rate_hz: int) -> NDArray[np.int16]:
     return np.round(samples.clip(-1, 1) * 32767).astype(np.int16)
 
 
-def lag(heard: NDArray[np.float32], original: NDArray[np.float32]) -> int:
-    """By how many samples `heard` comes later than `original`."""
-    n = len(heard) + len(original)
-    correlation = np.fft.irfft(np.fft.rfft(heard, n) * np.conj(np.fft.rfft(original, n)), n)
+def lag(decoded: NDArray[np.float32], original: NDArray[np.float32]) -> int:
+    """By how many samples `decoded` comes later than `original`."""
+    n = len(decoded) + len(original)
+    correlation = np.fft.irfft(np.fft.rfft(decoded, n) * np.conj(np.fft.rfft(original, n)), n)
     place = int(np.argmax(correlation))
     return place if place < n // 2 else place - n
 

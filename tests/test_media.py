@@ -177,7 +177,7 @@ def test_a_still_image_is_a_video_of_one_frame(name: str, codec: str, pix_fmt: s
     assert [f.source_index for f in looped] == [0] * 5 and looped[4].is_repeat
 
 
-def test_probe_tells_the_stream_s_own_colour(tmp_path: Path) -> None:
+def test_probe_reports_the_stream_s_own_colour(tmp_path: Path) -> None:
     image = smooth_image(48, 64)
     assert probe(write_images(tmp_path / "a.mp4", [image], "libx264", "yuv420p")).color == ColorTags()
     rgb = probe(write_images(tmp_path / "b.mkv", [image])).color
@@ -300,7 +300,7 @@ def test_hold_trim_and_stopping_early(long_gop: Path) -> None:
 @pytest.mark.parametrize("loop", ["pingpong", "hold"])
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("qtrle", "rgb24")])
 @pytest.mark.parametrize("frame_rate", [25, 50])  # at 50 every picture is shown twice
-def test_frames_are_the_receivers_to_paint_on(
+def test_frames_may_be_changed_by_the_receiver(
     tmp_path: Path, loop: Loop, codec: str, pix_fmt: str, frame_rate: int
 ) -> None:
     clip = write_images(tmp_path / "clip.mov", [numbered_image(number) for number in (3, 3, 5, 5)], codec, pix_fmt)
@@ -340,8 +340,8 @@ def test_a_truncated_video_is_read_as_far_as_it_goes(tmp_path: Path, caplog: pyt
     content = clip.read_bytes()
     clip.write_bytes(content[: len(content) * 6 // 10])
     with caplog.at_level(logging.WARNING, "lipstream"):
-        seen = numbers(clip)
-    assert 40 < len(seen) < 70 and seen == [*range(len(seen))]
+        shown = numbers(clip)
+    assert 40 < len(shown) < 70 and shown == [*range(len(shown))]
     assert "ends at" in caplog.text and str(clip) in caplog.text
 
 
@@ -372,8 +372,8 @@ def test_a_damaged_tail_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
     clip = write_numbered(tmp_path / "clip.mp4", [*range(50)], Fraction(1, 25), g="5")
     wipe_pictures(clip, Fraction(2, 3))
     with caplog.at_level(logging.WARNING, "lipstream"):
-        seen = numbers(clip)
-    assert len(seen) > 25 and seen[:25] == [*range(25)]
+        shown = numbers(clip)
+    assert len(shown) > 25 and shown[:25] == [*range(25)]
     assert "damaged" in caplog.text
 
 

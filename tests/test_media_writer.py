@@ -136,10 +136,10 @@ def test_speech_keeps_its_rate_and_channels_and_place(rate_hz: int, channels: in
     path = write(tmp_path / f"out{suffix}", numbered(30), speech=speech)
     info = probe_speech(path)
     assert (info.sample_rate_hz, info.channels) == (rate_hz, channels)
-    heard = np.concatenate(list(read_planar(info)), 1)
+    decoded = np.concatenate(list(read_planar(info)), 1)
     for i in range(channels):
         if channels < 6 or i != 3:  # the fourth of six is for bass only, and AAC treats it so
-            assert abs(lag(heard[i], samples[:, i] / np.float32(32768))) <= rate_hz * 0.002
+            assert abs(lag(decoded[i], samples[:, i] / np.float32(32768))) <= rate_hz * 0.002
     assert 0 <= info.n_samples - round(Fraction(30 * rate_hz, 25)) <= 1024  # AAC comes in blocks of 1024
     if suffix != ".mkv":
         with av.open(str(path)) as container:
@@ -155,12 +155,12 @@ def test_speech_is_cut_or_filled_up_to_the_end_of_the_video(n_frames: int, sound
     with av.open(str(path)) as container:
         for stream in (container.streams.video[0], container.streams.audio[0]):
             assert stream.duration * stream.time_base == pytest.approx(n_frames / 25, abs=1e-4)
-    heard = np.concatenate(list(read_planar(probe_speech(path))), 1)[0]
-    loud = np.flatnonzero(np.abs(heard) > 0.1)
+    decoded = np.concatenate(list(read_planar(probe_speech(path))), 1)[0]
+    loud = np.flatnonzero(np.abs(decoded) > 0.1)
     assert loud[0] < 100 and abs(loud[-1] / 16000 - sounding_s) < 0.01
 
 
-def test_rates_and_channels_that_aac_lacks_are_mended_and_logged(
+def test_rates_and_channels_that_aac_lacks_are_replaced_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     samples = np.repeat(clicks(0.4, 192000)[:, None], 10, 1)
@@ -188,9 +188,9 @@ def test_invalid_samples_are_silence_in_the_sound_track(tmp_path: Path) -> None:
     samples[9000:9400] = np.inf
     speech = probe_speech(write_float_wav(tmp_path / "speech.wav", samples, 16000))
     path = write(tmp_path / "out.mp4", numbered(25), speech=speech)
-    heard = np.concatenate(list(read_planar(probe_speech(path))), 1)[0]
-    assert np.isfinite(heard).all() and np.abs(heard).max() > 0.2
-    assert np.abs(heard[5100:5300]).max() < 0.05 and np.abs(heard[9100:9300]).max() < 0.05
+    decoded = np.concatenate(list(read_planar(probe_speech(path))), 1)[0]
+    assert np.isfinite(decoded).all() and np.abs(decoded).max() > 0.2
+    assert np.abs(decoded[5100:5300]).max() < 0.05 and np.abs(decoded[9100:9300]).max() < 0.05
 
 
 # --- whole or nothing

@@ -131,8 +131,8 @@ def test_pauses_come_down_to_whisper_s_floor_and_no_lower(is_probed: bool, tmp_p
     encoder.register_forward_pre_hook(lambda _, args: blocks.append(args[0][0]))
     maximum = probe_speech(path, log_mel_maximum).log_mel_max if is_probed else None
     assert len(list(feature_rows(lambda: read_mono(path), encoder, maximum=maximum))) == len(blocks) == 6
-    heard = torch.cat(blocks, 1)[:, : expected.shape[1]].double().numpy()
-    np.testing.assert_allclose(heard, expected, atol=2e-4)
+    model_input = torch.cat(blocks, 1)[:, : expected.shape[1]].double().numpy()
+    np.testing.assert_allclose(model_input, expected, atol=2e-4)
 
 
 def test_a_run_decodes_the_speech_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

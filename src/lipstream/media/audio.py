@@ -162,7 +162,7 @@ class SharedSpeech:
 
 
 def n_output_frames(info: SpeechInfo, frame_rate: int = 25) -> int:
-    """How many video frames the speech lasts: round(frame_rate x n_samples / sample rate), at least 1."""
+    """Return the video frames that the speech lasts: round(frame_rate x n_samples / sample rate), at least 1."""
     return max(1, round(frame_rate * info.duration_s))
 
 
@@ -268,7 +268,7 @@ def _to_mono(blocks: Iterator[_Block], sample_rate_hz: int) -> Generator[Samples
 
 
 def _with_channels(block: _Block, info: SpeechInfo) -> Samples:
-    """The block's samples with as many channels as the recording began with."""
+    """Return the block's samples with as many channels as the recording began with."""
     samples = block.samples
     return samples if len(samples) == info.channels else np.repeat(samples.mean(0, keepdims=True), info.channels, 0)
 
@@ -296,7 +296,7 @@ def _block(frame: AudioFrame) -> _Block:
 
 
 def _planar(frame: AudioFrame) -> Samples:
-    """A decoded frame as (channels, n) float32; integers are scaled by their full range."""
+    """Convert a decoded frame to (channels, n) float32; integers are scaled by their full range."""
     samples: NDArray[Any] = frame.to_ndarray()
     if frame.format.is_packed:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
