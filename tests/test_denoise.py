@@ -90,7 +90,7 @@ def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
     inputs = make_inputs(1, 4)
     denoiser = denoise.UNetDenoiser(unet)
     prepared = denoiser.prepare(Conditioning(inputs.channels, inputs.audio, 4))
-    assert prepared.first.dtype == torch.bfloat16
+    assert prepared.conv_in_features.dtype == torch.bfloat16
     assert denoiser(inputs.latents, torch.tensor(1), prepared, True)[0].dtype == torch.float32
 
 

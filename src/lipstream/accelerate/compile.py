@@ -106,13 +106,12 @@ class RecordedStep:
 
 
 def _copied(prepared: Prepared) -> Prepared:
-    heard = tuple(
-        {name: KeysValues(seen.keys.clone(), seen.values.clone()) for name, seen in block.items()}
-        for block in prepared.heard
+    audio = tuple(
+        {name: KeysValues(kv.keys.clone(), kv.values.clone()) for name, kv in block.items()} for block in prepared.audio
     )
-    return replace(prepared, first=prepared.first.clone(), heard=heard)
+    return replace(prepared, conv_in_features=prepared.conv_in_features.clone(), audio=audio)
 
 
 def _tensors(latents: Tensor, timestep: Tensor, prepared: Prepared, deep: Tensor | None) -> list[Tensor]:
-    heard = [tensor for block in prepared.heard for seen in block.values() for tensor in seen]
-    return [latents, timestep, prepared.first, *heard, *(() if deep is None else (deep,))]
+    audio = [tensor for block in prepared.audio for kv in block.values() for tensor in kv]
+    return [latents, timestep, prepared.conv_in_features, *audio, *(() if deep is None else (deep,))]
