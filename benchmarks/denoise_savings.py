@@ -218,7 +218,9 @@ class HearsEveryStep(Unsaved):
     def __call__(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return super().__call__(latents, timestep, replace(prepared, audio=self.unet.audio_keys_values(self.audio)), guided, deep)
+        return super().__call__(
+            latents, timestep, replace(prepared, audio=self.unet.audio_keys_values(self.audio)), guided, deep
+        )
 
 
 class ConvolvesEveryStep(Unsaved):
@@ -229,7 +231,11 @@ class ConvolvesEveryStep(Unsaved):
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return super().__call__(
-            latents, timestep, replace(prepared, conv_in_features=self.unet.conv_in_features(self.channels)), guided, deep
+            latents,
+            timestep,
+            replace(prepared, conv_in_features=self.unet.conv_in_features(self.channels)),
+            guided,
+            deep,
         )
 
 

@@ -19,6 +19,7 @@ from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline import Clocks, Ladders, Lanes, Line, run
+from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import dtypes, face_geometry, face_threads, torch_device
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 from lipstream.stages import StageClock
@@ -144,7 +145,7 @@ class LipSync:
             overwrite=overwrite,
             metadata=ai_metadata(self._line.model.config.name),
         )
-        with _clocked_end(writer, clocks.write):
+        with tuned_convolutions(self._line.device), _clocked_end(writer, clocks.write):
             counts = run(self._line, video_info, speech_info, writer, n_frames, settings, clocks, advance)
         frames = counts.frames_with_face + counts.frames_without
         wall_s = time.perf_counter() - begun_s

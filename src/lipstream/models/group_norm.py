@@ -20,7 +20,7 @@ class PooledGroupNorm(nn.GroupNorm):
         n, c, h, w = x.shape
         per_channel = c // self.num_groups
         windows = x.view(n // num_frames, num_frames, c, h, w)
-        variance, mean = _variance_mean(windows.unflatten(2, (self.num_groups, per_channel)).float())
+        variance, mean = _variance_mean(windows.view(*windows.shape[:2], self.num_groups, per_channel, h, w).float())
         weight = torch.rsqrt(variance + self.eps).repeat_interleave(per_channel, 1) * self.weight.float()
         bias = self.bias.float() - mean.repeat_interleave(per_channel, 1) * weight
         weight, bias = weight[:, None, :, None, None], bias[:, None, :, None, None]

@@ -174,10 +174,10 @@ def attend(query: Tensor, keys_values: KeysValues, max_scores: int | None = None
         sequences = max(1, min(sequences, max_scores // (per_query * queries)))
         queries = max(1, min(queries, max_scores // (per_query * sequences)))
     parts = [
-        torch.cat([F.scaled_dot_product_attention(part, keys, values) for part in q.split(queries, 2)], 2)
+        torch.cat([F.scaled_dot_product_attention(part, keys, values) for part in torch.split(q, queries, 2)], 2)
         if queries < query.shape[2]
         else F.scaled_dot_product_attention(q, keys, values)
-        for q, keys, values in zip(*(t.split(sequences) for t in (query, *keys_values)), strict=True)
+        for q, keys, values in zip(*(torch.split(t, sequences) for t in (query, *keys_values)), strict=True)
     ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2).flatten(2)
 
@@ -192,7 +192,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., inner_channels)."""
         hidden, gate = self.proj(x).chunk(2, dim=-1)
-        return hidden * F.gelu(gate)
+        return F.gelu(gate).mul_(hidden)  # in place: the largest activations of the U-Net
 
 
 class FeedForward(nn.Module):
