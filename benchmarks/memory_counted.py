@@ -51,8 +51,7 @@ CONTEXT_GIB, ALLOWANCE = 0.5, 0.15
 WAITING_ENCODED, WAITING_DECODED = 3, 2
 PRECISIONS = {
     "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
+    "fp16": torch.float16,  # bf16 is the same
     "fp8": torch.float16,
     "fp16, int8 weights": torch.float16,
     "fp32, int8 weights": torch.float32,
@@ -185,7 +184,7 @@ def count(model: str, precision: str, *, guided: bool, windows: int = 1) -> Coun
     noise = torch.empty(1, 4, size, size, device=META)
     latents = noise.expand(n, -1, -1, -1)
     conditions = conditioning.Conditioning(torch.empty(n, 9, size, size, device=META), audio, NUM_FRAMES)
-    sampling = Sampling(2, config.guidance_scale if guided else 1.0)
+    sampling = Sampling(1, config.guidance_scale if guided else 1.0)
     denoiser = denoise.UNetDenoiser(unet)
     mel = torch.empty(1, 80, 3000, device=META, dtype=PRECISIONS[precision])
     encoded = pixels.nbytes + audio.nbytes + conditions.channels.nbytes
@@ -208,10 +207,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4], help="windows in a U-Net call")
     parser.add_argument("--row", action="store_true", help="add rows to results.csv")
     args = parser.parse_args()
-    print(
-        "| model | precision | guidance | batch | weights | encode | denoise | decode | run, with allowance | fits in |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("model", "precision", "guidance", "batch", "weights", "encode", "denoise", "decode")
+    columns += ("run, with allowance", "if offloaded", "fits in")
+    print(f"| {' | '.join(columns)} |")
+    print(f"|{' --- |' * len(columns)}")
     for model in args.model:
         for precision in args.precision:
             for guided in (True, False):
@@ -220,15 +219,13 @@ def main() -> None:
 
 
 def report(model: str, precision: str, guided: bool, windows: int, *, add: bool) -> None:
-    """Print a line of the table; add a row to results.csv if asked for."""
+    """Print a line of the table, GiB; add a row to results.csv if asked for."""
     counted = count(model, precision, guided=guided, windows=windows)
     parts = (counted.weights, counted.encode, counted.denoise, counted.decode)
     card = next((f"{card} GB" for card in CARDS_GIB if counted.total_gib <= card * 0.98), "more")
     words = [model, precision, "guided" if guided else "unguided", str(windows), *(f"{b / 2**30:.2f}" for b in parts)]
-    print(
-        f"| {' | '.join(words)} | {counted.total_gib:.1f} | {card} | offloaded {counted.offloaded_gib:.1f} |",
-        flush=True,
-    )
+    totals = f"{counted.total_gib:.1f} | {counted.offloaded_gib:.1f}"
+    print(f"| {' | '.join(words)} | {totals} | {card} |", flush=True)
     if add:
         told = (
             f"{precision}, {words[2]}, batch {windows}; GiB: weights {words[4]}, encode {words[5]}, denoise {words[6]}"
