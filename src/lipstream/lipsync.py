@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +28,7 @@ from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.line import Job, run
 from lipstream.pipeline.records import Counts, Line
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import is_out_of_memory, out_of_memory
 from lipstream.runtime.options import RuntimeFields, with_options
@@ -212,7 +213,7 @@ class LipSync:
     def _job(self, line: Line, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool) -> Job:
         video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
 
-        def open_writer(samples: Iterator[NDArray[np.float32]]) -> VideoWriter:
+        def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
             return VideoWriter(
                 output,
                 width=video.width,
@@ -248,13 +249,13 @@ class LipSync:
         report()
         writers: list[VideoWriter] = []
 
-        def open_writer(samples: Iterator[NDArray[np.float32]]) -> VideoWriter:
+        def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
             writers.append(job.open_writer(samples))
             return writers[0]
 
         threads = self._threads = ThreadGroup()
         try:
-            with threads:
+            with tuned_convolutions(line.device), threads:
                 done = threads.call(lambda: run(line, replace(job, open_writer=open_writer), clocks, threads), "write")
                 _wait(done, report, cancel)
         finally:

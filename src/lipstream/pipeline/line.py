@@ -52,13 +52,16 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to sync. n_frames: of the output, fewer with loop="trim". open_writer: begins the output, given the speech's samples."""
+    """One clip to sync. n_frames: of the output, fewer with loop="trim".
+
+    open_writer: begins the output, given the speech's samples.
+    """
 
     video: VideoInfo
     speech: SpeechInfo
     n_frames: int
     settings: SyncSettings
-    open_writer: Callable[[Iterator[NDArray[np.float32]]], VideoWriter]
+    open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
 
 
 def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:

@@ -13,12 +13,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.models.whisper import AudioEncoder
+from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.speech import mel
 
 ROWS_PER_FRAME = 2
 ROWS_BEFORE = 4
 ROWS_AFTER = 5
+
+
+def tokens_per_frame(config: AudioEncoderConfig) -> int:
+    """Return how many audio tokens condition one video frame: 50 with Whisper tiny."""
+    return (ROWS_BEFORE + ROWS_AFTER + 1) * (config.n_audio_layer + 1)
+
 
 SampleSource = Callable[[], Iterable[NDArray[np.float32]]]
 # Given the first and last frame (25 fps) of a block: the encoder, then those to try where its result is not finite.
