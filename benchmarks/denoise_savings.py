@@ -215,23 +215,29 @@ class Unsaved(denoise.UNetDenoiser):
 
 class HearsEveryStep(Unsaved):
     def prepare(self, conditioning: Conditioning) -> Prepared:
-        return replace(super().prepare(conditioning), first=self.unet.first(self.channels))
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return super().__call__(latents, timestep, replace(prepared, heard=self.unet.hear(self.audio)), guided, deep)
-
-
-class ConvolvesEveryStep(Unsaved):
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        return replace(super().prepare(conditioning), heard=self.unet.hear(self.audio))
+        return replace(super().prepare(conditioning), conv_in_features=self.unet.conv_in_features(self.channels))
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return super().__call__(
-            latents, timestep, replace(prepared, first=self.unet.first(self.channels)), guided, deep
+            latents, timestep, replace(prepared, audio=self.unet.audio_keys_values(self.audio)), guided, deep
+        )
+
+
+class ConvolvesEveryStep(Unsaved):
+    def prepare(self, conditioning: Conditioning) -> Prepared:
+        return replace(super().prepare(conditioning), audio=self.unet.audio_keys_values(self.audio))
+
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return super().__call__(
+            latents,
+            timestep,
+            replace(prepared, conv_in_features=self.unet.conv_in_features(self.channels)),
+            guided,
+            deep,
         )
 
 
@@ -240,7 +246,7 @@ class BranchesApart(denoise.UNetDenoiser):
 
     def prepare(self, conditioning: Conditioning) -> Prepared:
         prepared = super().prepare(conditioning)
-        return replace(prepared, first=torch.cat((prepared.first, prepared.first)))
+        return replace(prepared, conv_in_features=torch.cat((prepared.conv_in_features,) * 2))
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None

@@ -133,7 +133,14 @@ def run_one(
     model: str, precision: str, quantize: str, speech: str, out: str, steps: int | None, device: str, **_: Any
 ) -> dict[str, Any]:
     """Sync once to warm up and once to measure."""
-    sync = LipSync.load(model, device=device, precision=precision, quantize=quantize, detector="mediapipe")
+    sync = LipSync.load(
+        model,
+        device=device,
+        precision=precision,
+        quantize=quantize,
+        detector="mediapipe",
+        compile=precision == "fp8",  # refused uncompiled
+    )
     settings = SyncSettings(num_inference_steps=steps, crf=0)
     for _ in range(2):
         result = sync(sample.VIDEO, speech, out, settings, overwrite=True)

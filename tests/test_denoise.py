@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from lipstream.lanes import Lane
 from lipstream.latent import batch, conditioning, denoise
 from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import read_config
-from lipstream.models.unet import UNet
+from lipstream.models.unet import Prepared, UNet
 from lipstream.settings import RuntimeSettings, Sampling
 from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
@@ -90,7 +93,7 @@ def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
     inputs = make_inputs(1, 4)
     denoiser = denoise.UNetDenoiser(unet)
     prepared = denoiser.prepare(Conditioning(inputs.channels, inputs.audio, 4))
-    assert prepared.first.dtype == torch.bfloat16
+    assert prepared.conv_in_features.dtype == torch.bfloat16
     assert denoiser(inputs.latents, torch.tensor(1), prepared, True)[0].dtype == torch.float32
 
 
@@ -134,10 +137,21 @@ def test_a_cpu_is_given_as_many_images_as_its_caches_hold(monkeypatch: pytest.Mo
     assert sizes == [3, 1, 2, 2, 1, 1, 1, 1]
 
 
+def test_a_gpu_takes_the_pixels_of_one_large_image_in_a_call() -> None:
+    vae, sizes = small_vae().to("meta"), list[int]()
+    vae.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    for resolution, expected in ((256, [4, 4, 1]), (512, [1] * 9), (768, [1] * 9)):
+        sizes.clear()
+        conditioning.encode(vae, torch.empty(9, 3, resolution, resolution, device="meta"))
+        assert sizes == expected
+
+
 def test_windows_that_fit() -> None:
     gb = 10**9
     assert batch.windows_that_fit(1 * gb, 3 * gb) == 1
     assert batch.windows_that_fit(16 * gb, 4 * gb) == 2
+    assert batch.windows_that_fit(16 * gb, 4 * gb, beside_bytes=2 * gb) == 1
+    assert batch.windows_that_fit(1 * gb, 1 * gb, beside_bytes=20 * gb) == 1
     assert batch.windows_that_fit(1000 * gb, 1 * gb) == batch.MOST_WINDOWS
 
 
@@ -214,6 +228,66 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch: pytest.MonkeyPatch) 
     step = compiled_step(unet, frames=2)
     with pytest.raises(SettingsError, match=r"no compiler.*leave --compile out"):
         step(inputs.latents, torch.tensor(1), unet.prepare(inputs.channels, inputs.audio, 2), False, None)
+
+
+def test_a_third_resolution_compiles_and_past_the_limit_the_plain_step_is_taken(
+    traced: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet = make_unet(ONE_LEVEL)
+    torch._dynamo.reset()
+    step = compiled_step(unet, frames=2)
+
+    def run(size: int) -> None:
+        inputs = make_inputs(1, 2, ONE_LEVEL, size=size)
+        prepared = unet.prepare(inputs.channels, inputs.audio, 2)
+        for guided in (False, True):
+            given = (inputs.latents, torch.tensor(401), prepared, guided)
+            assert_near(step(*given, None)[0], unet.step(*given)[0])
+
+    with torch._dynamo.config.patch(recompile_limit=1):  # torch's own, which is raised for the step
+        for size in (4, 6, 8, 4):
+            run(size)
+    assert len(traced) == 6
+    assert not [record for record in caplog.records if record.name.startswith("lipstream")]
+    monkeypatch.setattr("lipstream.accelerate.compile._MAX_GRAPHS", 6)
+    run(10)
+    run(12)
+    assert len(traced) == 6
+    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("lipstream")]
+    assert warnings == ["torch.compile has reached its limit of graphs; the U-Net goes on uncompiled"]
+
+
+class FakeGraph:
+    """Stands in for a CUDA graph: `replay` computes `predicted` from `inputs`, slowly."""
+
+    def __init__(self, inputs: list[Tensor], predicted: Tensor) -> None:
+        self.inputs, self.predicted = inputs, predicted
+
+    def replay(self) -> None:
+        self.predicted.copy_(self.inputs[0])
+        time.sleep(0.002)
+        self.predicted.add_(self.inputs[2].mean())
+
+
+def test_callers_of_a_recording_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Stream", "Event", "graph_pool_handle", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    step = RecordedStep(MagicMock(), CPU)
+
+    def record(latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None) -> Any:
+        inputs, predicted = [latents, timestep, prepared.conv_in_features], torch.empty_like(latents)
+        return MagicMock(graph=FakeGraph(inputs, predicted), inputs=inputs, predicted=predicted, deep=predicted)
+
+    monkeypatch.setattr(step, "_record", record)
+
+    def call(number: float) -> bool:
+        latents = torch.full((1, 4, 2, 2), number)
+        prepared = Prepared(torch.full((1, 4, 2, 2), 2 * number), (), 1)
+        results = [step(latents, torch.tensor(1), prepared, False)[0] for _ in range(10)]
+        return all(torch.equal(result, 3 * latents) for result in results)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, map(float, range(4)))) == [True] * 4
 
 
 def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def test_old_autoencoder_names_load(folder: Path) -> None:
         ({"audio_encoder": {"n_mels": 80}}, "n_audio_ctx"),
         ({"unet": {"in_channels": 12}}, "12 U-Net input channels do not belong"),
         ({"unet": {"act_fn": "gelu"}}, "act_fn = 'gelu'"),
-        ({"unet": {"depth": 3}}, "unknown words depth"),
+        ({"unet": {"depth": 3}}, "unknown options: depth"),
     ],
 )
 def test_words_that_do_not_belong_together_are_refused(

@@ -16,6 +16,7 @@ from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
 from lipstream.accelerate.precision import PrecisionFallback
 from lipstream.models.eight_bit import Float8Linear, hold_float8
 from lipstream.models.load import load_model
+from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import Dtypes, dtypes
 from models_helpers import make_model_folder
 from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
@@ -99,13 +100,31 @@ def test_each_network_has_a_precision_of_its_own() -> None:
     assert dtypes(decided, CUDA) == Dtypes(torch.float32, torch.float16, torch.bfloat16)
 
 
-def test_fp8_is_refused_where_it_cannot_be(folder: Path) -> None:
+def test_fp8_is_refused_where_it_does_not_run_or_pay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"cpu does not multiply float8.*use fp16 or bf16"):
         dtypes(RuntimeSettings(precision="fp8"), CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    with pytest.raises(SettingsError, match=r"slower than fp16 unless it is compiled\. Fix: add --compile"):
+        dtypes(RuntimeSettings(precision="fp8"), CUDA)
+    assert dtypes(RuntimeSettings(precision="fp8", compile=True), CUDA).unet == torch.float8_e4m3fn
     with pytest.raises(SettingsError, match="vae_precision = 'fp8'"):
         RuntimeSettings(vae_precision="fp8")
     with pytest.raises(SettingsError, match="use one"):
         load_model(folder, CPU, Dtypes(torch.float8_e4m3fn, torch.float16, torch.float16), quantize="int8")
+
+
+def test_convolutions_are_tuned_while_runs_last_and_on_cuda_alone() -> None:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.allow_tf32)
+    with tuned_convolutions(CPU):
+        assert (cudnn.benchmark, cudnn.allow_tf32) == before
+    first, second = tuned_convolutions(CUDA), tuned_convolutions(CUDA)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (cudnn.benchmark, cudnn.allow_tf32) == (True, False)
+    second.__exit__(None, None, None)
+    assert (cudnn.benchmark, cudnn.allow_tf32) == before
 
 
 def test_fp8_layers_come_near_the_layers_they_stand_for() -> None:
@@ -221,7 +240,7 @@ def test_higher_precision_that_does_not_fit_on_the_device_runs_on_the_cpu(
 def test_fp8_on_the_gpu_comes_near_half_precision(folder: Path) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no float8 on this device")
-    chosen = dtypes(RuntimeSettings(precision="fp8"), CUDA)
+    chosen = dtypes(RuntimeSettings(precision="fp8", compile=True), CUDA)
     assert chosen == Dtypes(torch.float8_e4m3fn, torch.float16, torch.float16)
     exact, fast = load_model(folder, CUDA, torch.float16).unet, load_model(folder, CUDA, chosen).unet
     assert any(isinstance(layer, Float8Linear) for layer in fast.modules())

@@ -117,8 +117,8 @@ def test_two_branches_where_nothing_is_heard(config: Any) -> None:
     whole, inputs = make_unet(config), make_inputs(2, 4, config)
     deaf = without(whole, attentions(whole))
     drop(whole, attentions(whole), "test")
-    assert not any(deaf.hear(inputs.audio))
-    assert not deaf.hears
+    assert not any(deaf.audio_keys_values(inputs.audio))
+    assert not deaf.uses_audio
     silent, hearing = predicted(deaf, inputs, True).chunk(2)
     assert torch.equal(silent, hearing)
     assert torch.equal(silent, predicted(deaf, inputs, False))

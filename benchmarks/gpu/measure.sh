@@ -5,14 +5,14 @@
 #     bash benchmarks/gpu/measure.sh FOLDER [PART ...]
 #
 # FOLDER holds the random weights and is made where it does not exist. PARTs, in this order where none is named:
-# tests, whole, published, compiled, published-compiled, savings, faces. The published ones need LIPSTREAM_PUBLISHED to
+# tests, whole, published, compiled, published-compiled, savings, vae, memory, layers, faces. The published ones need LIPSTREAM_PUBLISHED to
 # name a checkout of the published code. LIMIT_S is the longest that one command may take, seconds [240], PYTHON the
 # interpreter [python3]. SMALL=1 tries all of it at a small size on a CPU, and adds no rows.
 set -euo pipefail
 
 folder=$(realpath -m "${1:?usage: bash benchmarks/gpu/measure.sh FOLDER [PART ...]}")
 parts=("${@:2}")
-[[ ${#parts[@]} -gt 0 ]] || parts=(tests whole published compiled published-compiled savings faces)
+[[ ${#parts[@]} -gt 0 ]] || parts=(tests whole published compiled published-compiled savings vae memory layers faces)
 published=${LIPSTREAM_PUBLISHED:+$(realpath "$LIPSTREAM_PUBLISHED")}
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/../.."
@@ -21,14 +21,16 @@ export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 # also 
 whole=(--seconds 8 --rounds 3)
 beside=(--windows 4 --rounds 3)
 savings=(--full --device cuda --precision fp16 --steps 20 --rounds 3)
+vae=(--device cuda --precision fp16)
 faces=(--device cuda)
-batch=auto
+batch=auto device=cuda
 if [[ -n ${SMALL:-} ]]; then
   whole=(--narrow --device cpu --seconds 1 --steps 2 --rounds 1 --no-row)
   beside=(--narrow --device cpu --windows 2 --steps 2 --rounds 1 --no-row)
   savings=(--steps 1 --windows 1 --rounds 1 --no-row)
+  vae=(--narrow --device cpu --frames 2 --rounds 1)
   faces=(--frames 2 --rounds 1 --no-row)
-  batch=2
+  batch=2 device=cpu
 fi
 
 failed=()
@@ -60,6 +62,9 @@ for part in "${parts[@]}"; do
     compiled) each_resolution benchmarks.gpu.full_size "${whole[@]}" --batch $batch --compile ;;
     published-compiled) beside_published --compile ;;
     savings) try -m benchmarks.denoise_savings "${savings[@]}" --compile ;;
+    vae) try -m benchmarks.gpu.vae "${vae[@]}" ;;
+    memory) try -m benchmarks.memory_counted --precision fp16 --batch 1 ;; # beside the peaks of `whole` and `vae`
+    layers) try -m benchmarks.quantization --layers --device "$device" ;; # fp8 and int8 layer by layer
     faces) try benchmarks/face_geometry.py "${faces[@]}" ;;
     *) failed+=("$part (no such part)") ;;
   esac

@@ -1,4 +1,4 @@
-"""Between pixels and latents: what the U-Net sees beside the noise, and the way back."""
+"""Between pixels and latents: the conditioning channels of the U-Net, and decoding."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from lipstream.models.load import vae_factor
 
-# The VAE takes images one by one: more in a call cost memory and save nothing. On a CPU so many are fastest that the
-# widest layers' results, of about so many bytes, stay in its caches.
-_IMAGES = 16
+# Pixels per VAE call on CUDA and Metal: one image of 512 px or four of 256 px. Memory is in proportion to them, and so
+# many are 2.5 TFLOP to decode, enough to fill a GPU.
+_PIXELS_PER_GPU_CALL = 512 * 512
+# On a CPU as many images are fastest as keep the widest layer's output, of about so many bytes, in its caches.
 _CACHED_BYTES = 8 * 2**20
-# CUDA's enlargement of channels-last images counts in 32 bits.
-_MOST_NUMBERS = 2**31 - 1
+_MAX_IMAGES_PER_CPU_CALL = 16
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """All that stays the same over the steps, for windows of `num_frames` frames lying one after another.
+    """The U-Net's conditioning, the same at every step, for consecutive windows of `num_frames` frames.
 
     channels: (windows * num_frames, 1 + 2 C, h, w): mask, latents of the masked crop, latents of the whole crop.
     audio: (windows * num_frames, tokens, dim).
@@ -34,7 +34,7 @@ class Conditioning:
 
 
 def to_pixels(faces: Tensor) -> Tensor:
-    """Crops (n, 3, h, w) uint8 RGB to float32 in [-1, 1]."""
+    """Convert crops (n, 3, h, w), uint8 RGB, to float32 in [-1, 1]."""
     return faces.float() / 127.5 - 1.0
 
 
@@ -48,7 +48,7 @@ def encode(vae: Any, pixels: Tensor, check: Callable[[], None] = _no_check) -> T
     vae: diffusers' AutoencoderKL. The published code draws from the distribution; the mode needs no random numbers.
     check: called before each call of the VAE.
     """
-    parts = torch.split(pixels.to(vae.device, vae.dtype), _images_a_call(vae, pixels.shape[-2:]))
+    parts = torch.split(pixels.to(vae.device, vae.dtype), _images_per_call(vae, pixels.shape[-2:]))
     latents = torch.cat([_encoded(vae, part, check) for part in parts]).to(pixels.device)
     return latents * vae.config.scaling_factor
 
@@ -65,7 +65,7 @@ def decode(vae: Any, latents: Tensor, check: Callable[[], None] = _no_check) -> 
     """
     scaled = latents / vae.config.scaling_factor
     height, width = (length * vae_factor(vae) for length in latents.shape[-2:])
-    parts = torch.split(scaled.to(vae.device, vae.dtype), _images_a_call(vae, (height, width)))
+    parts = torch.split(scaled.to(vae.device, vae.dtype), _images_per_call(vae, (height, width)))
     return torch.cat([_decoded(vae, part, check) for part in parts]).to(latents.device, torch.float32)
 
 
@@ -74,14 +74,13 @@ def _decoded(vae: Any, latents: Tensor, check: Callable[[], None]) -> Any:
     return vae.decode(latents).sample
 
 
-def _images_a_call(vae: Any, size: Sequence[int]) -> int:
-    """Images of `size` (height, width) that the VAE is given at once."""
-    pixels, widths = size[0] * size[1], vae.config.block_out_channels
-    if vae.device.type == "cpu":
-        most = _CACHED_BYTES // (widths[0] * pixels * vae.dtype.itemsize)
-    else:  # what the last enlargement makes is as wide as the second level
-        most = _MOST_NUMBERS // (max(widths[:2]) * pixels)
-    return min(max(most, 1), _IMAGES)
+def _images_per_call(vae: Any, size: Sequence[int]) -> int:
+    """Return the number of images of `size` (height, width) for one call of the VAE."""
+    pixels = size[0] * size[1]
+    if vae.device.type != "cpu":
+        return max(_PIXELS_PER_GPU_CALL // pixels, 1)
+    fit = _CACHED_BYTES // (vae.config.block_out_channels[0] * pixels * vae.dtype.itemsize)
+    return min(max(fit, 1), _MAX_IMAGES_PER_CPU_CALL)
 
 
 def condition(
@@ -104,5 +103,5 @@ def condition(
 
 
 def keep_surroundings(decoded: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
-    """Decoded pixels where the mask is 0, the crop's own where it is 1 (all (n, 3, res, res) and (1, res, res))."""
+    """Take decoded pixels where the mask is 0 and the crop's where it is 1: (n, 3, res, res), mask (1, res, res)."""
     return decoded * (1.0 - mask) + pixels * mask

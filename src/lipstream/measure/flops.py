@@ -1,4 +1,4 @@
-"""How much arithmetic the networks of a sync do, counted on the meta device: nothing is computed."""
+"""Count the arithmetic of a sync's networks on the meta device, where nothing is computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lipstream.latent import conditioning, denoise
 from lipstream.models.enlarging import merge_enlargements
 from lipstream.models.load import Model, load_model
 from lipstream.settings import SyncSettings
-from lipstream.speech.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
+from lipstream.speech.features import ROWS_PER_FRAME, tokens_per_frame
 
 _META = torch.device("meta")
 
@@ -35,7 +35,7 @@ class Flop:
 
 
 def calls(n_frames: int, num_frames: int, batch: int) -> list[tuple[int, int]]:
-    """The U-Net calls that `n_frames` faces take: (frames in the call, frames of each of its windows)."""
+    """Return the U-Net calls for `n_frames` faces: (frames in the call, frames in each of its windows)."""
     full, rest = divmod(n_frames, num_frames)
     sizes = [min(batch, full - first) * num_frames for first in range(0, full, batch)]
     return [(size, num_frames) for size in sizes] + ([(rest, rest)] if rest else [])
@@ -50,10 +50,10 @@ def count(
     *,
     merged: bool = False,
 ) -> Flop:
-    """What a sync of `n_frames` frames, all with a face, has the networks do. Raises ModelError.
+    """Count the operations of the networks for `n_frames` frames, all with a face. Raises ModelError.
 
-    What is executed counts: both halves of guidance, and nothing that is skipped or kept from the step before.
-    pruned: see load_model. merged: enlarging convolutions are, as on a CPU.
+    Counts what is executed: both halves of guidance, and nothing that is skipped or cached from an earlier step.
+    pruned: see load_model. merged: upsampling and convolution are merged, as on a CPU.
     """
     model = load_model(model_name, _META, torch.float32, pruned=pruned)
     if merged:
@@ -85,21 +85,21 @@ def _of_vae(model: Model, settings: SyncSettings, size: int) -> int:
 
 
 def of_unet(model: Model, settings: SyncSettings, size: int, window: int) -> int:
-    """What the U-Net does for `size` faces in windows of `window`; `model`: on the meta device."""
+    """Count the operations of the U-Net for `size` faces in windows of `window`; `model` is on the meta device."""
     config = model.config
     latent_size = model.latent_size(settings.resolution or config.resolution)
-    noisy, tokens = config.unet.out_channels, (ROWS_BEFORE + ROWS_AFTER + 1) * (config.audio_encoder.n_audio_layer + 1)
+    noisy, tokens = config.unet.out_channels, tokens_per_frame(config.audio_encoder)
     channels = torch.zeros(size, config.unet.in_channels - noisy, latent_size, latent_size, device=_META)
     audio = torch.zeros(size, tokens, config.audio_encoder.n_audio_state, device=_META)
     noise = torch.zeros(1, noisy, latent_size, latent_size, device=_META)
-    seen = conditioning.Conditioning(channels, audio, window)
+    conditions = conditioning.Conditioning(channels, audio, window)
     denoiser = denoise.UNetDenoiser(model.unet)
     sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
-    return counted(lambda: denoise.sample(denoiser, config.scheduler, noise, seen, sampling))
+    return counted(lambda: denoise.sample(denoiser, config.scheduler, noise, conditions, sampling))
 
 
 def counted(work: Callable[[], object]) -> int:
-    """Operations of what `work` has torch do in this thread, on any device."""
+    """Count the operations that `work` asks of torch in this thread, on any device."""
     # The counter does not know the fused attention of every device; as plain products it knows them all.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()

@@ -168,7 +168,7 @@ def drop_in_turn(
         # One that falls below the floor alone would hardly do better with others gone too. A mouth is small beside the
         # region: its SSIM may be high with a U-Net that hears nothing, which is none that syncs lips.
         lesser = without(likeness.unet, [*dropped, name])
-        together = likeness.of(lesser) if alone >= floor and lesser.hears else None
+        together = likeness.of(lesser) if alone >= floor and lesser.uses_audio else None
         is_dropped = together is not None and together >= floor
         if is_dropped:
             dropped.append(name)

@@ -1,10 +1,10 @@
-"""Layers that hold their weights in 8 bits, and how weights become so.
+"""Layers with 8-bit weights, and the conversion of weights to them.
 
-int8 is torch alone and takes every linear layer and convolution: one scale an output channel, symmetric, rounded to the
-nearest. Weights are brought back to the input's dtype at each call, so that the arithmetic stays what it was; linear
-layers may also bring their input to int8, one scale a row (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339,
-without the outliers kept apart). float8 is for linear layers on hardware that multiplies it (Micikevicius et al. 2022,
-https://arxiv.org/abs/2209.05433), one scale a tensor.
+int8 needs only torch and covers every linear layer and convolution: one scale per output channel, symmetric, rounded to
+the nearest. Weights are converted back to the input's dtype at each call, so the arithmetic does not change; linear
+layers may also convert their input to int8, one scale per row (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339,
+without separate outliers). float8 is for linear layers on hardware that multiplies it (Micikevicius et al. 2022,
+https://arxiv.org/abs/2209.05433), one scale per tensor.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SCALE = "weight_scale"
 _INT8_MAX = 127
 _FLOAT8_MAX = torch.finfo(torch.float8_e4m3fn).max
 _TINY = torch.finfo(torch.float32).tiny  # the scale of weights that are all zero
-# The first and the last convolution of the U-Net and of the VAE stay as they are: pixels and latents pass them
-# undamped, and they hold next to nothing.
+# The first and last convolution of the U-Net and the VAE are not quantized: errors there reach pixels and latents
+# directly, and they have few weights.
 _KEPT = ("conv_in", "conv_out")
-# What torch's integer and float8 products ask of a matrix on CUDA.
+# Requirements of torch's integer and float8 matrix products on CUDA.
 _FEWEST_ROWS = 17
 _INT8_MULTIPLE, _FLOAT8_MULTIPLE = 8, 16
 _CACHED_ROWS = 256
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight (out, ...) as int8 in the same shape and its scales (out, 1, ...), float32.
+    """Return a weight (out, ...) as int8 in the same shape, and its scales (out, 1, ...), float32.
 
-    A channel that holds values which are not finite gets a scale that is not.
+    A channel with values that are not finite gets a scale that is not finite.
     """
     full = weight.float()
     scale = (full.abs().amax(dim=tuple(range(1, full.ndim)), keepdim=True) / _INT8_MAX).clamp_min(_TINY)
@@ -41,14 +41,14 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `quantize_weight` made of a weight, in `dtype`; off by at most half a scale and dtype's rounding."""
+    """Invert `quantize_weight`, in `dtype`; off by at most half a scale and the rounding of `dtype`."""
     return (weight * scale).to(dtype)
 
 
 class Int8Linear(nn.Module):
     """A linear layer whose weight (out, in) is int8.
 
-    dynamic: its input becomes int8 too, where there are rows enough for that; the product is then one of integers.
+    dynamic: the input is converted to int8 too, if it has enough rows, and the product is computed in integers.
     """
 
     weight: Tensor
@@ -70,13 +70,13 @@ class Int8Linear(nn.Module):
     def _integer_product(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).contiguous()
         y = x.new_empty(len(rows), self.out_features)
-        # On a CPU what lies between the input and the result stays in its cache: twice as fast for wide layers.
+        # On a CPU in parts, so that intermediate results stay in its cache: twice as fast for wide layers.
         n = _CACHED_ROWS if x.device.type == "cpu" else len(rows)
-        for some, into in zip(torch.split(rows, n), torch.split(y, n), strict=True):
-            scale = (some.abs().amax(1, keepdim=True).float() / _INT8_MAX).clamp_min(_TINY)
-            product = torch._int_mm((some / scale).round_().to(torch.int8), self.weight.t())
+        for part, out in zip(torch.split(rows, n), torch.split(y, n), strict=True):
+            scale = (part.abs().amax(1, keepdim=True).float() / _INT8_MAX).clamp_min(_TINY)
+            product = torch._int_mm((part / scale).round_().to(torch.int8), self.weight.t())
             full = (product * scale).mul_(self.weight_scale.t())
-            into.copy_(full if self.bias is None else full.add_(self.bias))
+            out.copy_(full if self.bias is None else full.add_(self.bias))
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -101,22 +101,22 @@ class Int8Conv(nn.Module):
         self.bias = None if like.bias is None else nn.Parameter(torch.empty(shape[0], device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the convolution it stands for."""
+        """Convolve as the layer that this one replaces."""
         weight = dequantize_weight(self.weight, self.weight_scale, x.dtype)
         return self._convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def int8_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's tensors with the weights of its linear layers and convolutions as int8, and their scales."""
-    held = dict(tensors)
+    """Return a network's tensors with the weights of linear layers and convolutions as int8, and their scales."""
+    quantized = dict(tensors)
     for name, _ in _int8_layers(module):
-        if f"{name}.weight" in held:
-            held[f"{name}.weight"], held[f"{name}.{SCALE}"] = quantize_weight(held[f"{name}.weight"])
-    return held
+        if f"{name}.weight" in quantized:
+            quantized[f"{name}.weight"], quantized[f"{name}.{SCALE}"] = quantize_weight(quantized[f"{name}.weight"])
+    return quantized
 
 
 def hold_int8(module: nn.Module, *, dynamic: bool) -> None:
-    """Put int8 layers, on the meta device, in the places of linear layers and convolutions. dynamic: see Int8Linear."""
+    """Replace linear layers and convolutions by int8 layers on the meta device. dynamic: see Int8Linear."""
     for name, layer in list(_int8_layers(module)):
         bias = layer.bias is not None
         _replace(
@@ -140,7 +140,7 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 class Float8Linear(nn.Module):
-    """A linear layer whose weight (out, in) is float8, and whose input becomes so at each call."""
+    """A linear layer whose weight (out, in) is float8; its input is converted at each call."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -168,13 +168,13 @@ class Float8Linear(nn.Module):
 
 
 def _to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix in float8 and its scale, a scalar in float32. Not finite where it held what is not."""
+    """Return a matrix in float8 and its scale, a float32 scalar; not finite where the matrix is not."""
     scale = (x.abs().amax().float() / _FLOAT8_MAX).clamp_min(_TINY)
     return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 
 def hold_float8(module: nn.Module) -> None:
-    """Put float8 layers in the places of a filled network's linear layers whose sizes are multiples of 16."""
+    """Replace the linear layers of a filled network whose sizes are multiples of 16 by float8 layers."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear) and all(n % _FLOAT8_MULTIPLE == 0 for n in layer.weight.shape):
             _replace(module, name, Float8Linear(layer))

@@ -15,6 +15,7 @@ from lipstream.models.catalogue import ModelConfig, PinnedFile
 from lipstream.models.checkpoint import check_archive, fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
 from lipstream.models.enlarging import merge_enlargements, pays_on
+from lipstream.models.group_norm import replace_group_norms
 from lipstream.models.hub import sha256
 from lipstream.models.locate import (
     ModelPaths,
@@ -88,6 +89,8 @@ class Source:
         vae, tensors = read_vae(self.paths)
         _check_vae(self.config, vae)
         self._fill(vae, tensors, self.paths.vae_weights, dtype)
+        if self.device.type != "cpu":  # a CPU's own group norm keeps channels-last and is faster
+            replace_group_norms(vae)
         return self._ready(vae)
 
     def audio_encoder(self, dtype: torch.dtype) -> AudioEncoder:

@@ -3,7 +3,7 @@
 Everything is laid out as (frames, channels, height, width), in the memory format of the weights; windows of a batch
 lie one after another along the frame axis. Module and parameter names are those of the published checkpoint, so that
 its state dict loads as it is. What does not change over the denoising steps is computed once, by `UNet.prepare`, and
-handed to every `UNet.step`. Sources: Rombach et al. 2022 (https://arxiv.org/abs/2112.10752), Guo et al. 2023
+passed to every `UNet.step`. Sources: Rombach et al. 2022 (https://arxiv.org/abs/2112.10752), Guo et al. 2023
 (AnimateDiff, https://arxiv.org/abs/2307.04725), Li et al. 2024 (LatentSync, https://arxiv.org/abs/2412.09262).
 """
 
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lipstream.models.group_norm import PooledGroupNorm
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.unet_layers import (
     KeysValues,
     MotionModule,
-    PooledGroupNorm,
     Resample,
     ResnetBlock,
     SelfAttention,
@@ -58,21 +58,24 @@ class Block(nn.Module):
         self.downsamplers = nn.ModuleList([Resample(out, stride=2)]) if scale == "down" else None
         self.upsamplers = nn.ModuleList([Resample(out, stride=1)]) if scale == "up" else None
 
-    def hear(self, audio: Tensor) -> dict[str, KeysValues]:
-        """What the block's attentions hear of `audio` (n, tokens, audio channels), by layer."""
-        return {name: attention.hear(audio) for name, attention in self.attentions.items()}  # type: ignore[operator]
+    def keys_values(self, audio: Tensor) -> dict[str, KeysValues]:
+        """Cross-attention keys and values of `audio` (n, tokens, audio channels), by layer."""
+        return {
+            name: attention.keys_values(audio)  # type: ignore[operator]
+            for name, attention in self.attentions.items()
+        }
 
     def layer(
-        self, index: int, x: Tensor, time: Tensor, heard: Mapping[str, KeysValues], num_frames: int, guided: bool
+        self, index: int, x: Tensor, time: Tensor, audio: Mapping[str, KeysValues], num_frames: int, guided: bool
     ) -> Tensor:
-        """Layer `index` of the block, as far as the model has its parts; `x` (windows * num_frames, channels, h, w).
+        """Run layer `index` without the parts that were pruned; `x` (windows * num_frames, channels, h, w).
 
-        guided: `x` comes out in two branches, see UNet.step.
+        guided: the result has two branches, see UNet.step.
         """
         name = str(index)
         x = self.resnets[index](x, time, num_frames)
         if name in self.attentions:
-            x = self.attentions[name](x, heard[name], guided)
+            x = self.attentions[name](x, audio[name], guided)
         if name in self.motion_modules:
             x = self.motion_modules[name](x, num_frames)
         return x
@@ -87,31 +90,31 @@ class MidBlock(Block):
         self.resnets.append(ResnetBlock(channels, channels, config))
 
     def forward(
-        self, x: Tensor, time: Tensor, heard: Mapping[str, KeysValues], num_frames: int, guided: bool
+        self, x: Tensor, time: Tensor, audio: Mapping[str, KeysValues], num_frames: int, guided: bool
     ) -> Tensor:
         """`x` (windows * num_frames, channels, h, w) to the same shape; guided: see UNet.step."""
-        return self.resnets[1](self.layer(0, x, time, heard, num_frames, guided), time, num_frames)
+        return self.resnets[1](self.layer(0, x, time, audio, num_frames, guided), time, num_frames)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All of a U-Net's work that stays the same over the steps, for windows of `num_frames` frames on end.
+    """The part of the U-Net's work that is the same at every step, for consecutive windows of `num_frames` frames.
 
-    first: (windows * num_frames, block_out_channels[0], h, w), what the first convolution makes of every channel but
-    the noisy latents. heard: what the audio layers hear, one entry a block (downwards, middle, upwards), by layer.
+    conv_in_features: (windows * num_frames, block_out_channels[0], h, w), the first convolution of all channels but the
+    noisy latents. audio: cross-attention keys and values, one entry per block (down, mid, up), by layer.
     """
 
-    first: Tensor
-    heard: tuple[dict[str, KeysValues], ...]
+    conv_in_features: Tensor
+    audio: tuple[dict[str, KeysValues], ...]
     num_frames: int
 
 
-# What UNet.step does, whoever does it: latents, timestep, what is prepared, whether guided, deep features.
+# The signature of UNet.step and of what may replace it: latents, timestep, prepared, guided, deep features.
 Step = Callable[[Tensor, Tensor, Prepared, bool, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class UNet(nn.Module):
-    """Predicts the noise (or what the model's scheduler calls for) of windows of frames."""
+    """Predicts the noise (or what the model's scheduler expects) of windows of frames."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -155,7 +158,7 @@ class UNet(nn.Module):
         return self.config.use_motion_module and resolution in self.config.motion_module_resolutions
 
     def forward(self, sample: Tensor, timestep: Tensor, audio: Tensor, num_frames: int) -> Tensor:
-        """One step with nothing prepared.
+        """Run one step with nothing prepared.
 
         sample: (windows * num_frames, in_channels, height, width): noisy latents, then what conditions them.
         audio: (windows * num_frames, tokens, cross_attention_dim). timestep and return: see `step`.
@@ -164,81 +167,81 @@ class UNet(nn.Module):
         return self.step(sample[:, :noisy], timestep, self.prepare(sample[:, noisy:], audio, num_frames))[0]
 
     def prepare(self, channels: Tensor, audio: Tensor, num_frames: int) -> Prepared:
-        """What stays the same over the steps.
+        """Compute what is the same at every step.
 
-        channels: (windows * num_frames, in_channels - out_channels, height, width), what conditions the latents.
+        channels: (windows * num_frames, in_channels - out_channels, height, width), the conditioning of the latents.
         audio: (windows * num_frames, tokens, cross_attention_dim).
         """
-        return Prepared(self.first(channels), self.hear(audio), num_frames)
+        return Prepared(self.conv_in_features(channels), self.audio_keys_values(audio), num_frames)
 
-    def first(self, channels: Tensor) -> Tensor:
-        """The first convolution of all channels but the noisy latents; see Prepared."""
+    def conv_in_features(self, channels: Tensor) -> Tensor:
+        """Apply the first convolution to all channels but the noisy latents; see Prepared."""
         weight = self.conv_in.weight[:, self.config.out_channels :]
         return F.conv2d(channels, weight, self.conv_in.bias, padding=1)
 
-    def hear(self, audio: Tensor) -> tuple[dict[str, KeysValues], ...]:
-        """What the audio layers hear; see Prepared."""
-        return tuple(block.hear(audio) for block in (*self._down(), self.mid_block, *self._up()))
+    def audio_keys_values(self, audio: Tensor) -> tuple[dict[str, KeysValues], ...]:
+        """Project audio to the keys and values of every cross-attention; see Prepared."""
+        return tuple(block.keys_values(audio) for block in (*self._down(), self.mid_block, *self._up()))
 
     def step(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool = False, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Denoise windows of frames once.
+        """Predict the noise of one denoising step.
 
-        latents: (windows * num_frames, out_channels, height, width). timestep: a scalar; without guidance also one a
+        latents: (windows * num_frames, out_channels, height, width). timestep: a scalar; without guidance also one per
         window. Returns the prediction, in the shape and dtype of `latents`, and the deep features. guided: both have
-        twice as many frames, first what is predicted without audio (zeros in its place), then with it. The two
-        branches are computed as one up to the first layer that hears audio, where they part; in a model without such
-        layers they are the same.
+        twice as many frames, first the unconditional branch (zeros for audio), then the conditional one. The branches
+        are computed as one up to the first cross-attention, where they split; in a model without cross-attention they
+        are the same.
 
-        deep: the deep features that another step of the same windows returned, guided alike. They change slowly from
-        step to step (Ma et al. 2023, DeepCache, https://arxiv.org/abs/2312.00858); with them only the first
-        convolution and the last layer upwards, which share the outermost skip connection, are computed.
+        deep: the deep features that another step of the same windows returned, with the same `guided`. They change
+        slowly from step to step (Ma et al. 2023, DeepCache, https://arxiv.org/abs/2312.00858); with them only the first
+        convolution and the last up layer, which share the outermost skip connection, are computed.
         """
         num_frames = prepared.num_frames
         time = self._embed_time(timestep, latents, num_frames)
         weight = self.conv_in.weight[:, : self.config.out_channels]
-        first = prepared.first + F.conv2d(latents, weight, padding=1)
+        features = prepared.conv_in_features + F.conv2d(latents, weight, padding=1)
         if deep is None:
-            deep = self._deep(first, time, prepared, guided)
+            deep = self._deep(features, time, prepared, guided)
         last: Block = self.up_blocks[-1]  # type: ignore[assignment]
-        x = torch.cat((deep, in_branches(first, len(deep))), 1)
-        x = last.layer(len(last.resnets) - 1, x, time, prepared.heard[-1], num_frames, guided)
+        x = torch.cat((deep, in_branches(features, len(deep))), 1)
+        x = last.layer(len(last.resnets) - 1, x, time, prepared.audio[-1], num_frames, guided)
         predicted = self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
-        nothing_heard = not any(prepared.heard)
-        return torch.cat((predicted, predicted)) if guided and nothing_heard else predicted, deep
+        is_unconditional = not any(prepared.audio)
+        return torch.cat((predicted, predicted)) if guided and is_unconditional else predicted, deep
 
-    def _deep(self, first: Tensor, time: Tensor, prepared: Prepared, guided: bool) -> Tensor:
-        """What the last layer upwards is given beside `first`, what the first convolution makes."""
+    def _deep(self, features: Tensor, time: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        """Compute the input of the last up layer from `features`, the output of the first convolution."""
         num_frames, levels = prepared.num_frames, len(self.down_blocks)
-        x, skips = first, [first]
-        for block, heard in zip(self._down(), prepared.heard[:levels], strict=True):
+        x, skips = features, [features]
+        for block, audio in zip(self._down(), prepared.audio[:levels], strict=True):
             for i in range(len(block.resnets)):
-                x = block.layer(i, x, time, heard, num_frames, guided)
+                x = block.layer(i, x, time, audio, num_frames, guided)
                 skips.append(x)
             if block.downsamplers is not None:
                 x = block.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block(x, time, prepared.heard[levels], num_frames, guided)
-        for block, heard in zip(self._up(), prepared.heard[levels + 1 :], strict=True):
+        x = self.mid_block(x, time, prepared.audio[levels], num_frames, guided)
+        for block, audio in zip(self._up(), prepared.audio[levels + 1 :], strict=True):
             is_last = block is self.up_blocks[-1]
             for i in range(len(block.resnets) - is_last):
                 x = torch.cat((x, in_branches(skips.pop(), len(x))), 1)
-                x = block.layer(i, x, time, heard, num_frames, guided)
+                x = block.layer(i, x, time, audio, num_frames, guided)
             if block.upsamplers is not None:
                 height, width = skips[-1].shape[-2:]
                 x = block.upsamplers[0](x, size=(height, width))
         return x
 
     @property
-    def hears(self) -> bool:
-        """Whether any layer hears audio."""
+    def uses_audio(self) -> bool:
+        """Whether any layer attends to audio."""
         return any(block.attentions for block in (*self._down(), self.mid_block, *self._up()))
 
     def fuse_projections(self) -> None:
-        """Fuse queries, keys and values of every self-attention; the state dict's names are then no longer published.
+        """Fuse the query, key and value projections of every self-attention.
 
-        For a model that is filled and only runs: called once, after loading.
+        For inference, after loading: the state dict no longer has the published names.
         """
         for module in self.modules():
             if isinstance(module, SelfAttention):
@@ -251,7 +254,7 @@ class UNet(nn.Module):
         return cast(Iterable[Block], self.up_blocks)
 
     def _embed_time(self, timestep: Tensor, latents: Tensor, num_frames: int) -> Tensor:
-        """(1, time channels) for a scalar, (windows * num_frames, time channels) for one a window."""
+        """(1, time channels) for a scalar, (windows * num_frames, time channels) for one per window."""
         half = self.config.block_out_channels[0] // 2
         index = torch.arange(half, dtype=torch.float32, device=latents.device)
         rate = torch.exp(index * (-math.log(10000.0) / (half - self.config.freq_shift)))

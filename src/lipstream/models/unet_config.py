@@ -1,4 +1,4 @@
-"""The U-Net's settings, read from the published configuration's words."""
+"""The U-Net's settings, read from the published configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lipstream.errors import ModelError
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """Settings of the motion modules, in the published configuration's words (`motion_module_kwargs`)."""
+    """Settings of the motion modules, with the published configuration's names (`motion_module_kwargs`)."""
 
     num_attention_heads: int = 8
     num_transformer_block: int = 1
@@ -22,9 +22,9 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Settings of the U-Net, in the published configuration's words; the defaults are LatentSync 1.5 and 1.6.
+    """Settings of the U-Net, with the published configuration's names; the defaults are LatentSync 1.5 and 1.6.
 
-    `attention_head_dim` is the number of heads (the name is Stable Diffusion 1.5's own slip).
+    `attention_head_dim` is the number of heads (a misnomer of Stable Diffusion 1.5).
     """
 
     in_channels: int = 13
@@ -46,28 +46,33 @@ class UNetConfig:
     motion_module_kwargs: MotionConfig = MotionConfig()
 
     @classmethod
-    def from_dict(cls, words: Mapping[str, Any]) -> UNetConfig:
-        """Read the published words. Raises ModelError for a word whose value this U-Net does not compute."""
-        for word, value in _FIXED_WORDS.items():
-            if words.get(word, value) != value:
-                raise ModelError(f"U-Net configuration: {word} = {words[word]!r}; only {value!r} is supported")
+    def from_dict(cls, options: Mapping[str, Any]) -> UNetConfig:
+        """Read the published options. Raises ModelError for an unknown one or a value that is not supported."""
+        _check_fixed(options, _FIXED_OPTIONS)
         known = {f.name for f in fields(cls)}
-        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in words.items() if k in known}
+        chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in known}
         motion: dict[str, Any] = dict(chosen.get("motion_module_kwargs", {}))
-        for word, value in _FIXED_MOTION_WORDS.items():
-            if motion.get(word, value) != value:
-                raise ModelError(f"U-Net configuration: {word} = {motion[word]!r}; only {value!r} is supported")
+        _check_fixed(motion, _FIXED_MOTION_OPTIONS)
         names = {f.name for f in fields(MotionConfig)}
         motion = {k: tuple(v) if isinstance(v, list) else v for k, v in motion.items() if k in names}
         chosen["motion_module_kwargs"] = MotionConfig(**motion)
-        unknown = set(words) - known - set(_FIXED_WORDS) - _UNUSED_WORDS
+        unknown = set(options) - known - set(_FIXED_OPTIONS) - _UNUSED_OPTIONS
         if unknown:
-            raise ModelError(f"U-Net configuration: unknown words {', '.join(sorted(unknown))}")
+            raise ModelError(f"the U-Net's configuration has unknown options: {', '.join(sorted(unknown))}", fix=_FIX)
         return cls(**chosen)
 
 
-# Words of the published configuration with the one value that is computed here, and words that change nothing.
-_FIXED_WORDS: dict[str, Any] = {
+def _check_fixed(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    for name, value in fixed.items():
+        if options.get(name, value) != value:
+            raise ModelError(
+                f"the U-Net's configuration has {name} = {options[name]!r}; only {value!r} is supported", fix=_FIX
+            )
+
+
+_FIX = "use the configuration that belongs to a LatentSync 1.5 or 1.6 checkpoint"
+# Options of the published configuration with the one value that is supported, and options without effect here.
+_FIXED_OPTIONS: dict[str, Any] = {
     "act_fn": "silu",
     "add_audio_layer": True,
     "center_input_sample": False,
@@ -78,5 +83,5 @@ _FIXED_WORDS: dict[str, Any] = {
     "motion_module_type": "Vanilla",
     "use_linear_projection": False,
 }
-_FIXED_MOTION_WORDS: dict[str, Any] = {"temporal_attention_dim_div": 1}
-_UNUSED_WORDS = {"sample_size"}
+_FIXED_MOTION_OPTIONS: dict[str, Any] = {"temporal_attention_dim_div": 1}
+_UNUSED_OPTIONS = {"sample_size"}

@@ -1,4 +1,4 @@
-"""The layers of the video U-Net: ResNet blocks, attention within a frame, to the audio and over the frames.
+"""The layers of the video U-Net: ResNet blocks, spatial self-attention, cross-attention to audio, temporal attention.
 
 Everything is laid out as (frames, channels, height, width), in the memory format of the weights; windows of a batch
 lie one after another along the frame axis. Module and parameter names are those of the published checkpoint. Sources:
@@ -15,27 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipstream.models.eight_bit import Int8Linear
+from lipstream.models.group_norm import PooledGroupNorm
 from lipstream.models.unet_config import MotionConfig, UNetConfig
 
-# CUDA's kernels take no more at once (https://github.com/pytorch/pytorch/issues/146704); many large windows have more.
-_MOST_ATTENTIONS = 65535
-
-
-class PooledGroupNorm(nn.GroupNorm):
-    """Group norm whose statistics pool over all frames of a window (published behaviour in ResNet blocks)."""
-
-    def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
-        """Normalise `x` (windows * num_frames, channels, height, width)."""
-        n, c, h, w = x.shape
-        grouped = x.view(n // num_frames, num_frames, self.num_groups, c // self.num_groups, h, w)
-        variance, mean = torch.var_mean(grouped.float(), dim=(1, 3, 4, 5), correction=0)
-        scale = torch.rsqrt(variance + self.eps)
-        per_channel = c // self.num_groups
-        weight = scale.repeat_interleave(per_channel, 1) * self.weight.float()
-        bias = self.bias.float() - mean.repeat_interleave(per_channel, 1) * weight
-        shape = (n // num_frames, 1, c, 1, 1)
-        windows = x.view(n // num_frames, num_frames, c, h, w)
-        return torch.addcmul(bias.view(shape).to(x.dtype), windows, weight.view(shape).to(x.dtype)).view_as(x)
+# CUDA's attention kernels launch at most this many sequences (https://github.com/pytorch/pytorch/issues/146704).
+_MAX_SEQUENCES = 65535
+# Metal stores all scores of an attention call in one array and fails, or is wrong without an error, beyond 2**32 bytes
+# or 2**31 elements (https://github.com/pytorch/pytorch/issues/149261). 2**28 scores are 1 GiB in float32. The fused
+# kernels of CPUs and CUDA store no scores.
+_MAX_SCORES_METAL = 2**28
 
 
 class ResnetBlock(nn.Module):
@@ -60,14 +48,14 @@ class ResnetBlock(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """What stays of a ResNet block that is left out (see lipstream.models.prune)."""
+    """The shortcut of a ResNet block that was pruned (see lipstream.models.prune)."""
 
     def __init__(self, block: ResnetBlock) -> None:
         super().__init__()
         self.conv_shortcut = block.conv_shortcut
 
     def forward(self, x: Tensor, time: Tensor, num_frames: int) -> Tensor:
-        """`x` (n, in_channels, h, w) to (n, out_channels, h, w): as it is where the widths agree."""
+        """`x` (n, in_channels, h, w) to (n, out_channels, h, w); unchanged where the widths are equal."""
         return x if self.conv_shortcut is None else self.conv_shortcut(x)
 
 
@@ -89,7 +77,7 @@ def sinusoidal_positions(max_len: int, channels: int) -> Tensor:
 
 
 class KeysValues(NamedTuple):
-    """What attention looks at: two tensors (b, heads, tokens, channels / heads)."""
+    """Keys and values of an attention layer, each (b, heads, tokens, channels / heads)."""
 
     keys: Tensor
     values: Tensor
@@ -109,10 +97,10 @@ class SelfAttention(nn.Module):
         self.pos_encoder = PositionEncoding(channels, max_len) if max_len else None
 
     def fuse_projections(self) -> None:
-        """Put one layer three times as wide in place of the three projections: the tokens are read once."""
+        """Replace the three projections by one layer three times as wide, which reads the tokens once."""
         if self.to_qkv is not None:
             return
-        self.to_qkv = _side_by_side(self.to_q, self.to_k, self.to_v)
+        self.to_qkv = _concatenated(self.to_q, self.to_k, self.to_v)
         del self.to_q, self.to_k, self.to_v
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,12 +111,12 @@ class SelfAttention(nn.Module):
             query, key, value = self.to_q(x), self.to_k(x), self.to_v(x)
         else:
             query, key, value = self.to_qkv(x).chunk(3, -1)
-        seen = KeysValues(_heads_apart(key, self.heads), _heads_apart(value, self.heads))
-        return self.to_out[0](_attend(_heads_apart(query, self.heads), seen))
+        keys_values = KeysValues(_split_heads(key, self.heads), _split_heads(value, self.heads))
+        return self.to_out[0](attend(_split_heads(query, self.heads), keys_values))
 
 
-def _side_by_side(*layers: nn.Linear | Int8Linear) -> nn.Linear | Int8Linear:
-    """One layer whose outputs are those of `layers`, which have no bias, one after another."""
+def _concatenated(*layers: nn.Linear | Int8Linear) -> nn.Linear | Int8Linear:
+    """Return one layer whose outputs are those of `layers`, which have no bias, concatenated."""
     first = layers[0]
     sizes = first.in_features, sum(layer.out_features for layer in layers)
     wide: nn.Linear | Int8Linear
@@ -153,31 +141,45 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def keys_values(self, context: Tensor) -> KeysValues:
-        """What attention to `context` (b, context tokens, context channels) looks at."""
-        return KeysValues(_heads_apart(self.to_k(context), self.heads), _heads_apart(self.to_v(context), self.heads))
+        """Project `context` (b, context tokens, context channels) to keys and values."""
+        return KeysValues(_split_heads(self.to_k(context), self.heads), _split_heads(self.to_v(context), self.heads))
 
-    def forward(self, x: Tensor, seen: KeysValues) -> Tensor:
-        """`x` (b, tokens, channels) to the same shape; `seen`: of as many b."""
-        return self.to_out[0](_attend(_heads_apart(self.to_q(x), self.heads), seen))
+    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+        """`x` (b, tokens, channels) to the same shape; `keys_values` of the same b."""
+        return self.to_out[0](attend(_split_heads(self.to_q(x), self.heads), keys_values))
 
     @property
-    def of_silence(self) -> Tensor:
-        """What a context of zeros gives, whatever `x` is: (channels,). The projections of zero are zero."""
+    def zero_context_output(self) -> Tensor:
+        """The output for a context of zeros, whatever `x` is: (channels,). The projections have no bias."""
         bias: Tensor = self.to_out[0].bias  # type: ignore[assignment]
         return bias
 
 
-def _heads_apart(x: Tensor, heads: int) -> Tensor:
+def _split_heads(x: Tensor, heads: int) -> Tensor:
     """(b, tokens, channels) to (b, heads, tokens, channels / heads)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _attend(query: Tensor, seen: KeysValues) -> Tensor:
-    """Attention with heads apart, to (b, tokens, channels)."""
-    if len(query) > _MOST_ATTENTIONS:
-        parts = zip(*(torch.split(tensor, _MOST_ATTENTIONS) for tensor in (query, *seen)), strict=True)
-        return torch.cat([_attend(query, KeysValues(keys, values)) for query, keys, values in parts])
-    return F.scaled_dot_product_attention(query, seen.keys, seen.values).transpose(1, 2).flatten(2)
+def attend(query: Tensor, keys_values: KeysValues, max_scores: int | None = None) -> Tensor:
+    """Scaled dot-product attention of `query` (b, heads, tokens, channels / heads), to (b, tokens, channels).
+
+    max_scores: the most scores (b * heads * tokens * context tokens) of one call of torch's attention; more are
+    computed in parts, by sequence and where one sequence has too many by query. None: the device's own limit.
+    """
+    if max_scores is None and query.device.type == "mps":
+        max_scores = _MAX_SCORES_METAL
+    sequences, queries = max(1, min(len(query), _MAX_SEQUENCES)), query.shape[2]
+    if max_scores is not None:
+        per_query = query.shape[1] * keys_values.keys.shape[2]
+        sequences = max(1, min(sequences, max_scores // (per_query * queries)))
+        queries = max(1, min(queries, max_scores // (per_query * sequences)))
+    parts = [
+        torch.cat([F.scaled_dot_product_attention(part, keys, values) for part in torch.split(q, queries, 2)], 2)
+        if queries < query.shape[2]
+        else F.scaled_dot_product_attention(q, keys, values)
+        for q, keys, values in zip(*(torch.split(t, sequences) for t in (query, *keys_values)), strict=True)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):
@@ -190,11 +192,11 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to (..., inner_channels)."""
         hidden, gate = self.proj(x).chunk(2, dim=-1)
-        return hidden * F.gelu(gate)
+        return F.gelu(gate).mul_(hidden)  # in place: the largest activations of the U-Net
 
 
 class FeedForward(nn.Module):
-    """GEGLU of four times the width and a linear layer back. `net.1` is the published code's dropout place."""
+    """GEGLU of four times the width and a linear layer back. `net.1` is where the published code has dropout."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -217,19 +219,20 @@ class SpatialBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, heard: KeysValues, guided: bool) -> Tensor:
+    def forward(self, x: Tensor, audio: KeysValues, guided: bool) -> Tensor:
         """`x` (n or 2 n, h * w, channels) to (n, h * w, channels), guided to (2 n, ...): see SpatialTransformer."""
         x = x + self.attn1(self.norm1(x))
-        x = self._hear(x, heard, guided)
+        x = self._cross_attention(x, audio, guided)
         return x + self.ff(self.norm3(x))
 
-    def _hear(self, x: Tensor, heard: KeysValues, guided: bool) -> Tensor:
+    def _cross_attention(self, x: Tensor, audio: KeysValues, guided: bool) -> Tensor:
         if not guided:
-            return x + self.attn2(self.norm2(x), heard)
-        # Where the branches part, x holds n frames and both slices are all of it; from there on each is one branch.
-        n = len(heard.keys)
-        silent, hearing = x[:n], x[-n:]
-        return torch.cat((silent + self.attn2.of_silence, hearing + self.attn2(self.norm2(hearing), heard)))
+            return x + self.attn2(self.norm2(x), audio)
+        # Where the branches split, x has n frames and both slices are all of it; further on each is one branch.
+        n = len(audio.keys)
+        unconditional, conditional = x[:n], x[-n:]
+        attended = self.attn2(self.norm2(conditional), audio)
+        return torch.cat((unconditional + self.attn2.zero_context_output, conditional + attended))
 
 
 class SpatialTransformer(nn.Module):
@@ -237,28 +240,30 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+        self.norm = PooledGroupNorm(config.norm_num_groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         block = SpatialBlock(channels, config.attention_head_dim, config.cross_attention_dim)
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def hear(self, audio: Tensor) -> KeysValues:
-        """What this layer hears of `audio` (n, tokens, audio channels): the same at every step."""
+    def keys_values(self, audio: Tensor) -> KeysValues:
+        """Keys and values of `audio` (n, tokens, audio channels) for cross-attention: the same at every step."""
         return self.transformer_blocks[0].attn2.keys_values(audio)  # type: ignore[union-attr,operator]
 
-    def forward(self, x: Tensor, heard: KeysValues, guided: bool) -> Tensor:
-        """`x` (n, channels, h, w), `heard` of n frames, to the shape of `x`.
+    def forward(self, x: Tensor, audio: KeysValues, guided: bool) -> Tensor:
+        """`x` (n, channels, h, w), `audio` of n frames, to the shape of `x`.
 
-        guided: to (2 n, channels, h, w), the n frames without audio first; `x` may be parted already or still shared.
+        guided: to (2 n, channels, h, w), the unconditional branch first. `x` holds both branches, or n frames that
+        they still share.
         """
         hidden = self.proj_in(self.norm(x)).permute(0, 2, 3, 1)
-        tokens = self.transformer_blocks[0](hidden.flatten(1, 2), heard, guided)
-        return in_branches(x, len(tokens)) + self.proj_out(tokens.unflatten(1, hidden.shape[1:3]).permute(0, 3, 1, 2))
+        tokens = self.transformer_blocks[0](hidden.flatten(1, 2), audio, guided)
+        tokens = tokens.unflatten(1, hidden.shape[1:3]).permute(0, 3, 1, 2)
+        return in_branches(x, len(tokens)) + self.proj_out(tokens)
 
 
 def in_branches(x: Tensor, n: int) -> Tensor:
-    """`x` itself where it has `n` frames; twice `x` where `n` is twice as many: both branches start from it."""
+    """Return `x` if it has `n` frames, or `x` twice if both branches of `n` frames in all start from it."""
     return x if len(x) == n else torch.cat((x, x))
 
 
@@ -288,7 +293,7 @@ class TemporalTransformer(nn.Module):
 
     def __init__(self, channels: int, config: MotionConfig) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = PooledGroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             [TemporalBlock(channels, config) for _ in range(config.num_transformer_block)]
@@ -299,7 +304,7 @@ class TemporalTransformer(nn.Module):
         """`x` (windows * num_frames, channels, h, w) to the same shape."""
         n, c, h, w = x.shape
         windows = (n // num_frames, num_frames, h * w, c)
-        # The frames stay next to one another from here to the end: only attention minds the order of the axes.
+        # The frames stay adjacent from here to the end: only attention depends on the order of the axes.
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(windows).transpose(1, 2).flatten(0, 1)
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
@@ -321,14 +326,14 @@ class MotionModule(nn.Module):
 
 
 class Resample(nn.Module):
-    """A 3 x 3 convolution at a new size: of stride 2 downwards, after nearest-neighbour enlargement upwards."""
+    """A 3 x 3 convolution that resizes: stride 2 to downsample, after nearest-neighbour interpolation to upsample."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """`x` (n, channels, h, w); enlarged to `size` (height, width) first where it is given."""
+        """Convolve `x` (n, channels, h, w), first interpolated to `size` (height, width) where that is given."""
         return self.conv(x if size is None else F.interpolate(x, size=size))
 
 

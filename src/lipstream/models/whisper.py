@@ -1,4 +1,4 @@
-"""Whisper's audio encoder (Radford et al. 2022, https://arxiv.org/abs/2212.04356), kept to the part that is used here.
+"""Whisper's audio encoder (Radford et al. 2022, https://arxiv.org/abs/2212.04356), the part that is used here.
 
 Parameter names are those of OpenAI's checkpoints below `encoder.`.
 """
@@ -18,7 +18,7 @@ from lipstream.errors import ModelError
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """Sizes of the encoder, in the words of OpenAI's checkpoints (`dims`); the defaults are Whisper tiny.
+    """Sizes of the encoder, named as in OpenAI's checkpoints (`dims`); the defaults are Whisper tiny.
 
     kernel_sizes: of the two convolutions, odd; Whisper's are 3. position_period: rows after which the positions repeat;
     a file may hold them once. Whisper's checkpoints name neither.
@@ -34,18 +34,23 @@ class AudioEncoderConfig:
 
     def __post_init__(self) -> None:
         if len(self.kernel_sizes) != 2 or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise ModelError(f"audio encoder: kernel_sizes {self.kernel_sizes} are not two odd numbers")
+            raise ModelError(
+                f"the audio encoder's kernel_sizes {self.kernel_sizes} are not two odd numbers",
+                fix="give two odd numbers, or leave kernel_sizes out",
+            )
 
     @classmethod
-    def from_dict(cls, words: Mapping[str, Any]) -> AudioEncoderConfig:
+    def from_dict(cls, sizes: Mapping[str, Any]) -> AudioEncoderConfig:
         """Read `dims`, leaving out the text decoder's sizes. Raises ModelError when a size is missing."""
         names = [f.name for f in fields(cls) if f.name.startswith("n_")]
-        missing = [n for n in names if n not in words]
+        missing = [n for n in names if n not in sizes]
         if missing:
-            raise ModelError(f"audio encoder: the sizes lack {', '.join(missing)}")
-        first, second = words.get("kernel_sizes", (3, 3))
-        sizes, period = {n: int(words[n]) for n in names}, words.get("position_period")
-        return cls(**sizes, kernel_sizes=(int(first), int(second)), position_period=period and int(period))
+            raise ModelError(
+                f"the audio encoder's sizes lack {', '.join(missing)}", fix="use Whisper's own checkpoint, tiny.pt"
+            )
+        first, second = sizes.get("kernel_sizes", (3, 3))
+        given, period = {n: int(sizes[n]) for n in names}, sizes.get("position_period")
+        return cls(**given, kernel_sizes=(int(first), int(second)), position_period=period and int(period))
 
 
 class MultiHeadAttention(nn.Module):

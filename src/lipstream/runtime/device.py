@@ -53,12 +53,18 @@ def torch_device(settings: RuntimeSettings) -> torch.device:
 
 
 def torch_dtype(settings: RuntimeSettings, device: torch.device) -> torch.dtype:
-    """Return the U-Net's dtype, with `auto` decided. Raises SettingsError where the device has no fp8."""
+    """Return the U-Net's dtype, with `auto` decided. Raises SettingsError where fp8 does not run or does not pay."""
     if settings.precision == "fp8" and not _multiplies_float8(device):
         raise SettingsError(
             f"precision = 'fp8': {device} does not multiply float8; it takes CUDA of compute capability"
             f" {'.'.join(map(str, _FLOAT8_CAPABILITY))} or more",
             fix="use fp16 or bf16",
+        )
+    if settings.precision == "fp8" and not settings.compile:
+        # Finding the scale and casting takes six kernels and 25 bytes per input number uncompiled, which is more time
+        # than the faster product saves for layers of fewer than about 4000 outputs: nearly all.
+        raise SettingsError(
+            "precision = 'fp8' is slower than fp16 unless it is compiled", fix="add --compile, or use fp16"
         )
     return _dtype(settings.precision, device)
 
