@@ -1,13 +1,12 @@
 """Run the part of the suite that depends on other packages in fresh environments.
 
 `newest-3.N`: the newest of everything on each Python that is found; `lowest-3.N`: the lowest versions that
-pyproject.toml allows, on the lowest Python found. lipstream is installed from its wheel without extras, as a user
-installs it. torch dominates the download (2 to 3 GB where the index has CUDA builds only): uv keeps it in its cache,
-and environments share the files.
+pyproject.toml allows, on the lowest Python found. lipstream is installed as its wheel, without extras, as a user
+installs it. torch is its CPU build where that can be reached; else it is the index's default build, which on Linux
+brings 2 to 3 GB of CUDA libraries. uv keeps them in its cache, and the environments share the files.
 
-Environment variables:
-    TORCH        requirement for torch in the newest environments, such as torch==2.13.0 (default: torch)
-    TORCH_INDEX  package index to install torch from, such as the one with CPU builds that pytorch.org names
+The environment variable TORCH says which torch the newest environments take, as arguments of an installation:
+`torch==2.13.0`, or `torch --index-url URL`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,18 +106,21 @@ def install(environment: Environment, uv: Path, home: Path) -> None:
     variables = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "VIRTUAL_ENV": str(home)}
     # uv does not read pip's settings: wheels that pip is given on disk are worth having here too.
     variables.setdefault("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))
-    lowest = environment.versions == "lowest"
 
-    def run(*arguments: str | Path) -> None:
-        subprocess.run([uv, *arguments], env=variables, cwd=ROOT, check=True)
+    def run(*arguments: str | Path, check: bool = True) -> bool:
+        return subprocess.run([uv, *arguments], env=variables, cwd=ROOT, check=check).returncode == 0
 
     run("venv", "--quiet", "--clear", "--python", environment.python, home)
-    resolution = ["--resolution", "lowest-direct"] if lowest else []
-    torch = torch_requirement() if lowest else os.environ.get("TORCH") or "torch"
-    index = os.environ.get("TORCH_INDEX")
-    # First and alone: from its own index it brings no CUDA libraries, and the next call keeps what is installed.
-    run("pip", "install", "--quiet", *resolution, *(["--index-url", index] if index else []), torch)
-    run("pip", "install", "--quiet", *resolution, torch, ".")
+    lowest = environment.versions == "lowest"
+    pip_install = ["pip", "install", "--quiet", *(["--resolution", "lowest-direct"] if lowest else [])]
+    torch = shlex.split(os.environ.get("TORCH", ""))
+    # torch first and alone: what is chosen here, the next call keeps.
+    if torch and not lowest:
+        run(*pip_install, *torch)
+    elif not run(*pip_install, "--torch-backend", "cpu", torch_requirement(), check=False):
+        print("torch's CPU build cannot be reached; taking the default build", flush=True)
+        run(*pip_install, torch_requirement())
+    run(*pip_install, ".")
     run("pip", "install", "--quiet", *TEST_TOOLS)
     run("pip", "check", "--quiet")
 
@@ -161,6 +164,7 @@ def main() -> int:
     """Run the environments that are named, or all; print a table; return 1 unless every one passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="environments to run, such as lowest-3.10 newest-3.12")
+    parser.add_argument("--ends", action="store_true", help="run the first environment and the last")
     parser.add_argument("--list", action="store_true", help="list the environments and stop")
     parser.add_argument("--folder", type=Path, default=ROOT / ".matrix", help="where they are made (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="test processes side by side (%(default)s)")
@@ -177,7 +181,8 @@ def main() -> int:
         return 0
     options.folder.mkdir(parents=True, exist_ok=True)
     uv = uv_command(options.folder)
-    chosen = [known[name] for name in options.names or known]
+    names = options.names or list(known)
+    chosen = [known[name] for name in ([names[0], names[-1]] if options.ends else names)]
     outcomes = [check(environment, uv, options.folder, options.workers) for environment in chosen]
     for outcome in outcomes:
         print(f"{outcome.name:12}  install {outcome.install_s:4.0f} s  tests {outcome.test_s:4.0f} s  {outcome.result}")
