@@ -11,10 +11,6 @@ from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoderConfig
 from lipstream.settings import Texture
 
-BUNDLED = ("tiny",)
-PUBLISHED = ("latentsync-1.5", "latentsync-1.6")
-NAMES = BUNDLED + PUBLISHED
-
 CONFIG_NAME = "lipstream.json"
 FORMAT = 1
 

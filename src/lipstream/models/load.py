@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from lipstream.errors import ModelError, SettingsError
 from lipstream.models import hub
-from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
+from lipstream.models.catalogue import CONFIG_NAME, ModelConfig
 from lipstream.models.checkpoint import fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
 from lipstream.models.enlarging import merge_enlargements, pays_on
 from lipstream.models.group_norm import replace_group_norms
+from lipstream.models.names import BUNDLED, NAMES, PUBLISHED
 from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
