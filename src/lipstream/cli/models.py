@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from lipstream.cli.console import say, write_json, write_result
 from lipstream.cli.interrupts import Interrupts
-from lipstream.cli.sync import check_model
-from lipstream.models.names import DETECTOR_MODELS, NAMES
+from lipstream.models.names import DETECTOR_MODELS, NAMES, check_model
 
 if TYPE_CHECKING:
     from lipstream.models.load import VerifiedFile

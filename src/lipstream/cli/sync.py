@@ -11,7 +11,8 @@ from lipstream.cli import options
 from lipstream.cli.console import say, write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import add_progress_option, reporting
-from lipstream.errors import InputError, ModelError, OutputError
+from lipstream.errors import InputError, OutputError
+from lipstream.models.names import check_model
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
@@ -139,16 +140,3 @@ def check_absent(output: str, inputs: Sequence[str], *, overwrite: bool) -> None
     path = Path(output)
     if not overwrite and path.is_file() and not any(path.samefile(name) for name in inputs):
         raise OutputError("already exists", file=output, fix="choose another name, or overwrite it with --overwrite")
-
-
-def check_model(model: str) -> None:
-    """Refuse a name that is no model before anything slow is imported. Raises ModelError."""
-    import difflib
-
-    from lipstream.models.names import NAMES
-
-    if model in NAMES or Path(model).exists():
-        return
-    near = difflib.get_close_matches(model, NAMES)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(NAMES)} or the path of a model folder"
-    raise ModelError("neither a folder nor one of the models", file=model, fix=fix)
