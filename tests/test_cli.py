@@ -15,7 +15,7 @@ import pytest
 
 import lipstream
 from cli_helpers import command, error_line, run
-from lipstream import sample
+from lipstream.bundled import sample
 from lipstream.cli import main
 from lipstream.media.writer import VideoWriter
 

@@ -66,7 +66,7 @@ def _list(args: argparse.Namespace) -> None:
 
 def _download(args: argparse.Namespace) -> None:
     if args.model in DETECTOR_MODELS:
-        from lipstream.face.insight import fetch_models
+        from lipstream.face.insightface import fetch_models
 
         folder = fetch_models(args.model, _announce)
     else:

@@ -22,15 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError, NoFaceError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.detect import Detector
-from lipstream.face.search import Stretch
-from lipstream.face.track import FaceTrack
-from lipstream.lanes import Lane
+from lipstream.face.keyframes import Stretch
+from lipstream.face.registry import Detector
+from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
-from lipstream.media.looping import read_looped
+from lipstream.media.loop import read_looped
 from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
@@ -39,9 +40,8 @@ from lipstream.pipeline.records import Aligned, Counts, Line, Matrix, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
+from lipstream.runtime.device_stream import Lane
 from lipstream.settings import SyncSettings
-from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.speech.mel import N_MELS, log_mel_maximum
 
 T = TypeVar("T")
 R = TypeVar("R")
