@@ -16,6 +16,7 @@ import torch
 from lipstream.errors import ModelError
 from lipstream.evaluate.mouth import FaceMesh
 from lipstream.face import insightface as insight
+from lipstream.face import registry as detect
 from lipstream.face.detector import Face, choose, is_near
 from lipstream.face.quiet import import_mend, native_logs_hidden, own_prints_dropped
 from lipstream.face.registry import DetectorStatus, detector_report, make_detector
