@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from face_geometry import HEIGHT, WIDTH, row
-from lipstream import sample
-from lipstream.face.detect import Detector, Face, make_detector
-from lipstream.face.search import Stretch
+from lipstream.bundled import sample
+from lipstream.face.keyframes import Stretch
+from lipstream.face.registry import Detector, Face, make_detector
 from lipstream.media.reader import Frame, read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup

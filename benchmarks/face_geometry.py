@@ -31,11 +31,11 @@ import whole_frame
 from lipstream import __version__
 from lipstream.face.align import crop_face, crop_faces, similarity_transform, template
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.mesh import MediapipeDetector
-from lipstream.lanes import Lane
+from lipstream.face.mediapipe.detector import MediapipeDetector
 from lipstream.media.reader import read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup, grouped
+from lipstream.runtime.device_stream import Lane
 from memory import add_row
 
 WIDTH, HEIGHT = 1080, 1920

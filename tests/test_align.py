@@ -11,7 +11,7 @@ import torch
 from face_helpers import picture, turned
 from lipstream.face.align import crop_face, crop_faces, face_size, similarity_transform, template
 from lipstream.imaging import lanczos4_resize
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import Lane
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -114,7 +114,9 @@ def test_faces_are_found_where_the_library_finds_them() -> None:
 
 
 def test_presets_of_the_encoder_are_compared() -> None:
-    told = run("-m", "benchmarks.encoding", "--video", ROOT / "src/lipstream/sample/astronaut.mp4", "--frames", "5")
+    told = run(
+        "-m", "benchmarks.encoding", "--video", ROOT / "src/lipstream/bundled/sample/astronaut.mp4", "--frames", "5"
+    )
     sizes = {line.split("x264 ")[1].split(",")[0]: line for line in told.splitlines()}
     assert list(sizes) == ["medium", "fast", "faster"]
     assert all("PSNR 4" in line for line in sizes.values())

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cli_helpers import error_line, run
-from lipstream import sample
-from lipstream.measure.compare import LABELS, compare, compare_videos
+from lipstream.bundled import sample
+from lipstream.evaluate.compare import LABELS, compare, compare_videos
 from lipstream.media.audio import probe_speech
 from lipstream.media.reader import probe, read_frames
 from lipstream.media.writer import VideoWriter

@@ -13,7 +13,7 @@ from face_helpers import picture, turned
 from lipstream.face.align import face_size, similarity_transform, template
 from lipstream.face.composite import paste_face, paste_faces, resize_face
 from lipstream.imaging import erode, gaussian_blur
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import Lane
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from lipstream.errors import ModelError
-from lipstream.face import detect, insight
-from lipstream.face.detect import DetectorStatus, detector_report, make_detector
-from lipstream.face.faces import Face, choose, is_near
-from lipstream.face.libraries import import_mend, native_logs_hidden, own_prints_dropped
-from lipstream.face.mouth import FaceMesh
+from lipstream.evaluate.mouth import FaceMesh
+from lipstream.face import insightface as insight
+from lipstream.face import registry as detect
+from lipstream.face.detector import Face, choose, is_near
+from lipstream.face.quiet import import_mend, native_logs_hidden, own_prints_dropped
+from lipstream.face.registry import DetectorStatus, detector_report, make_detector
 
 
 def face(left: float, top: float, width: float, height: float, score: float = 0.9) -> Face:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from lipstream.errors import OutputError
+from lipstream.media.atomic import write_whole
 from lipstream.media.audio import SpeechInfo, probe_speech, read_planar
 from lipstream.media.color import ColorTags
 from lipstream.media.reader import probe, read_frames
-from lipstream.media.whole import write_whole
 from lipstream.media.writer import VideoWriter, check_output, same_file
 from media_helpers import clicks, lag, n_open, number_of, numbered_image, smooth_image, write_float_wav, write_wav
 
@@ -62,6 +62,14 @@ def test_frames_come_back_one_for_one(name: str, tmp_path: Path) -> None:
         tags = {key.lower(): value for key, value in container.metadata.items()}
         assert tags["comment"] == "made by a machine, ünï"
     assert [child.name for child in tmp_path.iterdir()] == [name]
+
+
+def test_metadata_that_is_not_utf8_does_not_keep_a_file_from_being_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "out.mp4", numbered(3), metadata={"comment": "by QQQQ"})
+    content = path.read_bytes()
+    assert content.count(b"QQQQ") == 1
+    path.write_bytes(content.replace(b"QQQQ", b"\xff\xfe\xe4\xf6"))
+    assert [number_of(frame.image) for frame in read_frames(path)] == [0, 1, 2]
 
 
 def test_the_index_is_in_front(tmp_path: Path) -> None:

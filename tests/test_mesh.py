@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from lipstream.errors import ModelError
-from lipstream.face.detect import Detector, DetectorStatus, detector_report, make_detector
-from lipstream.face.mesh import MediapipeDetector
-from lipstream.face.networks import DETECTION, Network
-from lipstream.face.places import places
+from lipstream.face.mediapipe.boxes import places
+from lipstream.face.mediapipe.detector import MediapipeDetector
+from lipstream.face.mediapipe.networks import DETECTION, Network
+from lipstream.face.registry import Detector, DetectorStatus, detector_report, make_detector
 from lipstream.imaging import affine_grid, bilinear_sample, lanczos4_resize
 
 pytest.importorskip("ai_edge_litert", exc_type=ImportError)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.errors import Cancelled, OutOfMemoryError
-from lipstream.face.detect import Face
+from lipstream.face.registry import Face
 from lipstream.lipsync import check_files
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from lipstream.face.faces import Face
-from lipstream.face.search import Stretch
+from lipstream.face.detector import Face
+from lipstream.face.keyframes import Stretch
 
 SHAPE = (96, 128, 3)
 

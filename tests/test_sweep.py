@@ -12,11 +12,11 @@ import pytest
 
 from cli_helpers import error_line, run
 from lipstream import InputError, SettingsError
-from lipstream.measure import bench
-from lipstream.measure.cli import add_bench_arguments, parse_settings
-from lipstream.measure.pareto import pareto_front
-from lipstream.measure.rows import Row
-from lipstream.measure.sweep import read_sweep
+from lipstream_lab.bench import bench
+from lipstream_lab.bench.csv_rows import Row
+from lipstream_lab.bench.pareto import pareto_front
+from lipstream_lab.bench.sweep import read_sweep
+from lipstream_lab.cli import add_bench_arguments, parse_settings
 
 SWEEP = """
 baseline = "steps=20 guidance-scale=1.5"

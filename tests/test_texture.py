@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from face_helpers import picture
+from lipstream.diffusion.mask import face_mask, mouth_region
 from lipstream.errors import ModelError, SettingsError
 from lipstream.face.align import crop_face, similarity_transform, template
 from lipstream.face.composite import paste_face, resize_face
-from lipstream.latent.mask import face_mask, mouth_region
-from lipstream.latent.texture import keep_texture
+from lipstream.face.texture import keep_texture
 from lipstream.models.catalogue import ModelConfig
 from lipstream.models.load import read_config, read_words
 from lipstream.settings import SyncSettings

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.errors import Cancelled, SettingsError
-from lipstream.face.detect import Detector, make_detector
+from lipstream.face.registry import Detector, make_detector
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
@@ -33,7 +34,6 @@ from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import is_out_of_memory, out_of_memory
 from lipstream.runtime.options import RuntimeFields, with_options
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
-from lipstream.speech.mel import log_mel_maximum
 from lipstream.version import __version__
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ class LipSync:
             **asdict(settings),
             **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
             "resolution": settings.resolution or config.resolution,
-            "search_every": settings.frames_a_search(),
+            "search_every": settings.frames_per_search(),
             "texture": settings.texture or config.texture,
             "device": str(line.device),
             "precision": unet,

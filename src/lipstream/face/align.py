@@ -24,7 +24,7 @@ from lipstream.imaging import (
     lanczos4_resize,
     warped_bounds,
 )
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import Lane
 
 _GREY = 127.0
 # More than float32 is off by, so that whole numbers are not truncated to the next lower ones.

@@ -26,7 +26,7 @@ from lipstream.imaging import (
     invert_affine,
     warped_bounds,
 )
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import Lane
 
 # The published code fills with 127 also here, where the face is in [-1, 1]: white once clamped.
 _FILL = 127.0

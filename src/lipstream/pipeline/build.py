@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from lipstream.accelerate.compile import compiled_step
-from lipstream.accelerate.precision import PrecisionFallback
-from lipstream.face.detect import Detector
-from lipstream.latent.batch import calls_side_by_side, windows_a_call
-from lipstream.latent.denoise import Denoiser, UNetDenoiser
+from lipstream.diffusion.batching import calls_side_by_side, windows_a_call
+from lipstream.diffusion.sampling import Denoiser, UNetDenoiser
+from lipstream.face.registry import Detector
 from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
 from lipstream.pipeline.records import Lanes, Line, Networks
+from lipstream.runtime.compile import compiled_step
 from lipstream.runtime.device import face_geometry, face_threads, torch_device
+from lipstream.runtime.precision import PrecisionFallback
 from lipstream.settings import RuntimeSettings
 
 _MB = 1_000_000

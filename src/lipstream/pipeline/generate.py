@@ -10,9 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lipstream.latent import conditioning, denoise
-from lipstream.latent.mask import face_mask
-from lipstream.latent.texture import keep_texture
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.mask import face_mask
+from lipstream.diffusion.sampling import Denoiser, initial_noise, sample
+from lipstream.face.texture import keep_texture
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.records import Encoded, Line, Repainted, Window
 from lipstream.pipeline.threads import ThreadGroup
@@ -36,7 +37,7 @@ class FaceGenerator:
         size, lane = line.model.latent_size(resolution), line.lanes.denoise
         with lane.running():
             self._mask = lane.upload(face_mask(config.mask_polygon_xy, config.mask_size, resolution))
-            noise = denoise.initial_noise(config.unet.out_channels, size, size, settings.seed)
+            noise = initial_noise(config.unet.out_channels, size, size, settings.seed)
             self._noise = lane.upload(noise)
 
     def frames(self, batches: Iterable[list[Window]], clocks: Clocks) -> Iterator[Repainted]:
@@ -124,9 +125,9 @@ class FaceGenerator:
             else:
                 denoiser, latents = next(unets), None
 
-    def _sample(self, denoiser: denoise.Denoiser, seen: conditioning.Conditioning) -> Tensor:
+    def _sample(self, denoiser: Denoiser, seen: conditioning.Conditioning) -> Tensor:
         scheduler = self._line.model.config.scheduler
-        return denoise.sample(denoiser, scheduler, self._noise, seen, self._sampling, self._threads.check)
+        return sample(denoiser, scheduler, self._noise, seen, self._sampling, self._threads.check)
 
 
 class BatchLimit:

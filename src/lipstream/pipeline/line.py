@@ -22,15 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError, NoFaceError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.detect import Detector
-from lipstream.face.search import Stretch
-from lipstream.face.track import FaceTrack
-from lipstream.lanes import Lane
+from lipstream.face.keyframes import Stretch
+from lipstream.face.registry import Detector
+from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
-from lipstream.media.looping import read_looped
+from lipstream.media.loop import read_looped
 from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
@@ -39,9 +40,8 @@ from lipstream.pipeline.records import Aligned, Counts, Line, Matrix, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
+from lipstream.runtime.device_stream import Lane
 from lipstream.settings import SyncSettings
-from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.speech.mel import N_MELS, log_mel_maximum
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -163,7 +163,7 @@ def _pictures(
     resolution = settings.resolution or line.model.config.resolution
 
     frames = budget.spend(timed(read_looped(job.video.path, job.n_frames, settings.loop), clocks.read))
-    stretches = _stretches(frames, settings.frames_a_search(), first_face)
+    stretches = _stretches(frames, settings.frames_per_search(), first_face)
     n_new = partial(_n_new, first_face=first_face)
     found = threads.ordered_map(partial(_detect, line.detector), stretches, line.threads, clocks.detect, n_new)
     tracked = _track(found, resolution, job)

@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.accelerate.precision import PrecisionFallback
-from lipstream.face.detect import Detector
-from lipstream.lanes import Lane
-from lipstream.latent.conditioning import Conditioning
-from lipstream.latent.denoise import Denoiser
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import Denoiser
+from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame
 from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
+from lipstream.runtime.device_stream import Lane
+from lipstream.runtime.precision import PrecisionFallback
 
 Matrix = NDArray[np.float32]
 
