@@ -22,7 +22,7 @@ _MB = 1_000_000
 
 
 def build_components(model: Model, detector: Detector, runtime: RuntimeSettings) -> Components:
-    """Return the components of a run for a loaded model; "auto" of the batch is decided here, by measuring a window on CUDA."""
+    """Return the components of a run; "auto" of the batch is decided here, by measuring a window on CUDA."""
     device, geometry = torch_device(runtime), face_geometry(runtime)
     batch, source = windows_a_call(runtime.batch, model, device), model.source
     step = compiled_step(model.unet, batch * model.config.num_frames) if runtime.compile else None
