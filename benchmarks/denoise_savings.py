@@ -34,8 +34,9 @@ from lipstream.models.enlarging import merge_enlargements
 from lipstream.models.load import read_config, vae_factor
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_config import UNetConfig
+from lipstream.pipeline.clocks import StageClock
+from lipstream.pipeline.threads import ThreadGroup
 from lipstream.settings import Sampling
-from lipstream.stages import StageClock, ordered_map, prefetch
 
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
 NARROW_VAE_WIDTHS = (32, 64, 64, 64)
@@ -196,7 +197,8 @@ def side_by_side(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:
         return conditioning.decode(setup.vae, setup.sample(denoiser, seen))
 
     windows = zip(setup.crops.split(NUM_FRAMES), setup.audio.split(NUM_FRAMES), strict=True)
-    return torch.cat(list(ordered_map(repaint, windows, os.cpu_count() or 1, StageClock("denoise"))))
+    with ThreadGroup() as threads:
+        return torch.cat(list(threads.ordered_map(repaint, windows, os.cpu_count() or 1, StageClock("denoise"))))
 
 
 class Unsaved(denoise.UNetDenoiser):
@@ -336,7 +338,14 @@ def clip(
                 faces = lanes[2].download(faces) if pinned else faces
             yield faces
 
-    return torch.cat(list(fetch(prefetch(repaint(prefetch(encode(), 1) if ahead else encode()), 1))))
+    with ThreadGroup() as threads:
+
+        def beside(items: Iterable[Any], name: str) -> Iterator[Any]:
+            """Make the items in another thread."""
+            return threads.ordered_map(lambda item: item, items, 1, StageClock(name), in_flight=1)
+
+        encoded = beside(encode(), "encode") if ahead else encode()
+        return torch.cat(list(fetch(beside(repaint(encoded), "denoise"))))
 
 
 @torch.inference_mode()

@@ -26,8 +26,9 @@ from lipstream import sample
 from lipstream.face.detect import Detector, Face, make_detector
 from lipstream.face.search import Stretch
 from lipstream.media.reader import Frame, read_frames
+from lipstream.pipeline.clocks import StageClock
+from lipstream.pipeline.threads import ThreadGroup
 from lipstream.settings import DetectorName
-from lipstream.stages import StageClock, ordered_map
 from memory import add_row
 
 Faces = list[Face | None]
@@ -83,7 +84,8 @@ def search(detector: Detector, frames: Sequence[Frame], every: int, threads: int
     def find(index: int) -> Face | None:
         return stretches[index // every].find(detector, index, frames[index].image)
 
-    return list(ordered_map(find, range(len(frames)), threads, StageClock("detect")))
+    with ThreadGroup() as group:
+        return list(group.ordered_map(find, range(len(frames)), threads, StageClock("detect")))
 
 
 def mediapipe_library(name: str) -> Callable[[NDArray[np.uint8]], object]:

@@ -34,7 +34,8 @@ from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.mesh import MediapipeDetector
 from lipstream.lanes import Lane
 from lipstream.media.reader import read_frames
-from lipstream.stages import StageClock, grouped, ordered_map
+from lipstream.pipeline.clocks import StageClock
+from lipstream.pipeline.threads import ThreadGroup, grouped
 from memory import add_row
 
 WIDTH, HEIGHT = 1080, 1920
@@ -123,8 +124,9 @@ def measure(items: list[Item], whole: Whole, ours: Ours, args: argparse.Namespac
                 ours([item])
 
     def in_flight(items: list[Item]) -> None:
-        for _ in ordered_map(ours, grouped(items, 1), args.threads, StageClock("ours")):
-            pass
+        with ThreadGroup() as threads:
+            for _ in threads.ordered_map(ours, grouped(items, 1), args.threads, StageClock("ours")):
+                pass
 
     runs = {
         f"whole frame, torch's {torch.get_num_threads()} threads": one_by_one,

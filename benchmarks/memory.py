@@ -1,7 +1,10 @@
-"""Peak memory of a long clip beside that of a short one: it must not grow with the length.
+"""Peak memory of a run, which must grow neither with the clip's length nor with the number of threads.
 
-Makes a 1080p clip with a face (the bundled sample on a larger canvas) and speech of 20 s and of 3 minutes, runs
-`lipstream sync` on each as a process of its own and adds a row a run to results.csv.
+Makes a clip with a face (the bundled sample on a larger canvas) and speech, runs `lipstream sync` on it as a process of
+its own and adds a row per run to results.csv: for each length, and for each number of threads.
+
+    python benchmarks/memory.py --seconds 20 180
+    python benchmarks/memory.py --seconds 4 --size 3840x2160 --threads 2 16 64
 """
 
 from __future__ import annotations
@@ -31,58 +34,66 @@ WIDTH, HEIGHT = 1920, 1080
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, nargs="+", default=[20, 180])
+    parser.add_argument("--size", default=f"{WIDTH}x{HEIGHT}")
+    parser.add_argument("--threads", type=int, nargs="+", help="[as many as lipstream takes by itself]")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--detector", default="mediapipe")
     args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         for duration_s in args.seconds:
-            video, speech = make_inputs(Path(folder), duration_s)
-            words = ["sync", str(video), str(speech), "-o", str(Path(folder) / "out.mp4"), "--overwrite"]
-            words += ["--model", args.model, "--detector", args.detector]
-            begun_s = time.perf_counter()
-            peak_mb = run(words)
-            wall_s = time.perf_counter() - begun_s
-            row = {
-                "date": date.today().isoformat(),
-                "benchmark": f"memory {WIDTH}x{HEIGHT} {duration_s} s",
-                "model": args.model,
-                "settings": f"exact, {args.detector}",
-                "frames": duration_s * 25,
-                "wall_s": round(wall_s, 1),
-                "frames_per_s": round(duration_s * 25 / wall_s, 2),
-                "peak_mb": round(peak_mb),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-                "versions": f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-            }
-            add_row(row)
-            print(f"{duration_s:4} s of video: peak {peak_mb:.0f} MB, {wall_s:.1f} s")
+            video, speech = make_inputs(Path(folder), duration_s, width, height)
+            for threads in args.threads or [None]:
+                options = [] if threads is None else ["--threads", str(threads)]
+                command = ["sync", str(video), str(speech), "-o", str(Path(folder) / "out.mp4"), "--overwrite"]
+                command += ["--model", args.model, "--detector", args.detector, *options]
+                begun_s = time.perf_counter()
+                peak_mb = run(command)
+                wall_s = time.perf_counter() - begun_s
+                settings = f"exact, {args.detector}" + ("" if threads is None else f", {threads} threads")
+                row = {
+                    "date": date.today().isoformat(),
+                    "benchmark": f"memory {args.size} {duration_s} s",
+                    "model": args.model,
+                    "settings": settings,
+                    "frames": duration_s * 25,
+                    "wall_s": round(wall_s, 1),
+                    "frames_per_s": round(duration_s * 25 / wall_s, 2),
+                    "peak_mb": round(peak_mb),
+                    "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+                    "versions": (
+                        f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+                    ),
+                }
+                add_row(row)
+                print(f"{duration_s:4} s of video, {settings}: peak {peak_mb:.0f} MB, {wall_s:.1f} s", flush=True)
 
 
-def run(words: list[str]) -> float:
+def run(command: list[str]) -> float:
     """Run the command line and return its peak memory, MB, as the operating system counted it."""
-    process = subprocess.Popen([sys.executable, "-m", "lipstream.cli", *words])
+    process = subprocess.Popen([sys.executable, "-m", "lipstream.cli", *command])
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"lipstream {' '.join(words)} failed")
+        raise SystemExit(f"lipstream {' '.join(command)} failed")
     return usage.ru_maxrss / 1024
 
 
-def make_inputs(folder: Path, duration_s: int) -> tuple[Path, Path]:
-    """A 1080p clip as long as the speech, so that every frame is decoded once, and the speech."""
+def make_inputs(folder: Path, duration_s: int, width: int = WIDTH, height: int = HEIGHT) -> tuple[Path, Path]:
+    """Make a clip as long as the speech, so that every frame is decoded once, and the speech."""
     with av.open(str(sample.VIDEO)) as container:
         faces = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    backdrop = np.linspace(40, 120, WIDTH, dtype=np.uint8)[None, :, None].repeat(HEIGHT, 0).repeat(3, 2)
+    backdrop = np.linspace(40, 120, width, dtype=np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2)
     video = folder / f"{duration_s}.mp4"
     with VideoWriter(
-        video, width=WIDTH, height=HEIGHT, color=ColorTags(), speech=None, n_frames=duration_s * 25, preset="ultrafast"
+        video, width=width, height=height, color=ColorTags(), speech=None, n_frames=duration_s * 25, preset="ultrafast"
     ) as writer:
         for index in range(duration_s * 25):
             lap, step = divmod(index, len(faces))
             face = faces[step if lap % 2 == 0 else -1 - step]
             image = backdrop.copy()
-            top, left = (HEIGHT - face.shape[0]) // 2, (WIDTH - face.shape[1]) // 2
+            top, left = (height - face.shape[0]) // 2, (width - face.shape[1]) // 2
             image[top : top + face.shape[0], left : left + face.shape[1]] = face
             writer.write(image)
     speech = folder / f"{duration_s}.wav"

@@ -102,18 +102,18 @@ def test_the_calls_of_every_thread_are_in_the_profile(profile: Path) -> None:
     calls = Counter[str]()
     for (_, _, name), (_, count, *_) in pstats.Stats(str(profile / "profile.pstats")).stats.items():
         calls[name] += count
-    # Of the main thread, of both face stages' and compositing's workers, and of the denoising thread.
+    # Of the writing thread, of both face stages' and compositing's workers, and of the denoising thread.
     assert calls["write"] >= N_FRAMES
-    assert calls["detect"] == calls["crop_faces"] == calls["paste_faces"] == N_FRAMES
-    assert calls["_denoise_batch"] == 2
+    assert calls["crop_faces"] == calls["paste_faces"] == N_FRAMES
+    assert calls["detect"] == 1 + N_FRAMES  # the first frame is searched before the rest
+    assert calls["_denoise"] == 2
 
 
 def test_the_trace_has_a_track_a_thread_and_a_span_a_call(report: dict[str, Any], events: list[dict[str, Any]]) -> None:
     threads = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert 0 not in threads  # which viewers take for the idle thread
-    assert {"MainThread", "prefetch-align", "prefetch-denoise", "detect_0", "denoise_0", "composite_0"} <= set(
-        threads.values()
-    )
+    expected = {"write", "detect-input", "denoise-input", "detect_0", "align_0", "denoise_0", "composite_0"}
+    assert expected <= set(threads.values())
     spans = [e for e in events if e["ph"] == "X"]
     stages = [e for e in spans if e["cat"] == "stage"]
     assert Counter(e["name"] for e in stages) == {stage["name"]: stage["calls"] for stage in report["stages"]}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
+import itertools
 import threading
+import time
 import wave
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
+from lipstream.errors import Cancelled, OutOfMemoryError
 from lipstream.face.detect import Face
+from lipstream.lipsync import check_files
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline import Aligned, _batches, _gather
+from lipstream.pipeline.records import Aligned
+from lipstream.pipeline.windows import batches, gather
 from lipstream.runtime.device import FaceGeometry
+from lipstream.runtime.memory import is_out_of_memory
+from lipstream.runtime.options import RuntimeFields
 from models_helpers import make_model_folder
 
 FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
@@ -63,9 +71,17 @@ def recorded(goldens: Path) -> dict[str, NDArray[Any]]:
 
 @pytest.fixture
 def sync(model: Model, recorded: dict[str, NDArray[Any]]) -> Callable[..., Any]:
-    def run(*files: Path, settings: SyncSettings = FAST, threads: int = 2, batch: int = 1, **more: Any) -> Any:
+    def run(
+        *files: Path,
+        settings: SyncSettings = FAST,
+        threads: int = 2,
+        batch: int = 1,
+        frame_memory_mb: int = 512,
+        **more: Any,
+    ) -> Any:
         detector = KnownFace(recorded["landmarks"][0])
-        line = LipSync(model, detector, RuntimeSettings(device="cpu", threads=threads, batch=batch))
+        runtime = RuntimeSettings(device="cpu", threads=threads, batch=batch, frame_memory_mb=frame_memory_mb)
+        line = LipSync(model, detector, runtime)
         return line(*files, settings, **more)
 
     return run
@@ -116,8 +132,9 @@ def test_a_clip_is_synced_whole(sync: Callable[..., Any], clip: Path, tmp_path: 
     assert result.duration_s == 19 / 25
     assert result.real_time_factor == pytest.approx(result.wall_s / result.duration_s)
     assert [stage.frames for stage in result.stages] == [19] * 8
-    assert [p.frames for p in progress] == list(range(1, 20))
     assert {p.n_frames for p in progress} == {19}
+    assert (progress[0].frames, [stage.frames for stage in progress[0].stages]) == (0, [0] * 8)
+    assert (progress[-1].frames, [stage.frames for stage in progress[-1].stages]) == (19, [19] * 8)
     assert before == [hashlib.sha256(path.read_bytes()).hexdigest() for path in (clip, speech)]
 
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -180,7 +197,7 @@ def test_frames_worked_on_together_as_on_a_gpu_give_the_same_pictures(
     speech = write_speech(tmp_path / "speech.wav", 21 / 25)
     sync(clip, speech, tmp_path / "alone.mp4")
     together = FaceGeometry(torch.device("cpu"), threads=1, frames=frames)
-    monkeypatch.setattr("lipstream.lipsync.face_geometry", lambda _: together)
+    monkeypatch.setattr("lipstream.pipeline.build.face_geometry", lambda _: together)
     result = sync(clip, speech, tmp_path / "together.mp4")
     assert (result.frames_with_face, result.frames_without) == (15, 6)
     assert [stage.frames for stage in result.stages] == [21] * 8
@@ -188,9 +205,12 @@ def test_frames_worked_on_together_as_on_a_gpu_give_the_same_pictures(
     assert min(psnr_db(a, b) for a, b in zip(one, other, strict=True)) > 50
 
 
-def test_auto_takes_one_window_a_call_on_a_cpu(model: Model, recorded: dict[str, NDArray[Any]]) -> None:
-    line = LipSync(model, KnownFace(recorded["landmarks"][0]), RuntimeSettings(device="cpu", batch="auto"))
-    assert line._line.batch == 1
+def test_auto_takes_one_window_per_call_on_a_cpu(
+    model: Model, recorded: dict[str, NDArray[Any]], clip: Path, tmp_path: Path
+) -> None:
+    sync = LipSync(model, KnownFace(recorded["landmarks"][0]), RuntimeSettings(device="cpu", batch="auto"))
+    speech = write_speech(tmp_path / "speech.wav", 0.2)
+    assert sync(clip, speech, tmp_path / "out.mp4", FAST).settings["batch"] == 1
 
 
 def test_the_same_seed_is_the_same_file_and_another_is_not(
@@ -228,7 +248,7 @@ def test_frames_without_a_face_pass_through_and_are_counted(
 def test_a_video_without_a_face_is_an_error_that_counts(sync: Callable[..., Any], tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", [np.zeros((96, 128, 3), np.uint8)] * 50)
     speech = write_speech(tmp_path / "speech.wav", 1.6)
-    with pytest.raises(NoFaceError, match="no usable face in the 40 frames looked at"):
+    with pytest.raises(NoFaceError, match="no usable face in the 40 frames searched"):
         sync(clip, speech, tmp_path / "out.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
 
@@ -240,7 +260,7 @@ def test_longer_speech_plays_back_and_forth(
     detector = KnownFace(recorded["landmarks"][0])
     result = LipSync(model, detector, RuntimeSettings(device="cpu"))(clip, speech, tmp_path / "out.mp4", FAST)
     assert result.frames == 50
-    assert detector.calls == 20  # a repeated frame is not searched for its face again
+    assert detector.calls == 1 + 20  # the first frame before the rest; a repeated frame is not searched again
     source, written = read_images(clip), read_images(tmp_path / "out.mp4")
     order = [*range(20), *reversed(range(20)), *range(10)]
     outside = np.s_[:, 300:]
@@ -262,7 +282,7 @@ def test_the_whole_frame_is_searched_as_often_as_asked(
         sync = LipSync(model, detector, RuntimeSettings(device="cpu", threads=threads))
         result = sync(clip, speech, tmp_path / f"{threads}.mp4", replace(FAST, search_every=8))
         assert result.settings["search_every"] == 8
-        assert detector.calls == 3  # frames 0, 8 and 16 of 20; the last five are repeats
+        assert detector.calls == 1 + 3  # frames 0, 8 and 16 of 20; the last five are repeats
         written.append(read_images(tmp_path / f"{threads}.mp4"))
     np.testing.assert_array_equal(*written)
 
@@ -297,18 +317,246 @@ def test_savings_in_denoising_are_told_and_the_same_for_any_threads(
     assert (own["resolution"], own["search_every"]) == (64, 1)
 
 
-def test_a_fault_on_the_way_leaves_nothing(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
-    speech = write_speech(tmp_path / "speech.wav", 0.8)
+def slow_steps(model: Model, monkeypatch: pytest.MonkeyPatch, step_s: float) -> threading.Event:
+    """Make each step of the model take so long; the event is set once one has begun."""
+    step, begun = model.unet.step, threading.Event()
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        time.sleep(step_s)
+        return step(*args)
+
+    monkeypatch.setattr(model.unet, "step", slow)
+    return begun
+
+
+LONG = replace(FAST, num_inference_steps=50)
+
+
+def test_an_error_in_on_progress_ends_the_run_and_its_threads(
+    sync: Callable[..., Any], clip: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception, and with it every frame of its traceback, is kept: no thread may depend on its end."""
+    begun = slow_steps(model, monkeypatch, 0.3)
 
     def fail(progress: Any) -> None:
-        if progress.frames == 10:
+        if begun.is_set():
             raise KeyboardInterrupt
 
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        sync(clip, speech, tmp_path / "out.mp4", on_progress=fail)
-    assert threading.active_count() == before
+    before = threading.enumerate()
+    speech, kept = write_speech(tmp_path / "speech.wav", 1.2), None
+    try:
+        sync(clip, speech, tmp_path / "out.mp4", settings=LONG, on_progress=fail)
+    except KeyboardInterrupt as error:
+        kept = error
+    assert kept is not None
+    assert threading.enumerate() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
+
+
+def test_an_error_in_a_stage_ends_all_others(
+    sync: Callable[..., Any], clip: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise ValueError("in the U-Net")
+
+    monkeypatch.setattr(model.unet, "step", fail)
+    before, kept = threading.enumerate(), None
+    try:
+        sync(clip, write_speech(tmp_path / "speech.wav", 4), tmp_path / "out.mp4")
+    except ValueError as error:
+        kept = error
+    assert str(kept) == "in the U-Net"
+    assert threading.enumerate() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
+
+
+def test_cancelling_takes_less_than_two_seconds_with_steps_of_one(
+    sync: Callable[..., Any], clip: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cancel, set_at_s = slow_steps(model, monkeypatch, 1.0), threading.Event(), 0.0
+    reports: list[tuple[float, Any]] = []
+
+    def cancel_in_a_step() -> None:
+        nonlocal set_at_s
+        begun.wait(60)
+        time.sleep(1.2)
+        set_at_s = time.monotonic()
+        cancel.set()
+
+    before = threading.enumerate()
+    other = threading.Thread(target=cancel_in_a_step)
+    other.start()
+    with pytest.raises(Cancelled, match="nothing was written"):
+        sync(
+            clip,
+            write_speech(tmp_path / "speech.wav", 1.2),
+            tmp_path / "out.mp4",
+            settings=LONG,
+            cancel=cancel,
+            on_progress=lambda progress: reports.append((time.monotonic(), progress)),
+        )
+    assert time.monotonic() - set_at_s < 2
+    other.join()
+    assert threading.enumerate() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
+    # Before the first frame is written, the stages are reported on a clock.
+    assert len(reports) >= 3
+    assert all(progress.frames == 0 for _, progress in reports)
+    assert max(stage.frames for stage in reports[-1][1].stages) > 0
+    gaps_s = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(reports)]
+    assert max(gaps_s) < 1.5
+
+
+def test_callers_take_turns_and_a_waiting_one_can_be_cancelled(
+    model: Model, recorded: dict[str, NDArray[Any]], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.4)
+    begun = slow_steps(model, monkeypatch, 0.3)
+    line = LipSync(model, KnownFace(recorded["landmarks"][0]), RuntimeSettings(device="cpu", threads=1))
+    line(clip, speech, tmp_path / "alone.mp4", FAST)
+    begun.clear()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(line, clip, speech, tmp_path / "first.mp4", FAST)
+        begun.wait(60)
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(Cancelled):
+            line(clip, speech, tmp_path / "never.mp4", FAST, cancel=cancel)
+        second = pool.submit(line, clip, speech, tmp_path / "second.mp4", FAST)
+        assert first.result().frames == second.result().frames == 10
+    alone = (tmp_path / "alone.mp4").read_bytes()
+    assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "second.mp4").read_bytes() == alone
+    assert not (tmp_path / "never.mp4").exists()
+
+
+def test_a_closed_lipsync_refuses(model: Model, recorded: dict[str, NDArray[Any]], clip: Path, tmp_path: Path) -> None:
+    detector, closed = KnownFace(recorded["landmarks"][0]), []
+    detector.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    speech = write_speech(tmp_path / "speech.wav", 0.2)
+    with LipSync(model, detector, RuntimeSettings(device="cpu", threads=1)) as line:
+        inputs = check_files(clip, speech, tmp_path / "out.mp4", overwrite=False)
+        assert line(inputs.video, inputs.speech, tmp_path / "out.mp4", FAST).frames == 5
+    line.close()
+    assert closed == [True]
+    with pytest.raises(SettingsError, match="closed"):
+        line(clip, speech, tmp_path / "late.mp4", FAST)
+
+
+def test_what_is_probed_is_not_probed_again(
+    sync: Callable[..., Any], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.2)
+    inputs = check_files(clip, speech, tmp_path / "out.mp4", overwrite=False)
+    monkeypatch.delattr("lipstream.lipsync.probe")
+    monkeypatch.delattr("lipstream.lipsync.probe_speech")
+    assert sync(inputs.video, inputs.speech, tmp_path / "out.mp4").frames == 5
+
+
+def test_a_wrong_field_is_named_with_what_comes_near() -> None:
+    with pytest.raises(SettingsError, match=r"'devise' is not a field .* did you mean device"):
+        LipSync.load("tiny", devise="cpu")  # type: ignore[call-arg]
+    assert set(RuntimeFields.__annotations__) == {field.name for field in fields(RuntimeSettings)}
+
+
+def test_out_of_memory_takes_smaller_batches_first(
+    sync: Callable[..., Any], clip: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 2.6)
+    sync(clip, speech, tmp_path / "one.mp4")
+    step, most = model.unet.step, 16
+    calls: list[int] = []
+
+    def limited(latents: torch.Tensor, *args: Any) -> Any:
+        calls.append(len(latents))
+        if len(latents) > most:
+            torch.empty(2**48, dtype=torch.float64)  # what the allocator itself says
+        return step(latents, *args)
+
+    monkeypatch.setattr(model.unet, "step", limited)
+    sync(clip, speech, tmp_path / "four.mp4", batch=4)
+    assert sorted(calls) == [1, 16, 16, 16, 16, 32, 64]  # two retries, and half from there on
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "four.mp4").read_bytes()
+
+    most = 0
+    with pytest.raises(OutOfMemoryError, match=r"out of memory on the host\. Fix: use --batch 1, then --precision"):
+        sync(clip, speech, tmp_path / "none.mp4", batch=2)
+    assert not (tmp_path / "none.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.17 GB, other allocations: 1.2 GB)"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_no_face_is_told_without_an_encode(
+    sync: Callable[..., Any], recorded: dict[str, NDArray[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dark, face = np.full_like(recorded["frames"][0], 8), recorded["frames"][0]
+    speech = write_speech(tmp_path / "speech.wav", 4)
+    late = write_clip(tmp_path / "late.mp4", [dark] * 20 + [face] * 5)
+    for search_every in (1, 8):
+        settings = replace(FAST, search_every=search_every, loop="trim")
+        result = sync(late, speech, tmp_path / f"late-{search_every}.mp4", settings=settings)
+        assert (result.frames_with_face, result.frames_without) == (5, 20)
+        assert [stage.frames for stage in result.stages] == [25] * 8
+    with pytest.raises(NoFaceError, match="no usable face in frame 0"):
+        sync(late, speech, tmp_path / "strict.mp4", settings=replace(FAST, no_face="error"))
+
+    never = write_clip(tmp_path / "never.mp4", [dark] * 30)
+    monkeypatch.setattr("lipstream.lipsync.VideoWriter", lambda *args, **words: pytest.fail("an output was begun"))
+    with pytest.raises(NoFaceError, match="no usable face in the 30 frames searched"):
+        sync(never, speech, tmp_path / "out.mp4")
+
+
+def test_the_least_memory_suffices_for_any_clip(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+    """Faces and none in turns fill windows slowest; were there too few frames to fill one, nothing would go on."""
+    images = read_images(clip)
+    dark = np.full_like(images[0], 8)
+    gaps = write_clip(tmp_path / "gaps.mp4", [images[0], *([dark] * 40), images[1], *([images[2], dark] * 24)])
+    speech = write_speech(tmp_path / "speech.wav", 90 / 25)
+    written = []
+    for batch, threads, megabytes in ((1, 2, 512), (1, 8, 1), (2, 2, 1)):
+        cancel = threading.Event()
+        too_late = threading.Timer(60, cancel.set)
+        too_late.start()
+        output = tmp_path / f"{batch}-{megabytes}.mp4"
+        sync(gaps, speech, output, threads=threads, batch=batch, frame_memory_mb=megabytes, cancel=cancel)
+        too_late.cancel()
+        written.append(read_images(output))
+    np.testing.assert_array_equal(written[0], written[1])
+    assert len(written[2]) == 90
+
+
+def test_frames_in_flight_are_bounded_in_bytes_whatever_the_threads(
+    model: Model, recorded: dict[str, NDArray[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", [recorded["frames"][i % 3] for i in range(200)])
+    speech = write_speech(tmp_path / "speech.wav", 8)
+    slow_steps(model, monkeypatch, 1.0)
+    cancel = threading.Event()
+    frame_bytes = recorded["frames"][0].nbytes + 64 * 64 * (3 + 4 * 4)
+    needed = 2 * 16 + 1
+    for threads, megabytes, most in ((2, 1, needed), (64, 1, needed), (64, 25, 25_000_000 // frame_bytes)):
+        cancel.clear()
+        detector = KnownFace(recorded["landmarks"][0])
+        runtime = RuntimeSettings(device="cpu", threads=threads, frame_memory_mb=megabytes)
+        sync = LipSync(model, detector, runtime)
+        ends = threading.Timer(1.5, cancel.set)
+        ends.start()
+        with pytest.raises(Cancelled):
+            sync(clip, speech, tmp_path / "out.mp4", LONG, cancel=cancel)
+        ends.join()
+        assert most - 8 <= detector.calls - 1 <= most
 
 
 def test_outputs_that_must_not_be_written(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
@@ -336,16 +584,16 @@ def aligned(has_face: bool) -> Aligned:
 
 def test_windows_are_full_of_faces_and_bounded_without() -> None:
     audio = torch.zeros(1000, 1, 1)
-    full = list(_gather([aligned(True)] * 40, audio, 16))
+    full = list(gather([aligned(True)] * 40, audio, 16))
     assert [window.faces for window in full] == [16, 16, 8]
-    mixed = list(_gather([aligned(i % 3 != 0) for i in range(40)], audio, 16))
+    mixed = list(gather([aligned(i % 3 != 0) for i in range(40)], audio, 16))
     assert [window.faces for window in mixed] == [16, 10]
     assert all(len(window.audio) == window.faces for window in mixed)
-    none = list(_gather([aligned(False)] * 100, audio, 16))
+    none = list(gather([aligned(False)] * 100, audio, 16))
     assert max(len(window.frames) for window in none) == 32
     assert sum(len(window.frames) for window in none) == 100
 
 
 def test_windows_of_different_lengths_never_share_a_call() -> None:
-    windows = list(_gather([aligned(True)] * 87, torch.zeros(87, 1, 1), 16))
-    assert [[w.faces for w in group] for group in _batches(windows, 3)] == [[16] * 3, [16] * 2, [7]]
+    windows = list(gather([aligned(True)] * 87, torch.zeros(87, 1, 1), 16))
+    assert [[w.faces for w in group] for group in batches(windows, 3)] == [[16] * 3, [16] * 2, [7]]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
-from lipstream.accelerate.precision import Ladder
+from lipstream.accelerate.precision import PrecisionFallback
 from lipstream.models.eight_bit import Float8Linear, hold_float8
 from lipstream.models.load import load_model
 from lipstream.runtime.cudnn import tuned_convolutions
@@ -153,32 +153,33 @@ def test_networks_in_different_precisions_run_together(sync: Sync, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("network", "change", "warnings"),
+    ("network", "change", "windows"),
     [
-        ("U-Net", lambda folder: change_unet(folder, overflowing(UNET)), ["0 to 15", "16 to 18"]),
-        ("VAE", lambda folder: change_vae(folder, overflowing(VAE_ENCODER)), ["0 to 15", "16 to 18"]),
-        ("VAE", lambda folder: change_vae(folder, overflowing(VAE_DECODER)), ["0 to 15", "16 to 18"]),
-        ("audio encoder", lambda folder: change_audio_encoder(folder, overflowing_between), ["0 to 18"]),
+        ("U-Net", lambda folder: change_unet(folder, overflowing(UNET)), 2),
+        ("VAE", lambda folder: change_vae(folder, overflowing(VAE_ENCODER)), 2),
+        ("VAE", lambda folder: change_vae(folder, overflowing(VAE_DECODER)), 2),
+        ("audio encoder", lambda folder: change_audio_encoder(folder, overflowing_between), 1),
     ],
 )
-def test_what_overflows_is_made_again_in_full_precision(
+def test_what_overflows_is_computed_again_in_full_precision(
     sync: Sync,
     folder: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     network: str,
     change: Callable[[Path], None],
-    warnings: list[str],
+    windows: int,
 ) -> None:
     change(folder)
     sync("exact.mp4", precision="fp32")
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         sync("half.mp4", precision="fp16")
-    told = [record.getMessage() for record in caplog.records if network in record.getMessage()]
-    assert sorted(told) == [  # windows are beside one another
-        f"frames {n}: the {network}'s result in float16 is not finite; made again in float32" for n in warnings
-    ]
+    said = [record.getMessage() for record in caplog.records if network in record.getMessage()]
+    ends = ["computed again in float32", "it stays from here on in float32"]
+    assert len(said) == windows  # windows are computed at the same time, so either may be the first
+    for message, end in zip(said, ends, strict=False):
+        assert f"the {network}'s result in float16 is not finite; {end}" in message
     one, other = read_images(tmp_path / "exact.mp4"), read_images(tmp_path / "half.mp4")
     assert len(one) == len(other) == 19
     assert min(psnr_db(a, b) for a, b in zip(one, other, strict=True)) > 40
@@ -194,17 +195,44 @@ def test_what_is_no_number_in_full_precision_is_an_error(
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_a_ladder_reads_on_first_need_and_keeps(caplog: pytest.LogCaptureFixture) -> None:
-    read: list[torch.dtype] = []
-    ladder: Ladder[int] = Ladder("U-Net", torch.float8_e4m3fn, lambda dtype: read.append(dtype) or len(read))
-    assert list(zip(range(2), ladder.above(0, 15), strict=False)) == [(0, 1), (1, 2)]
-    assert next(ladder.above(16, 31)) == 1
-    assert read == [torch.float16, torch.float32]
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["frames 0 to 15"] * 2 + [
-        "frames 16 to 31"
-    ]
-    with pytest.raises(ModelError, match="frames 32 to 47"):
-        list(ladder.above(32, 47))
+def fallback(loaded: list[tuple[torch.dtype, str]], device: torch.device = CPU) -> PrecisionFallback[str]:
+    def load(dtype: torch.dtype, device: torch.device) -> str:
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        loaded.append((dtype, device.type))
+        return f"{dtype} on {device}"
+
+    return PrecisionFallback("U-Net", "first", torch.float8_e4m3fn, device, load)
+
+
+def test_higher_precision_is_loaded_on_first_need_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    loaded: list[tuple[torch.dtype, str]] = []
+    unet = fallback(loaded)
+    attempts = unet.attempts(0, 15)
+    assert next(attempts) == "first"
+    assert not loaded
+    assert [next(attempts), next(attempts)] == ["torch.float16 on cpu", "torch.float32 on cpu"]
+    assert loaded == [(torch.float16, "cpu"), (torch.float32, "cpu")]
+    with pytest.raises(ModelError, match="frames 0 to 15: the U-Net's result is not finite in float32 either"):
+        next(attempts)
+    again = unet.attempts(16, 31)
+    assert [next(again), next(again)] == ["first", "torch.float16 on cpu"]
+    assert len(loaded) == 2
+    # Twice in float8: from here on the network stays in float16, without another warning.
+    assert "frames 16 to 31: the U-Net's result in float8_e4m3fn is not finite; it stays" in caplog.messages[-1]
+    caplog.clear()
+    assert next(unet.attempts(32, 47)) == "torch.float16 on cpu"
+    assert not caplog.records
+
+
+def test_higher_precision_that_does_not_fit_on_the_device_runs_on_the_cpu(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lipstream.accelerate.precision.free_caches", lambda device: None)
+    loaded: list[tuple[torch.dtype, str]] = []
+    attempts = fallback(loaded, CUDA).attempts(0, 15)
+    assert [next(attempts), next(attempts)] == ["first", "torch.float16 on cpu"]
+    assert "cuda: no memory left for the U-Net in float16; it runs on the CPU" in caplog.text
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

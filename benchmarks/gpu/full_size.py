@@ -114,7 +114,9 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
         print(f"  {stage.name:10} {stage.seconds:8.2f} s  {stage.frames} frames")
 
     reset_peak(device)
-    seconds, flop = unet_alone(line.model, line.denoiser, line.batch, settings, device, args.rounds)
+    seconds, flop = unet_alone(
+        line.model, next(line.networks.unet.attempts(0, 0)), line.batch, settings, device, args.rounds
+    )
     median_s = statistics.median(seconds)
     rate, chip = flop / median_s / TERA, matmul_rate(line.model.unet.conv_in.weight.dtype, device) / TERA
     told = f"{words}; {min(seconds):.4g} to {max(seconds):.4g} s; {flop / TERA:.4g} TFLOP, {rate:.4g} TFLOP/s"

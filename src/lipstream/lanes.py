@@ -1,4 +1,4 @@
-"""Where a stage's work on the device goes, so that stages in different threads do not wait for one another there."""
+"""A stage's own queue of work on the device, so that stages in different threads do not wait for one another there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _METAL_TURN = threading.Lock()
 
 
 class Lane:
-    """One stage's way to the device and back. What a stage makes in its lane is complete when it leaves it.
+    """One stage's queue of work on the device. What a stage computes in its lane is complete when it leaves it.
 
-    On CUDA a stream of its own: kernels and copies run beside those of other lanes, and copies go through pinned
-    memory. Hold on to what came from another lane until this one is left: its memory may be used again after that.
-    On Metal lanes take turns; on a CPU a lane adds nothing.
+    On CUDA a stream of its own: kernels and copies run at the same time as those of other lanes, and copies go through
+    pinned memory. Keep references to what came from another lane until this one is left: its memory may be reused
+    after that. On Metal lanes take turns; on a CPU a lane adds nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Lane:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run what is inside in this lane, after what the thread has asked of the device before."""
+        """Run what is inside in this lane, after what the thread has queued on the device before."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
@@ -42,19 +42,19 @@ class Lane:
             yield
 
     def upload(self, tensor: Tensor) -> Tensor:
-        """A tensor's copy on the device, itself if it lies there. To be called inside `running`."""
+        """Return a tensor's copy on the device, itself if it is there already. Call it inside `running`."""
         if self._stream is None or tensor.is_cuda:
             return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def download(self, tensor: Tensor) -> Tensor:
-        """A device tensor's copy on the CPU, complete when the lane is left. To be called inside `running`."""
+        """Return a device tensor's copy on the CPU, complete when the lane is left. Call it inside `running`."""
         if self._stream is None:
             return tensor.cpu()
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return pinned.copy_(tensor, non_blocking=True)
 
     def wait(self) -> None:
-        """Until what was asked for is done, downloads among it. To be called inside `running`."""
+        """Wait until all queued work is done, downloads included. Call it inside `running`."""
         if self._stream is not None:
             self._stream.synchronize()

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from lipstream.accelerate.compile import compiled_step
-from lipstream.accelerate.precision import Ladder
+import torch
+
+from lipstream.errors import Cancelled, SettingsError
 from lipstream.face.detect import Detector, make_detector
-from lipstream.latent.batch import calls_side_by_side, windows_a_call
-from lipstream.latent.denoise import UNetDenoiser
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline import Clocks, Ladders, Lanes, Line, run
+from lipstream.pipeline.build import build_line
+from lipstream.pipeline.clocks import Clocks
+from lipstream.pipeline.line import Job, run
+from lipstream.pipeline.records import Counts, Line
+from lipstream.pipeline.threads import ThreadGroup
 from lipstream.runtime.cudnn import tuned_convolutions
-from lipstream.runtime.device import dtypes, face_geometry, face_threads, torch_device
+from lipstream.runtime.device import dtypes, torch_device
+from lipstream.runtime.memory import is_out_of_memory, out_of_memory
+from lipstream.runtime.options import RuntimeFields, with_options
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
-from lipstream.stages import StageClock
 from lipstream.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_PROGRESS_S = 0.5
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the inputs of a run are."""
+
+    video: VideoInfo
+    speech: SpeechInfo
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """Busy seconds of one stage, summed over its threads, and the frames it handled."""
+    """Busy seconds of one stage, summed over its threads, and the frames it has done."""
 
     name: str
     seconds: float
@@ -37,7 +61,7 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sync has come: frames written of `n_frames`, and what each stage has done."""
+    """How far a run has come: frames written of `n_frames`, and what each stage has done."""
 
     frames: int
     n_frames: int
@@ -46,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What one sync did. real_time_factor: wall seconds a second of video; below 1 is faster than real time."""
+    """What one run did. real_time_factor: wall seconds per second of video; below 1 is faster than real time."""
 
     output: Path
     frames: int
@@ -59,112 +83,202 @@ class SyncResult:
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as the command line's JSON object."""
-        words = asdict(self)
-        faces = {name: words.pop(name) for name in ("frames_with_face", "frames_without")}
-        return {**words, "output": str(self.output), "faces": faces}
+        """Return the result as the command line's JSON object."""
+        values = asdict(self)
+        faces = {name: values.pop(name) for name in ("frames_with_face", "frames_without")}
+        return {**values, "output": str(self.output), "faces": faces}
 
 
 class LipSync:
-    """A loaded model and its face detector. Calls may follow one another; one call at a time."""
+    """A loaded model and its face detector. Calls from several threads take turns.
+
+    A context manager that closes it.
+    """
 
     def __init__(self, model: Model, detector: Detector, runtime: RuntimeSettings) -> None:
         self._runtime = runtime
-        device, geometry = torch_device(runtime), face_geometry(runtime)
-        batch = windows_a_call(runtime.batch, model, device)
-        frames = batch * model.config.num_frames
-        self._line = Line(
-            model=model,
-            denoiser=UNetDenoiser(model.unet, compiled_step(model.unet, frames) if runtime.compile else None),
-            higher=Ladders(
-                Ladder("U-Net", model.dtypes.unet, lambda dtype: UNetDenoiser(model.source.unet(dtype))),
-                Ladder("VAE", model.dtypes.vae, model.source.vae),
-                Ladder("audio encoder", model.dtypes.audio_encoder, model.source.audio_encoder),
-            ),
-            detector=detector,
-            device=device,
-            threads=face_threads(runtime),
-            geometry=geometry,
-            lanes=Lanes.to(device, geometry),
-            batch=batch,
-            side_by_side=calls_side_by_side(model.unet, runtime),
-        )
+        self._lock = threading.Lock()
+        self._threads = ThreadGroup()  # of the last call
+        self._line: Line | None = build_line(model, detector, runtime)
+        self._log_loaded(self._line)
 
     @classmethod
-    def load(cls, model: str | Path = "tiny", **runtime: Any) -> LipSync:
+    def load(
+        cls, model: str | Path = "tiny", runtime: RuntimeSettings | None = None, **options: Unpack[RuntimeFields]
+    ) -> LipSync:
         """Load a named model or a model folder.
 
-        runtime: the fields of RuntimeSettings (device, precision, quantize, detector, threads, batch, pruned, ...).
-        Raises SettingsError for a device this machine has not, ModelError for a model, a list of layers or a detector
-        that cannot be loaded.
+        runtime: what to run on. options: fields of RuntimeSettings (device, precision, quantize, detector, threads,
+        batch, ...), in place of `runtime` or of some of its fields. Raises SettingsError for an unknown field or a
+        device that this machine does not have, ModelError for a model, a list of layers or a detector that cannot be
+        loaded, OutOfMemoryError.
         """
-        settings = RuntimeSettings(**runtime)
+        settings = with_options(runtime or RuntimeSettings(), dict(options))
         device = torch_device(settings)
-        detector = make_detector(settings.detector, device)
-        loaded = load_model(model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned)
-        return cls(loaded, detector, settings)
+        with _memory_errors(device):
+            detector = make_detector(settings.detector, device)
+            loaded = load_model(
+                model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned
+            )
+            return cls(loaded, detector, settings)
+
+    def __enter__(self) -> LipSync:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the networks and the detector, after the call that is at work. Closing twice is allowed."""
+        with self._lock:
+            if self._line is None:
+                return
+            while not self._threads.join(_POLL_S):
+                pass
+            line, self._line = self._line, None
+            line.detector.close()
+            device = line.device
+            del line
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def __call__(
         self,
-        video: str | Path,
-        speech: str | Path,
+        video: str | Path | VideoInfo,
+        audio: str | Path | SpeechInfo,
         output: str | Path,
         settings: SyncSettings | None = None,
         *,
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
         clocks: Clocks | None = None,
     ) -> SyncResult:
-        """Write `video` to `output` with the mouth saying `speech`; the file is whole or absent.
+        """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
-        video: anything PyAV reads. speech: a recording, or a video with a sound track. output: .mp4, .mov or .mkv.
-        on_progress: called after each written frame. clocks: to count on, for who wants to know of waits, CPU time and
-        single calls too. Raises InputError, NoFaceError, OutputError.
+        video: anything PyAV reads. audio: a recording, or a video with a sound track. Both may be what `check_files`
+        returned, so that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread,
+        once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
+        cancel: once set, ends the run within 2 s. clocks: to count on, for waits, CPU time and single calls. Raises
+        InputError, NoFaceError, OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
+
+        All threads of the run have ended when this returns or raises, but for one inside a library's call that takes
+        longer than about 2 s, such as a step of a large model on a CPU: it ends after that, and the next call waits
+        for it.
         """
-        settings = settings or SyncSettings()
-        begun_s = time.perf_counter()
-        video_info, speech_info = check_files(video, speech, output, overwrite=overwrite)
-        n_frames = n_output_frames(speech_info, FRAME_RATE_HZ)
-        clocks = clocks or Clocks.start()
+        settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
+        with self._turn(cancel) as line, _memory_errors(line.device), tuned_convolutions(line.device):
+            begun_s = time.perf_counter()
+            inputs = _probed(video, audio, output, overwrite=overwrite)
+            job = self._job(line, inputs, output, settings, overwrite=overwrite)
+            logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
+            counts = self._run(line, job, clocks, on_progress, cancel)
+            frames = counts.frames_with_face + counts.frames_without
+            wall_s = time.perf_counter() - begun_s
+            logger.info("%s: %d frames in %.1f s", output, frames, wall_s)
+            return SyncResult(
+                output=Path(output),
+                frames=frames,
+                duration_s=frames / FRAME_RATE_HZ,
+                wall_s=wall_s,
+                real_time_factor=wall_s * FRAME_RATE_HZ / frames,
+                stages=_times(clocks),
+                frames_with_face=counts.frames_with_face,
+                frames_without=counts.frames_without,
+                settings=self._settings_used(line, settings),
+            )
 
-        def advance() -> None:
+    @contextmanager
+    def _turn(self, cancel: threading.Event | None) -> Iterator[Line]:
+        """Hold the lock, with nothing left at work from the call before."""
+        while not self._lock.acquire(timeout=_POLL_S):
+            _raise_if_cancelled(cancel)
+        try:
+            while not self._threads.join(_POLL_S):
+                _raise_if_cancelled(cancel)
+            if self._line is None:
+                raise SettingsError("this LipSync is closed", fix="load the model again with LipSync.load")
+            yield self._line
+        finally:
+            self._lock.release()
+
+    def _job(self, line: Line, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool) -> Job:
+        video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
+
+        def open_writer() -> VideoWriter:
+            return VideoWriter(
+                output,
+                width=video.width,
+                height=video.height,
+                frame_rate=FRAME_RATE_HZ,
+                color=video.color,
+                speech=inputs.speech,
+                n_frames=n_frames,
+                crf=settings.crf,
+                preset=settings.x264_preset,
+                sample_aspect_ratio=video.sample_aspect_ratio,
+                overwrite=overwrite,
+                metadata=ai_metadata(line.model.config.name),
+            )
+
+        return Job(video, inputs.speech, n_frames, settings, open_writer)
+
+    def _run(
+        self,
+        line: Line,
+        job: Job,
+        clocks: Clocks,
+        on_progress: Callable[[Progress], None] | None,
+        cancel: threading.Event | None,
+    ) -> Counts:
+        """Run the job in threads of its own, and report here."""
+
+        def report() -> None:
             if on_progress is not None:
-                on_progress(Progress(clocks.write.frames, n_frames, _times(clocks)))
+                on_progress(Progress(clocks.write.frames, job.n_frames, _times(clocks)))
 
-        writer = VideoWriter(
-            output,
-            width=video_info.width,
-            height=video_info.height,
-            frame_rate=FRAME_RATE_HZ,
-            color=video_info.color,
-            speech=speech_info,
-            n_frames=n_frames,
-            crf=settings.crf,
-            preset=settings.x264_preset,
-            sample_aspect_ratio=video_info.sample_aspect_ratio,
-            overwrite=overwrite,
-            metadata=ai_metadata(self._line.model.config.name),
-        )
-        with tuned_convolutions(self._line.device), _clocked_end(writer, clocks.write):
-            counts = run(self._line, video_info, speech_info, writer, n_frames, settings, clocks, advance)
-        frames = counts.frames_with_face + counts.frames_without
-        wall_s = time.perf_counter() - begun_s
-        return SyncResult(
-            output=Path(output),
-            frames=frames,
-            duration_s=frames / FRAME_RATE_HZ,
-            wall_s=wall_s,
-            real_time_factor=wall_s * FRAME_RATE_HZ / frames,
-            stages=_times(clocks),
-            frames_with_face=counts.frames_with_face,
-            frames_without=counts.frames_without,
-            settings=self._settings_used(settings),
+        report()
+        writers: list[VideoWriter] = []
+
+        def open_writer() -> VideoWriter:
+            writers.append(job.open_writer())
+            return writers[0]
+
+        threads = self._threads = ThreadGroup()
+        try:
+            with threads:
+                done = threads.call(lambda: run(line, replace(job, open_writer=open_writer), clocks, threads), "write")
+                _wait(done, report, cancel)
+        finally:
+            if threads.unfinished():  # the writing thread among them, perhaps
+                for writer in writers:
+                    writer.discard()
+        if cancel is not None and cancel.is_set() and (not done.done() or done.exception() is not None):
+            raise _cancelled()
+        counts = done.result()
+        report()
+        return counts
+
+    def _log_loaded(self, line: Line) -> None:
+        logger.info(
+            "model %s on %s: U-Net %s, VAE %s, audio encoder %s; detector %s, %d threads; %d windows per call",
+            line.model.config.name,
+            line.device,
+            *(str(dtype).removeprefix("torch.") for dtype in _all_dtypes(line.model)),
+            line.detector.name,
+            line.threads,
+            line.batch,
         )
 
-    def _settings_used(self, settings: SyncSettings) -> dict[str, Any]:
-        """The settings with every choice made: what the result really ran with."""
-        model, device = self._line.model, self._line.device
-        config, dtypes = model.config, model.dtypes
+    def _settings_used(self, line: Line, settings: SyncSettings) -> dict[str, Any]:
+        """Return the settings with every choice made: what the result really ran with."""
+        model, config = line.model, line.model.config
+        unet, vae, audio_encoder = (str(dtype).removeprefix("torch.") for dtype in _all_dtypes(model))
         return {
             "model": config.name,
             **asdict(settings),
@@ -172,42 +286,76 @@ class LipSync:
             "resolution": settings.resolution or config.resolution,
             "search_every": settings.frames_a_search(),
             "texture": settings.texture or config.texture,
-            "device": str(device),
-            "precision": str(dtypes.unet).removeprefix("torch."),
-            "vae_precision": str(dtypes.vae).removeprefix("torch."),
-            "audio_precision": str(dtypes.audio_encoder).removeprefix("torch."),
+            "device": str(line.device),
+            "precision": unet,
+            "vae_precision": vae,
+            "audio_precision": audio_encoder,
             "quantize": model.source.quantize,
-            "detector": self._line.detector.name,
-            "threads": self._line.threads,
-            "batch": self._line.batch,
+            "detector": line.detector.name,
+            "threads": line.threads,
+            "batch": line.batch,
             "compile": self._runtime.compile,
-            "pruned_layers": len(self._line.model.source.left_out),
+            "pruned_layers": len(model.source.left_out),
         }
 
 
-def check_files(
-    video: str | Path, speech: str | Path, output: str | Path, *, overwrite: bool
-) -> tuple[VideoInfo, SpeechInfo]:
-    """What the inputs are. Raises the InputError or OutputError that a sync of these files would begin with."""
-    video_info, speech_info = probe(video), probe_speech(speech)
-    check_output(output, inputs=(video_info.path, speech_info.path), overwrite=overwrite)
-    return video_info, speech_info
+def check_files(video: str | Path, audio: str | Path, output: str | Path, *, overwrite: bool) -> Inputs:
+    """Return what the inputs are; LipSync takes them in place of the paths.
+
+    Raises the InputError or OutputError that a run with these files would begin with.
+    """
+    return _probed(video, audio, output, overwrite=overwrite)
 
 
 def ai_metadata(model: str) -> dict[str, str]:
-    """What the written file says of itself."""
+    """Return what the written file says about itself."""
     return {"comment": f"Made with AI: lip movements generated by lipstream {__version__} with the model {model}."}
 
 
+def _probed(
+    video: str | Path | VideoInfo, audio: str | Path | SpeechInfo, output: str | Path, *, overwrite: bool
+) -> Inputs:
+    inputs = Inputs(
+        video if isinstance(video, VideoInfo) else probe(video),
+        audio if isinstance(audio, SpeechInfo) else probe_speech(audio),
+    )
+    check_output(output, inputs=(inputs.video.path, inputs.speech.path), overwrite=overwrite)
+    return inputs
+
+
 @contextmanager
-def _clocked_end(writer: VideoWriter, clock: StageClock) -> Iterator[None]:
-    """As `with writer`, with the time it takes to finish the file counted: the encoder holds many frames back."""
-    with ExitStack() as stack:
-        stack.enter_context(writer)
+def _memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn every kind of running out of memory into an OutOfMemoryError."""
+    try:
         yield
-        end = stack.pop_all()
-    with clock.running(frames=0):
-        end.close()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, device) from error
+
+
+def _wait(done: Future[Any], report: Callable[[], None], cancel: threading.Event | None) -> None:
+    """Wait until a run is done or to be cancelled, reporting on a clock."""
+    due_s = time.monotonic() + _PROGRESS_S
+    while not wait([done], _POLL_S).done:
+        if cancel is not None and cancel.is_set():
+            return
+        if time.monotonic() >= due_s:
+            report()
+            due_s = time.monotonic() + _PROGRESS_S
+
+
+def _raise_if_cancelled(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise _cancelled()
+
+
+def _cancelled() -> Cancelled:
+    return Cancelled("stopped before its end; nothing was written")
+
+
+def _all_dtypes(model: Model) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
+    return model.dtypes.unet, model.dtypes.vae, model.dtypes.audio_encoder
 
 
 def _times(clocks: Clocks) -> tuple[StageTime, ...]:

@@ -140,7 +140,8 @@ class RuntimeSettings:
     precision: of the U-Net, and of the others where they are told nothing else; "auto" is fp16 on CUDA (published
     behaviour) and fp32 elsewhere. vae_precision, audio_precision: None is as `precision`, with fp16 for fp8.
     quantize: 8-bit weights in all networks; "none" leaves them as the model's files hold them. threads: for face work;
-    None takes one a core. batch: windows in one U-Net call; "auto" takes as many as free memory allows. compile: run
+    None takes one per core, up to 8. frame_memory_mb: bound of the frames in flight, MB; where one U-Net call needs
+    more, that is taken. batch: windows in one U-Net call; "auto" takes as many as free memory allows. compile: run
     the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
     to leave out, as `lipstream prune` writes it.
     """
@@ -155,6 +156,7 @@ class RuntimeSettings:
     batch: int | Literal["auto"] = 1
     compile: bool = False
     pruned: str | Path | None = None
+    frame_memory_mb: int = 512
 
     def __post_init__(self) -> None:
         _among("precision", self.precision, get_args(Precision))
@@ -165,6 +167,7 @@ class RuntimeSettings:
         _among("quantize", self.quantize, get_args(Quantize))
         _among("detector", self.detector, get_args(DetectorName))
         _between("threads", self.threads, 1, 256)
+        _between("frame_memory_mb", self.frame_memory_mb, 1, 1_000_000)
         if self.batch != "auto":
             _between("batch", self.batch, 1, 256)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,22 +38,40 @@ def to_pixels(faces: Tensor) -> Tensor:
     return faces.float() / 127.5 - 1.0
 
 
-def encode(vae: Any, pixels: Tensor) -> Tensor:
+def _no_check() -> None:
+    pass
+
+
+def encode(vae: Any, pixels: Tensor, check: Callable[[], None] = _no_check) -> Tensor:
     """Encode pixels (n, 3, h, w) in [-1, 1] to latents (n, C, h / factor, w / factor), the mode of the distribution.
 
     vae: diffusers' AutoencoderKL. The published code draws from the distribution; the mode needs no random numbers.
+    check: called before each call of the VAE.
     """
-    parts = torch.split(pixels.to(vae.dtype), _images_per_call(vae, pixels.shape[-2:]))
-    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
+    parts = torch.split(pixels.to(vae.device, vae.dtype), _images_per_call(vae, pixels.shape[-2:]))
+    latents = torch.cat([_encoded(vae, part, check) for part in parts]).to(pixels.device)
     return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Decode latents (n, C, h / factor, w / factor) to pixels (n, 3, h, w), float32, roughly in [-1, 1]."""
+def _encoded(vae: Any, pixels: Tensor, check: Callable[[], None]) -> Any:
+    check()
+    return vae.encode(pixels).latent_dist.mode()
+
+
+def decode(vae: Any, latents: Tensor, check: Callable[[], None] = _no_check) -> Tensor:
+    """Decode latents (n, C, h / factor, w / factor) to pixels (n, 3, h, w), float32, roughly in [-1, 1].
+
+    check: called before each call of the VAE.
+    """
     scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
     height, width = (length * vae_factor(vae) for length in latents.shape[-2:])
-    parts = torch.split(scaled.to(vae.dtype), _images_per_call(vae, (height, width)))
-    return torch.cat([vae.decode(part).sample for part in parts]).float()
+    parts = torch.split(scaled.to(vae.device, vae.dtype), _images_per_call(vae, (height, width)))
+    return torch.cat([_decoded(vae, part, check) for part in parts]).to(latents.device, torch.float32)
+
+
+def _decoded(vae: Any, latents: Tensor, check: Callable[[], None]) -> Any:
+    check()
+    return vae.decode(latents).sample
 
 
 def _images_per_call(vae: Any, size: Sequence[int]) -> int:
@@ -65,13 +83,20 @@ def _images_per_call(vae: Any, size: Sequence[int]) -> int:
     return min(max(fit, 1), _MAX_IMAGES_PER_CPU_CALL)
 
 
-def condition(vae: Any, pixels: Tensor, mask: Tensor, audio: Tensor, num_frames: int) -> Conditioning:
+def condition(
+    vae: Any,
+    pixels: Tensor,
+    mask: Tensor,
+    audio: Tensor,
+    num_frames: int,
+    check: Callable[[], None] = _no_check,
+) -> Conditioning:
     """Encode the masked and the whole crops.
 
     pixels: (n, 3, res, res) in [-1, 1]. mask: (1, res, res), 1 = keep; scaled to the latents by nearest neighbour.
-    audio: (n, tokens, dim).
+    audio: (n, tokens, dim). check: called before each call of the VAE.
     """
-    masked_latents, latents = encode(vae, torch.cat((pixels * mask, pixels))).chunk(2)
+    masked_latents, latents = encode(vae, torch.cat((pixels * mask, pixels)), check).chunk(2)
     mask_latents = F.interpolate(mask[None], size=latents.shape[-2:]).expand(len(pixels), -1, -1, -1)
     channels = torch.cat((mask_latents.to(latents.dtype), masked_latents, latents), dim=1)
     return Conditioning(channels, audio, num_frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,12 @@ class Denoiser(Protocol):
     """What a U-Net, or an engine in its place, does: once for a call's windows, then once a step."""
 
     def prepare(self, conditioning: Conditioning) -> Prepared:
-        """All that stays the same over the steps; handed back to every step."""
+        """Compute all that stays the same over the steps; it is passed to every step."""
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The predicted noise (or what the model's scheduler calls for), float32, and the deep features.
+        """Return the predicted noise (or what the scheduler calls for), float32, and the deep features.
 
         latents: (windows * num_frames, C, h, w), float32. timestep: scalar, on their device. The prediction has the
         shape of `latents`; guided: twice as many frames, first what is predicted without audio, then with it. deep:
@@ -32,27 +32,28 @@ class Denoiser(Protocol):
 
 
 class UNetDenoiser:
-    """Runs the U-Net in its own dtype; the latents stay float32 between the steps.
+    """Runs the U-Net in its own dtype and on its own device; the latents stay float32 between the steps.
 
-    step: something faster that does what `unet.step` does, in its place (see lipstream.accelerate).
+    step: something faster in the place of `unet.step` (see lipstream.accelerate).
     """
 
     def __init__(self, unet: UNet, step: Step | None = None) -> None:
         self._unet = unet
         self._step = step or unet.step
-        self._dtype = unet.conv_in.weight.dtype
+        self._dtype, self._device = unet.conv_in.weight.dtype, unet.conv_in.weight.device
 
     def prepare(self, conditioning: Conditioning) -> Prepared:
         """See Denoiser."""
-        channels, audio = conditioning.channels.to(self._dtype), conditioning.audio.to(self._dtype)
+        channels, audio = (t.to(self._device, self._dtype) for t in (conditioning.channels, conditioning.audio))
         return self._unet.prepare(channels, audio, conditioning.num_frames)
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See Denoiser."""
-        predicted, deep = self._step(latents.to(self._dtype), timestep, prepared, guided, deep)
-        return predicted.float(), deep
+        own, there = latents.to(self._device, self._dtype), timestep.to(self._device)
+        predicted, deep = self._step(own, there, prepared, guided, deep)
+        return predicted.to(latents.device, torch.float32), deep
 
 
 def initial_noise(channels: int, height: int, width: int, seed: int) -> Tensor:
@@ -66,32 +67,35 @@ def initial_noise(channels: int, height: int, width: int, seed: int) -> Tensor:
 
 def sample(
     denoiser: Denoiser,
-    scheduler_words: Mapping[str, Any],
+    scheduler_settings: Mapping[str, Any],
     noise: Tensor,
     conditioning: Conditioning,
     sampling: Sampling,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Denoise windows of frames: latents (windows * num_frames, C, h, w), float32.
 
-    scheduler_words: settings of diffusers' DDIMScheduler. noise: (1, C, h, w), used for every frame.
+    scheduler_settings: settings of diffusers' DDIMScheduler. noise: (1, C, h, w), used for every frame.
     Where a step is guided, zero audio is computed beside the audio and
     noise(zero) + guidance_scale * (noise(audio) - noise(zero)) is taken (Ho and Salimans 2022).
-    Raises SettingsError for a scheduler that the model's words do not allow.
+    check: called before each step; what it raises ends the loop. Raises SettingsError for a scheduler that the model's
+    settings do not allow.
     """
-    scheduler = make_scheduler(scheduler_words, sampling.scheduler, sampling.num_inference_steps)
+    scheduler = make_scheduler(scheduler_settings, sampling.scheduler, sampling.num_inference_steps)
     prepared = denoiser.prepare(conditioning)
     latents = noise.expand(len(conditioning.channels), -1, -1, -1) * scheduler.init_noise_sigma
     deep = None
     # All at once: a copy at every step would have the device wait for the host, and the host for the device.
     there = scheduler.timesteps.to(latents.device)
     for step, timestep in enumerate(scheduler.timesteps):
+        check()
         guided = sampling.guided(step)
-        # Deep features have the branches of the step that made them: where guidance begins or ends they are made anew.
+        # Deep features have the branches of the step that made them: where guidance begins or ends they are recomputed.
         if step % sampling.step_cache == 0 or guided != sampling.guided(step - 1):
             deep = None
         predicted, deep = denoiser(latents, there[step], prepared, guided, deep)
         if guided:
-            zero, heard = predicted.chunk(2)
-            predicted = zero + sampling.guidance_scale * (heard - zero)
+            zero, with_audio = predicted.chunk(2)
+            predicted = zero + sampling.guidance_scale * (with_audio - zero)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
     return latents

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import subprocess
@@ -12,15 +11,11 @@ from pathlib import Path
 import av
 import torch
 
+from lipstream.runtime.cpu import cores
 from lipstream.version import __version__
 
 _MATMUL_S = 0.02
 _LARGEST_MATMUL = 16384
-
-
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(device: torch.device) -> str:

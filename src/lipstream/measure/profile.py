@@ -18,10 +18,10 @@ from lipstream.measure import machine
 from lipstream.measure.calls import CallProfiles
 from lipstream.measure.trace import Trace
 from lipstream.models.load import load_model
-from lipstream.pipeline import Clocks
+from lipstream.pipeline.clocks import Clocks, StageClock
+from lipstream.runtime.cpu import cores
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
-from lipstream.stages import StageClock
 
 CLIP, CALLS, STAGES, TABLE, TRACE = "synced.mp4", "profile.pstats", "stages.json", "stages.md", "trace.json"
 
@@ -171,7 +171,7 @@ def _report(
         real_time_factor=round(result.real_time_factor, 4),
         stages_cpu_s=round(sum(row.cpu_s for row in stages), 4),
         process_cpu_s=round(process_cpu_s, 4),
-        cores=machine.cores(),
+        cores=cores(),
         settings=result.settings,
         machine=machine_words,
         versions=machine.versions(),

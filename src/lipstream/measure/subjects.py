@@ -32,11 +32,13 @@ from lipstream.media.reader import Frame
 from lipstream.models.enlarging import pays_on
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
-from lipstream.pipeline import Aligned, Matrix, Repainted, align, by_groups, composite
+from lipstream.pipeline.clocks import StageClock
+from lipstream.pipeline.line import align, by_groups, composite
+from lipstream.pipeline.records import Aligned, Matrix, Repainted
+from lipstream.pipeline.threads import ThreadGroup
 from lipstream.runtime.device import face_geometry, face_threads, torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.stages import StageClock, ordered_map
 
 StageName = Literal["align", "composite", "detect", "features", "unet", "vae", "all"]
 
@@ -156,7 +158,8 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     into_frames = partial(composite, Lane(geometry.device))
 
     def paste(items: list[Repainted]) -> Images:
-        return [image for image, _ in by_groups(into_frames, items, geometry, StageClock("composite"))]
+        with ThreadGroup() as threads:
+            return [image for image, _ in by_groups(into_frames, items, geometry, StageClock("composite"), threads)]
 
     timed = repainted()
     return Subject(
@@ -279,7 +282,12 @@ def _cutting(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, 
     """What cuts the faces out of frames, as the line does."""
     geometry = face_geometry(setting.runtime)
     cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
-    return lambda tracked: list(by_groups(cut, tracked, geometry, StageClock("align")))
+
+    def cut_all(tracked: Iterable[tuple[Frame, Matrix | None]]) -> list[Aligned]:
+        with ThreadGroup() as threads:
+            return list(by_groups(cut, tracked, geometry, StageClock("align"), threads))
+
+    return cut_all
 
 
 def _crops(faces: Iterable[Aligned]) -> list[Tensor]:
@@ -308,7 +316,8 @@ def _batches(
 
 
 def _mapped(function: Callable[[Any], Any], items: Iterable[Any], setting: Setting, name: str) -> list[Any]:
-    return list(ordered_map(function, items, face_threads(setting.runtime), StageClock(name)))
+    with ThreadGroup() as threads:
+        return list(threads.ordered_map(function, items, face_threads(setting.runtime), StageClock(name)))
 
 
 def _images(batches: Iterable[Tensor]) -> Images:

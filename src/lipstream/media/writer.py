@@ -186,6 +186,10 @@ class VideoWriter:
             else:
                 _rename_to_new(self._temporary, self.path)
 
+    def discard(self) -> None:
+        """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
+        self._temporary.unlink(missing_ok=True)
+
     def _abandon(self) -> None:
         container = getattr(self, "_container", None)
         if container is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from lipstream.errors import SettingsError
+from lipstream.runtime.cpu import default_threads
 from lipstream.settings import Precision, RuntimeSettings
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
@@ -81,8 +81,8 @@ def dtypes(settings: RuntimeSettings, device: torch.device) -> Dtypes:
 
 
 def face_threads(settings: RuntimeSettings) -> int:
-    """Return the number of threads for face work, with None decided."""
-    return settings.threads or os.cpu_count() or 1
+    """Return the number of threads for face work, with None decided: one per core that may be used, up to 8."""
+    return settings.threads or default_threads()
 
 
 def face_geometry(settings: RuntimeSettings) -> FaceGeometry:

@@ -24,17 +24,19 @@ def tokens_per_frame(config: AudioEncoderConfig) -> int:
 
 
 SampleSource = Callable[[], Iterable[NDArray[np.float32]]]
-# Told the first and last frame (25 fps) whose encoding is not finite: encoders of higher precision, to try in turn.
-Above = Callable[[int, int], Iterator[AudioEncoder]]
+# Given the first and last frame (25 fps) of a block: the encoder, then those to try where its result is not finite.
+Attempts = Callable[[int, int], Iterator[AudioEncoder]]
 
 
-def feature_rows(open_samples: SampleSource, encoder: AudioEncoder, above: Above | None = None) -> Iterator[Tensor]:
+def feature_rows(
+    open_samples: SampleSource, encoder: AudioEncoder, attempts: Attempts | None = None
+) -> Iterator[Tensor]:
     """Hidden states of a recording, 50 rows a second, in blocks of up to 30 s.
 
     open_samples: called twice, gives the recording from its beginning each time (mono, 16 kHz, in [-1, 1], in
-    pieces): once to find the maximum that sets the floor, once to encode. above: without it whether a block is finite
-    is not looked at. Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives
-    n // 2 rows.
+    pieces): once to find the maximum that sets the floor, once to encode. attempts: given, they encode in place of
+    `encoder`; without it, whether a block is finite is not checked. Yields (rows, layers + 1, dim), float32, on the
+    encoder's device. A block of n mel frames gives n // 2 rows.
     """
     n_mels, n_rows = encoder.config.n_mels, 0
     maximum = max((float(block.max()) for block in mel.log_mel_blocks(open_samples(), n_mels)), default=0.0)
@@ -42,13 +44,13 @@ def feature_rows(open_samples: SampleSource, encoder: AudioEncoder, above: Above
     for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames):
         n_frames = block.shape[1]
         padded = F.pad(mel.normalise(block, maximum), (0, block_frames - n_frames))
-        states = _encode(encoder, padded)[: n_frames // ROWS_PER_FRAME]
-        if above is not None:
-            first, last = n_rows // ROWS_PER_FRAME, (n_rows + len(states) - 1) // ROWS_PER_FRAME
-            higher = above(first, last)
-            while not torch.isfinite(states).all():
-                states = _encode(next(higher), padded)[: n_frames // ROWS_PER_FRAME]
-        n_rows += len(states)
+        n_block = n_frames // ROWS_PER_FRAME
+        first, last = n_rows // ROWS_PER_FRAME, (n_rows + n_block - 1) // ROWS_PER_FRAME
+        for tried in [encoder] if attempts is None else attempts(first, last):
+            states = _encode(tried, padded)[:n_block]
+            if attempts is None or torch.isfinite(states).all():
+                break
+        n_rows += n_block
         yield states
 
 

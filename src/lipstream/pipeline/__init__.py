@@ -1,0 +1,1 @@
+"""The pipeline: the stages from reading to writing, and the threads they run in."""

@@ -1,0 +1,133 @@
+"""What the stages hand to one another, and what a run is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipstream.accelerate.precision import PrecisionFallback
+from lipstream.face.detect import Detector
+from lipstream.lanes import Lane
+from lipstream.latent.conditioning import Conditioning
+from lipstream.latent.denoise import Denoiser
+from lipstream.media.reader import Frame
+from lipstream.models.load import Model
+from lipstream.models.whisper import AudioEncoder
+from lipstream.runtime.device import FaceGeometry
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face."""
+
+    frame: Frame
+    affine_matrix: Matrix | None
+    crop: Tensor | None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames generated together: `faces` of them have a face, each conditioned on its own audio features."""
+
+    frames: tuple[Aligned, ...]
+    audio: tuple[Tensor, ...]
+
+    @property
+    def faces(self) -> int:
+        """Number of frames with a face."""
+        return sum(aligned.crop is not None for aligned in self.frames)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Windows of one U-Net call, their crops (faces of all windows, 3, res, res) in [-1, 1] and their conditioning.
+
+    Both on the device, and None where the windows hold no face.
+    """
+
+    windows: list[Window]
+    pixels: Tensor | None = None
+    conditioning: Conditioning | None = None
+
+    def part(self, windows: slice) -> Encoded:
+        """Return some of the windows, all of which have the same number of faces."""
+        if self.pixels is None or self.conditioning is None:
+            return Encoded(self.windows[windows])
+        size = self.conditioning.num_frames
+        faces = slice(windows.start * size, windows.stop * size)
+        seen = self.conditioning
+        part = replace(seen, channels=seen.channels[faces], audio=seen.audio[faces])
+        return Encoded(self.windows[windows], self.pixels[faces], part)
+
+
+@dataclass(frozen=True)
+class Repainted:
+    """A frame and its new crop: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None without a face.
+
+    The crop lies on the device where it is pasted back, see FaceGeometry.
+    """
+
+    frame: Frame
+    affine_matrix: Matrix | None
+    face: Tensor | None
+
+
+@dataclass
+class Counts:
+    """How many frames were written with a generated face, and how many passed through untouched."""
+
+    frames_with_face: int = 0
+    frames_without: int = 0
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """One lane per stage, made once for all runs: memory that CUDA's allocator keeps is reused in its lane only."""
+
+    align: Lane
+    features: Lane
+    encode: Lane
+    denoise: Lane
+    composite: Lane
+
+    @classmethod
+    def to(cls, device: torch.device, geometry: FaceGeometry) -> Lanes:
+        """Return lanes to the networks' device, and to where faces are cropped and pasted back."""
+        of_faces = {name: Lane(geometry.device) for name in ("align", "composite")}
+        return cls(**of_faces, **{name: Lane(device) for name in ("features", "encode", "denoise")})
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks, each with its higher precisions for results that are not finite."""
+
+    unet: PrecisionFallback[Denoiser]
+    vae: PrecisionFallback[Any]
+    audio_encoder: PrecisionFallback[AudioEncoder]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a run is made of. threads: of detection. geometry: of align and composite. batch: windows per U-Net call.
+
+    side_by_side: calls computed at the same time, each on a core of its own; None: one call at a time on all cores.
+    frame_memory_bytes: of frames in flight.
+    """
+
+    model: Model
+    networks: Networks
+    detector: Detector
+    device: torch.device
+    threads: int
+    geometry: FaceGeometry
+    lanes: Lanes
+    batch: int
+    side_by_side: int | None
+    frame_memory_bytes: int
