@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import wave
 from fractions import Fraction
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 192, 32
@@ -36,9 +38,10 @@ def write_numbered(
     *,
     codec: str = "libx264",
     with_sound: bool = False,
+    sound_s: float = 0,
     **options: str,
 ) -> Path:
-    """A clip of numbered pictures shown at the given times."""
+    """A clip of numbered pictures shown at the given times; with_sound: silence as long, or `sound_s`."""
     options = {"crf": "10", "preset": "ultrafast", **options} if codec == "libx264" else options
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
@@ -51,7 +54,8 @@ def write_numbered(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            silence = np.zeros((1, int(pts[-1] * time_base * 16000) + 1000), np.float32)
+            n_samples = int((sound_s or pts[-1] * time_base) * 16000) + 1000
+            silence = np.zeros((1, n_samples), np.float32)
             block = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
             block.sample_rate, block.pts, block.time_base = 16000, 0, Fraction(1, 16000)
             container.mux(sound.encode(block))
@@ -108,6 +112,28 @@ def write_wav(path: Path, samples: NDArray[np.int16], sample_rate_hz: int) -> Pa
     return path
 
 
+def write_float_wav(path: Path, samples: NDArray[np.floating], sample_rate_hz: int) -> Path:
+    """A mono recording of float32 or float64 samples (n,), whatever their values."""
+    n_bytes = samples.dtype.itemsize
+    content = samples.astype(f"<f{n_bytes}").tobytes()
+    header = struct.pack("<HHIIHH", 3, 1, sample_rate_hz, sample_rate_hz * n_bytes, n_bytes, 8 * n_bytes)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(header)) + header + b"data" + struct.pack("<I", len(content)) + content
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+    return path
+
+
+def n_open(path: Path) -> int:
+    """How many file descriptors of this process lead to `path` or, for a folder, to files in it, removed ones too."""
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("needs /proc")
+    targets = []
+    for link in descriptors.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            targets.append(link.readlink())
+    return sum(target == path or path in target.parents for target in targets)
+
+
 def clicks(duration_s: float, sample_rate_hz: int) -> NDArray[np.int16]:
     """Silence with a few short noises at odd places: shows any shift in time."""
     rng = np.random.default_rng(0)
@@ -119,10 +145,10 @@ def clicks(duration_s: float, sample_rate_hz: int) -> NDArray[np.int16]:
     return np.round(samples.clip(-1, 1) * 32767).astype(np.int16)
 
 
-def lag(heard: NDArray[np.float32], original: NDArray[np.float32]) -> int:
-    """By how many samples `heard` comes later than `original`."""
-    n = len(heard) + len(original)
-    correlation = np.fft.irfft(np.fft.rfft(heard, n) * np.conj(np.fft.rfft(original, n)), n)
+def lag(decoded: NDArray[np.float32], original: NDArray[np.float32]) -> int:
+    """By how many samples `decoded` comes later than `original`."""
+    n = len(decoded) + len(original)
+    correlation = np.fft.irfft(np.fft.rfft(decoded, n) * np.conj(np.fft.rfft(original, n)), n)
     place = int(np.argmax(correlation))
     return place if place < n // 2 else place - n
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from av.container import InputContainer
 from numpy.typing import NDArray
 
 from lipstream.errors import ModelError
+from lipstream.media import audio
+from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono
+from lipstream.media.writer import VideoWriter
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.speech import mel
 from lipstream.speech.features import feature_rows, frame_windows
+from lipstream.speech.mel import log_mel_maximum
+from media_helpers import write_wav
 
 
 def noise(n_samples: int) -> NDArray[np.float32]:
@@ -65,9 +72,9 @@ def small_encoder() -> AudioEncoder:
 
 @pytest.mark.parametrize("sizes", [[4, 3], [3, 0]])
 def test_kernels_that_have_no_middle_are_refused(sizes: list[int]) -> None:
-    words = {"n_mels": 80, "n_audio_ctx": 50, "n_audio_state": 16, "n_audio_head": 2, "n_audio_layer": 1}
+    fields = {"n_mels": 80, "n_audio_ctx": 50, "n_audio_state": 16, "n_audio_head": 2, "n_audio_layer": 1}
     with pytest.raises(ModelError, match="kernel_sizes"):
-        AudioEncoderConfig.from_dict({**words, "kernel_sizes": sizes})
+        AudioEncoderConfig.from_dict({**fields, "kernel_sizes": sizes})
 
 
 @pytest.mark.parametrize("piece", [500, 16000])
@@ -79,7 +86,95 @@ def test_rows_do_not_depend_on_how_the_samples_come(piece: int) -> None:
     assert torch.allclose(whole, cut, atol=1e-5)
 
 
-def test_each_frame_hears_the_ten_rows_around_it() -> None:
+def published_log_mel(samples: NDArray[np.float64], n_mels: int = 80) -> NDArray[np.float64]:
+    """Whisper's input by its published formula, on the whole recording in numpy's double precision: (n_mels, n)."""
+    padded = np.pad(samples, 200, mode="reflect")
+    starts = np.arange(len(samples) // 160) * 160
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    power = np.abs(np.fft.rfft(padded[starts[:, None] + np.arange(400)] * window)) ** 2
+
+    def to_mel(hz: float) -> float:
+        return hz / (200 / 3) if hz < 1000 else 15 + np.log(hz / 1000) * 27 / np.log(6.4)
+
+    def to_hz(mel_value: float) -> float:
+        return mel_value * 200 / 3 if mel_value < 15 else 1000 * 6.4 ** ((mel_value - 15) / 27)
+
+    edges_hz = [to_hz(value) for value in np.linspace(0, to_mel(8000), n_mels + 2)]
+    bins_hz = np.arange(201) * 40
+    filters = np.stack(
+        [np.interp(bins_hz, edges_hz[i : i + 3], [0, 2 / (edges_hz[i + 2] - edges_hz[i]), 0]) for i in range(n_mels)]
+    )
+    log_mel = np.log10(np.maximum(filters @ power.T, 1e-10))
+    return (np.maximum(log_mel, log_mel.max() - 8) + 4) / 4
+
+
+def speech_with_pauses() -> NDArray[np.int16]:
+    """5.3 s at 16 kHz: loud, digital silence, faint noise around the floor, loud again."""
+    rng = np.random.default_rng(0)
+    time_s = np.arange(84_813) / 16000
+    voice = np.sin(2 * np.pi * 220 * time_s) + 0.5 * np.sin(2 * np.pi * 1740 * time_s)
+    loudness = np.interp(time_s, [0, 1, 1.05, 2.2, 2.25, 3.5, 3.55, 6], [1, 1, 0, 0, 0, 0, 1, 1])
+    faint = rng.standard_normal(len(time_s)) * ((time_s > 2.2) & (time_s < 3.5))
+    return np.round(20000 * voice / 1.5 * loudness + faint).astype(np.int16)
+
+
+@pytest.mark.parametrize("is_probed", [True, False])
+def test_pauses_come_down_to_whisper_s_floor_and_no_lower(is_probed: bool, tmp_path: Path) -> None:
+    samples = speech_with_pauses()
+    path = write_wav(tmp_path / "speech.wav", samples, 16000)
+    expected = published_log_mel(samples / 32768)
+    at_floor = expected == expected.min()
+    assert expected.max() - expected.min() == pytest.approx(2)  # 8 decades
+    assert 0.1 < at_floor.mean() < 0.9 and (expected[~at_floor] < expected.min() + 0.1).any()
+
+    encoder, blocks = small_encoder(), []
+    encoder.register_forward_pre_hook(lambda _, args: blocks.append(args[0][0]))
+    maximum = probe_speech(path, log_mel_maximum).log_mel_max if is_probed else None
+    assert len(list(feature_rows(lambda: read_mono(path), encoder, maximum=maximum))) == len(blocks) == 6
+    model_input = torch.cat(blocks, 1)[:, : expected.shape[1]].double().numpy()
+    np.testing.assert_allclose(model_input, expected, atol=2e-4)
+
+
+def test_a_run_decodes_the_speech_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_wav(tmp_path / "speech.wav", speech_with_pauses(), 16000)
+    opened: list[Path] = []
+    open_input = audio.open_input
+
+    def counted(name: Path, noun: str) -> InputContainer:
+        opened.append(name)
+        return open_input(name, noun)
+
+    monkeypatch.setattr(audio, "open_input", counted)
+    info = probe_speech(path, log_mel_maximum)
+    with (
+        SharedSpeech(info) as shared,
+        VideoWriter(
+            tmp_path / "out.mp4",
+            width=64,
+            height=64,
+            color=None,
+            speech=info,
+            speech_samples=shared.planar(),
+            n_frames=n_output_frames(info),
+        ) as writer,
+    ):
+        rows = feature_rows(shared.mono, small_encoder(), maximum=info.log_mel_max)
+        features = list(frame_windows(rows, n_output_frames(info)))
+        for _ in features:
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+    assert opened == [path, path]
+
+    read_again = feature_rows(lambda: read_mono(path), small_encoder())
+    assert torch.equal(torch.stack(features), torch.stack(list(frame_windows(read_again, len(features)))))
+    with VideoWriter(
+        tmp_path / "again.mp4", width=64, height=64, color=None, speech=info, n_frames=len(features)
+    ) as writer:
+        for _ in features:
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
+
+
+def test_each_frame_takes_the_ten_rows_around_it() -> None:
     rows = torch.arange(23.0)[:, None, None].expand(23, 2, 3)
     windows = list(frame_windows(iter(rows.split(7)), 14))
     assert len(windows) == 14

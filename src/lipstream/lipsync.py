@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lipstream.errors import Cancelled, SettingsError
 from lipstream.face.detect import Detector, make_detector
@@ -31,6 +33,7 @@ from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import is_out_of_memory, out_of_memory
 from lipstream.runtime.options import RuntimeFields, with_options
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
+from lipstream.speech.mel import log_mel_maximum
 from lipstream.version import __version__
 
 if TYPE_CHECKING:
@@ -172,7 +175,7 @@ class LipSync:
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel) as line, _memory_errors(line.device), tuned_convolutions(line.device):
+        with self._turn(cancel) as line, _memory_errors(line.device):
             begun_s = time.perf_counter()
             inputs = _probed(video, audio, output, overwrite=overwrite)
             job = self._job(line, inputs, output, settings, overwrite=overwrite)
@@ -210,7 +213,7 @@ class LipSync:
     def _job(self, line: Line, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool) -> Job:
         video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
 
-        def open_writer() -> VideoWriter:
+        def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
             return VideoWriter(
                 output,
                 width=video.width,
@@ -218,6 +221,7 @@ class LipSync:
                 frame_rate=FRAME_RATE_HZ,
                 color=video.color,
                 speech=inputs.speech,
+                speech_samples=samples,
                 n_frames=n_frames,
                 crf=settings.crf,
                 preset=settings.x264_preset,
@@ -245,13 +249,13 @@ class LipSync:
         report()
         writers: list[VideoWriter] = []
 
-        def open_writer() -> VideoWriter:
-            writers.append(job.open_writer())
+        def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
+            writers.append(job.open_writer(samples))
             return writers[0]
 
         threads = self._threads = ThreadGroup()
         try:
-            with threads:
+            with tuned_convolutions(line.device), threads:
                 done = threads.call(lambda: run(line, replace(job, open_writer=open_writer), clocks, threads), "write")
                 _wait(done, report, cancel)
         finally:
@@ -317,7 +321,7 @@ def _probed(
 ) -> Inputs:
     inputs = Inputs(
         video if isinstance(video, VideoInfo) else probe(video),
-        audio if isinstance(audio, SpeechInfo) else probe_speech(audio),
+        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum),
     )
     check_output(output, inputs=(inputs.video.path, inputs.speech.path), overwrite=overwrite)
     return inputs

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lipstream.models.load import vae_factor
 
-# Pixels per VAE call on CUDA and Metal: one image of 512 px or four of 256 px. Memory is in proportion to them, and so
-# many are 2.5 TFLOP to decode, enough to fill a GPU.
+# Pixels per VAE call on CUDA and Metal: one image of 512 px or four of 256 px. Memory is in proportion to them: counted
+# in fp16 at 512 px, encoding and decoding a window peak at 0.5 GiB each; with 16 images a call at 6 and 8. So many are
+# 2.5 TFLOP to decode, enough to fill a GPU.
 _PIXELS_PER_GPU_CALL = 512 * 512
 # On a CPU as many images are fastest as keep the widest layer's output, of about so many bytes, in its caches.
 _CACHED_BYTES = 8 * 2**20
@@ -43,7 +44,7 @@ def _no_check() -> None:
 
 
 def encode(vae: Any, pixels: Tensor, check: Callable[[], None] = _no_check) -> Tensor:
-    """Encode pixels (n, 3, h, w) in [-1, 1] to latents (n, C, h / factor, w / factor), the mode of the distribution.
+    """Return latents (n, C, h / factor, w / factor) of pixels (n, 3, h, w) in [-1, 1], at the mode of the distribution.
 
     vae: diffusers' AutoencoderKL. The published code draws from the distribution; the mode needs no random numbers.
     check: called before each call of the VAE.
@@ -59,7 +60,7 @@ def _encoded(vae: Any, pixels: Tensor, check: Callable[[], None]) -> Any:
 
 
 def decode(vae: Any, latents: Tensor, check: Callable[[], None] = _no_check) -> Tensor:
-    """Decode latents (n, C, h / factor, w / factor) to pixels (n, 3, h, w), float32, roughly in [-1, 1].
+    """Return pixels (n, 3, h, w), about [-1, 1] and float32, of latents (n, C, h / factor, w / factor).
 
     check: called before each call of the VAE.
     """

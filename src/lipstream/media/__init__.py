@@ -1,1 +1,1 @@
-"""Video and speech in and out, streamed, through PyAV alone."""
+"""Read and write video and speech as streams, through PyAV."""

@@ -1,4 +1,4 @@
-"""Colour between the video's YUV and the RGB that the models see.
+"""Convert colour between the video's YUV and the RGB that the models take.
 
 Reading and writing go through one pair of functions with the same matrix and range, so a frame that is read and written
 untouched keeps its colour: luma is returned exactly, chroma to a fraction of a level.
@@ -30,7 +30,7 @@ _SWSCALE_MATRIX = {_MATRIX_BT709: 1, 4: 4, 5: 5, _MATRIX_BT601: 5, 7: 7, 9: 9, 1
 
 @dataclass(frozen=True)
 class ColorTags:
-    """How a stream's pixels are to be read, in libav's numbers; the reader fills it, the writer repeats it.
+    """How a stream encodes colour, in libav's numbers; set by the reader and written by the writer.
 
     `range`: 0 unspecified, 1 limited, 2 full. `space`: the YUV matrix (AVColorSpace). `primaries` and `transfer`:
     AVColorPrimaries and AVColorTransferCharacteristic, carried along and never converted.
@@ -43,12 +43,12 @@ class ColorTags:
 
 
 def matrix_by_size(width: int, height: int) -> int:
-    """The matrix players assume for a stream that names none: BT.709 for high definition, else BT.601."""
+    """Return the matrix that players assume for a stream that names none: BT.709 for high definition, else BT.601."""
     return _MATRIX_BT709 if max(width, height) >= 1280 or min(width, height) > 576 else _MATRIX_BT601
 
 
 def tags_of_frame(frame: av.VideoFrame, primaries: int, transfer: int) -> ColorTags:
-    """The tags of a decoded frame; RGB sources get those that a YUV file made from them will carry.
+    """Return the tags of a decoded frame; for an RGB source, those of a YUV file made from it.
 
     Matrix and range stay unspecified where the source does not say: players then assume for the output what they
     assumed for the input.
@@ -70,7 +70,7 @@ def is_rgb(frame: av.VideoFrame) -> bool:
 def to_rgb(
     frame: av.VideoFrame, tags: ColorTags, width: int, height: int, reformatter: VideoReformatter
 ) -> NDArray[np.uint8]:
-    """A decoded frame as (height, width, 3) uint8 RGB, C-contiguous; alpha is dropped, size changes are scaled."""
+    """Convert a decoded frame to (height, width, 3) uint8 RGB, C-contiguous, without alpha, scaled to the size."""
     source_range = FULL_RANGE if is_rgb(frame) else _range(tags)
     rgb = reformatter.reformat(
         frame,
@@ -89,7 +89,7 @@ def to_rgb(
 
 
 def to_yuv420p(image: NDArray[np.uint8], tags: ColorTags, reformatter: VideoReformatter) -> av.VideoFrame:
-    """A (height, width, 3) uint8 RGB image of even size as a yuv420p frame with the given matrix and range."""
+    """Convert a (height, width, 3) uint8 RGB image of even size to yuv420p with the given matrix and range."""
     height, width = image.shape[:2]
     frame = av.VideoFrame.from_ndarray(image, format="rgb24")
     if tags.space in _SWSCALE_MATRIX:

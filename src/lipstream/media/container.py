@@ -1,4 +1,4 @@
-"""Opening media files and decoding what can be decoded: shared by the video and the speech reader."""
+"""Open media files and decode what can be decoded; shared by the video and the speech reader."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from lipstream.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_TEXT_FORMATS = {"tty"}  # libav would gladly show a text file as a film of a terminal
+_TEXT_FORMATS = {"tty"}  # libav plays a text file as the video of a terminal
 
 
 def open_input(path: Path, noun: str) -> InputContainer:
-    """Open a local media file for reading; `noun` ("video", "recording") says in errors what was expected.
+    """Open a local media file for reading; `noun` ("video", "recording") names in errors what was expected.
 
     Raises InputError for a file that is missing, not a file, empty, unreadable or not media.
     """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a {noun} file")
+        raise InputError("it is a folder", file=path, fix=f"name a {noun} file")
     if not path.exists():
-        raise InputError(f"{path}: no such file; check the path of the {noun}")
+        raise InputError("no such file", file=path, fix=f"check the path of the {noun}")
     if not path.is_file():
-        raise InputError(f"{path}: not a regular file; save the {noun} to disk first")
+        raise InputError("not a regular file", file=path, fix=f"save the {noun} to disk first")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; name a {noun} that was written completely")
+        raise InputError("the file is empty", file=path, fix=f"name a {noun} that was written completely")
     try:
         # "file:" keeps a colon in the name from being read as a protocol, the list keeps playlists off the network.
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except PermissionError as error:
-        raise InputError(f"{path}: no permission to read it; change its rights") from error
+        raise InputError("no permission to read it", file=path, fix="change its permissions") from error
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(f"{path}: not a readable {noun} ({reason}); export it again, complete") from error
+        raise InputError(f"not a readable {noun} ({reason})", file=path, fix="export it again, complete") from error
     if container.format.name in _TEXT_FORMATS:
         container.close()
-        raise InputError(f"{path}: is text, not a {noun}; name a media file")
+        raise InputError(f"it is text, not a {noun}", file=path, fix="name a media file")
     return container
 
 
@@ -57,7 +57,7 @@ def decode(path: Path, container: InputContainer, stream: AudioStream) -> Iterat
 def decode(
     path: Path, container: InputContainer, stream: VideoStream | AudioStream
 ) -> Iterator[VideoFrame | AudioFrame]:
-    """Every frame that can be decoded from the container's position on; damage is skipped, and logged once."""
+    """Yield every frame that can be decoded from the container's position on; damage is skipped, and logged once."""
     packets = container.demux(stream)
     n_damaged = 0
     packet: Packet[Any] | None
@@ -65,7 +65,7 @@ def decode(
         try:
             packet = next(packets, None)
         except av.error.FFmpegError as error:
-            logger.warning("%s: the file breaks off (%s); using what came before", path, error.strerror)
+            logger.warning("%s: the file ends early (%s); using what came before", path, error.strerror)
             packet = None
         if packet is not None and packet.size == 0:
             continue  # PyAV's own request to flush, and packets without content
@@ -76,4 +76,4 @@ def decode(
         if packet is None:
             break
     if n_damaged:
-        logger.warning("%s: %d damaged packets left out", path, n_damaged)
+        logger.warning("%s: %d damaged packets skipped", path, n_damaged)

@@ -1,4 +1,4 @@
-"""Which source frames a constant frame rate shows: the rule of `ffmpeg -r 25`.
+"""Choose the source frames that a constant frame rate shows, by the rule of `ffmpeg -r 25`.
 
 The published code converts every video to 25 fps by calling ffmpeg with `-r 25` and works on the result, so the choice
 of frames decides which mouth goes with which sound. This is that program's present rule (fftools, "video_sync_process",
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """Something with a place in time: `pts` and `duration` in units of `time_base` seconds."""
+    """An item with its time: `pts` and `duration` in units of `time_base` seconds."""
 
     item: T
     pts: int
@@ -66,7 +66,7 @@ class _ConstantRate:
         self.subdivision = 1 << extra_bits
 
     def count(self, frame: Timed[T]) -> tuple[int, int]:
-        """How often the previous frame is to be shown once more, and how many output frames are due in all."""
+        """Return how often to repeat the previous frame first, and how many output frames are due in all."""
         start = self._position(frame.pts * frame.time_base)
         duration = float(frame.duration * frame.time_base * self.frame_rate)
         drift = start - self.next_index
@@ -90,11 +90,11 @@ class _ConstantRate:
         return n_previous, n_all
 
     def count_at_end(self) -> int:
-        """How often the last frame is to be shown once more after the end."""
+        """Return how often to repeat the last frame after the end."""
         return int(statistics.median(self.repeats_of_previous))
 
     def _position(self, time_s: Fraction) -> float:
-        """The time in output frames, rounded as ffmpeg does: never exactly half way between two."""
+        """Return the time in output frames, rounded as ffmpeg does: never exactly half way between two."""
         ticks = round_half_away(time_s * self.frame_rate * self.subdivision)
         position = ticks / self.subdivision
         if ticks % self.subdivision:
@@ -109,5 +109,5 @@ def round_half_away(value: Fraction) -> int:
 
 
 def _round_single(value: float) -> int:
-    """Round after a detour through single precision, halves to even (C's llrintf)."""
+    """Round in single precision, halves to even, as C's llrintf does."""
     return round(float(np.float32(value)))

@@ -1,8 +1,9 @@
-"""More frames than the video has: for speech that outlasts the picture, without holding the video in memory.
+"""Yield more frames than a video has, for speech longer than it, without holding the video in memory.
 
-Played backwards, a video is decoded in short stretches: seek to the key frame before a stretch, decode it, hand it out
-in reverse. Every picture handed out in reverse is checked against what the first pass saw, and a stretch that a seek
-did not deliver faithfully (open groups of pictures, containers without an index) is decoded again from the start.
+To play a video backwards, short stretches of it are decoded: seek to the key frame before a stretch, decode it, yield
+it in reverse. Every picture of a stretch is checked against the first pass, and a stretch that a seek did not deliver
+faithfully (open groups of pictures, containers without an index) is decoded again from the start. Stretches are held
+as decoded, usually YUV of half the size of RGB.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from pathlib import Path
 
 import av.error
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from lipstream.errors import InputError
-from lipstream.media.reader import Frame, VideoSource
+from lipstream.media.reader import Frame, Picture, VideoSource
 from lipstream.settings import FRAME_RATE_HZ, Loop
 
 logger = logging.getLogger(__name__)
@@ -29,8 +31,10 @@ logger = logging.getLogger(__name__)
 _SEEK_LEADS_S = (0, 1, 5, 20)
 """How far before a stretch to seek; the later ones serve containers whose seeks land after the key frame."""
 
-MAX_HELD_FRAMES = 32
-MAX_HELD_BYTES = 128 * 1024 * 1024
+MAX_HELD_BYTES = 256 * 1024 * 1024
+
+_MARGIN_S = 1
+"""A video whose header states this much more than is needed is taken to be long enough."""
 
 
 def read_looped(
@@ -39,45 +43,63 @@ def read_looped(
     loop: Loop = "pingpong",
     frame_rate: int | Fraction = FRAME_RATE_HZ,
     *,
-    max_held_frames: int = MAX_HELD_FRAMES,
-) -> Iterator[Frame]:
-    """Yield `n_frames` frames of a video at a constant rate, going on past its end as `loop` says.
+    max_held_bytes: int = MAX_HELD_BYTES,
+) -> Generator[Frame, None, None]:
+    """Yield `n_frames` frames of a video at a constant rate, continuing past its end as `loop` says.
 
     "pingpong" plays it forwards, backwards, forwards and so on with both ends shown twice (the published order:
     0 .. n-1, n-1 .. 0, 0 .. n-1), "hold" repeats the last frame, "trim" stops at the video's end and yields fewer.
-    Holds at most `max_held_frames` images and about MAX_HELD_BYTES at a time.
+    Backwards, about `max_held_bytes` of decoded frames are held, or one frame where that is larger.
 
-    Raises InputError when the video cannot be used, or is no longer the same at a later pass.
+    Raises InputError when the video cannot be used, or has changed at a later pass.
     """
     path, frame_rate = Path(path), Fraction(frame_rate)
-    seen = _Seen()
-    n_seen, n_bytes = 0, 1
+    first_pass = _FirstPass()
+    n_yielded = 0
     with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in pictures:
-            if n_seen == n_frames:
+            if n_yielded == n_frames:
                 return
             image = source.image(picture.item)
-            n_bytes = image.nbytes
-            if loop == "pingpong":
-                seen.add(picture.item.ordinal, picture.item.pts, image)
-            yield Frame(n_seen, n_seen, False, image)
-            n_seen += 1
-        if loop == "hold" and n_seen:
-            # Converted anew: what was handed out is the receiver's, who may have painted on it.
+            if n_yielded == 0:
+                is_recorded = loop == "pingpong" and not _is_long_enough(source, n_frames / frame_rate)
+            if is_recorded:
+                first_pass.add(picture.item, image)
+            yield Frame(n_yielded, n_yielded, False, image)
+            n_yielded += 1
+        if loop == "hold" and n_yielded:
+            # Converted again: the image yielded before is the receiver's, who may have changed it.
             held = source.image(picture.item)
-            for index in range(n_seen, n_frames):
-                yield Frame(index, n_seen - 1, True, held.copy())
-    if loop != "pingpong" or not n_seen:
+            for index in range(n_yielded, n_frames):
+                yield Frame(index, n_yielded - 1, True, held.copy())
+    if loop != "pingpong" or not n_yielded:
         return
-    n_held = max(1, min(max_held_frames, MAX_HELD_BYTES // n_bytes))
-    with closing(_replay(path, frame_rate, seen, n_held)) as replay:
-        for index in range(n_seen, n_frames):
+    if not is_recorded:
+        first_pass = _record(path, frame_rate, n_yielded)
+    with closing(_replay(path, frame_rate, first_pass, max_held_bytes)) as replay:
+        for index in range(n_yielded, n_frames):
             source_index, image = next(replay)
             yield Frame(index, source_index, True, image)
 
 
-class _Seen:
-    """What the first pass saw, 20 bytes an output frame: which picture, its time, a checksum of its pixels."""
+def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:
+    """Whether the video is not expected to be read a second time, so that its checksums are not needed."""
+    stated_s = source.info.duration_s
+    return stated_s is not None and stated_s > needed_s + _MARGIN_S
+
+
+def _record(path: Path, frame_rate: Fraction, n: int) -> _FirstPass:
+    """Read a video once more that turned out shorter than its header states."""
+    record = _FirstPass()
+    with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
+        for picture in itertools.islice(pictures, n):
+            record.add(picture.item, source.image(picture.item))
+    _refuse_fewer(path, len(record), n)
+    return record
+
+
+class _FirstPass:
+    """Which picture each output frame of the first pass showed, its time and a checksum of its pixels (24 bytes)."""
 
     def __init__(self) -> None:
         self.ordinals = array("q")
@@ -87,9 +109,9 @@ class _Seen:
     def __len__(self) -> int:
         return len(self.ordinals)
 
-    def add(self, ordinal: int, pts: int, image: NDArray[np.uint8]) -> None:
-        self.ordinals.append(ordinal)
-        self.times.append(pts)
+    def add(self, picture: Picture, image: NDArray[np.uint8]) -> None:
+        self.ordinals.append(picture.ordinal)
+        self.times.append(picture.pts)
         self.checksums.append(_checksum(image))
 
     def times_increase(self) -> bool:
@@ -99,94 +121,113 @@ class _Seen:
 
 
 def _replay(
-    path: Path, frame_rate: Fraction, seen: _Seen, n_held: int
+    path: Path, frame_rate: Fraction, first_pass: _FirstPass, max_held_bytes: int
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-    """Backwards, forwards, backwards ... for ever: (source index, image)."""
-    n = len(seen)
+    """Yield (source index, image) backwards, forwards, backwards and so on without end."""
+    n = len(first_pass)
     with VideoSource(path) as source:
-        next(source.pictures())
-        stretches = _Stretches(source, seen)
+        n_held = max(1, max_held_bytes // _n_bytes(next(source.pictures()).item.frame))
+        stretches = _Stretches(source, first_pass)
         if n <= n_held:
-            images = stretches.load(0, n)
+            pictures = stretches.load(0, n)
             while True:
                 for index in (*reversed(range(n)), *range(n)):
-                    yield index, images[seen.ordinals[index]].copy()
+                    yield index, source.image(pictures[first_pass.ordinals[index]])
         while True:
             for stop in range(n, 0, -n_held):
                 start = max(0, stop - n_held)
-                images = stretches.load(start, stop)
+                pictures = stretches.load(start, stop)
                 for index in reversed(range(start, stop)):
-                    ordinal = seen.ordinals[index]
-                    is_last_use = index == start or seen.ordinals[index - 1] != ordinal
-                    # Taken out of the dict, so that this stretch is gone when the next is loaded.
-                    yield index, images.pop(ordinal) if is_last_use else images[ordinal].copy()
+                    yield index, source.image(pictures[first_pass.ordinals[index]])
+                pictures.clear()  # before the next stretch is loaded
             yield from _forwards(path, frame_rate, n)
 
 
 def _forwards(path: Path, frame_rate: Fraction, n: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    n_read = 0
     with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
-        index = -1
-        for index, picture in enumerate(itertools.islice(pictures, n)):
-            yield index, source.image(picture.item)
-    if index + 1 < n:
-        raise InputError(f"{path}: ends earlier when read a second time; do not change it during the run")
+        for picture in itertools.islice(pictures, n):
+            yield n_read, source.image(picture.item)
+            n_read += 1
+    _refuse_fewer(path, n_read, n)
+
+
+def _refuse_fewer(path: Path, n_read: int, n: int) -> None:
+    if n_read < n:
+        raise InputError(
+            "it ends earlier when read a second time", file=path, fix="leave the file unchanged during the run"
+        )
 
 
 class _Stretches:
     """Random access to a video by stretches of output frames."""
 
-    def __init__(self, source: VideoSource, seen: _Seen) -> None:
+    def __init__(self, source: VideoSource, first_pass: _FirstPass) -> None:
         self.source = source
-        self.seen = seen
-        can_seek = source.has_times and seen.times_increase()
+        self.first_pass = first_pass
+        can_seek = source.has_times and first_pass.times_increase()
         self.leads_s = list(_SEEK_LEADS_S) if can_seek else []
 
-    def load(self, start: int, stop: int) -> dict[int, NDArray[np.uint8]]:
-        """The images of output frames start .. stop-1, by the ordinals of their pictures."""
-        seen = self.seen
-        wanted = {seen.times[i]: seen.ordinals[i] for i in range(start, stop)}
-        checksums = {seen.ordinals[i]: seen.checksums[i] for i in range(start, stop)}
+    def load(self, start: int, stop: int) -> dict[int, Picture]:
+        """Decode the pictures of output frames start .. stop-1, by ordinal."""
+        known = self.first_pass
+        wanted = {known.times[i]: known.ordinals[i] for i in range(start, stop)}
+        checksums = {known.ordinals[i]: known.checksums[i] for i in range(start, stop)}
         for i, lead_s in enumerate(self.leads_s):
-            images = self._decode_by_time(wanted, lead_s)
-            if {ordinal: _checksum(image) for ordinal, image in images.items()} == checksums:
+            pictures = self._decode_by_time(wanted, lead_s)
+            if self._checksums(self.source, pictures) == checksums:
                 self.leads_s = self.leads_s[i:]  # shorter ones that failed here would fail again
-                return images
-        images = self._decode_from_start(set(checksums))
-        if images.keys() != checksums.keys():
-            raise InputError(f"{self.source.path}: frames {start} to {stop - 1} cannot be read a second time")
-        if any(_checksum(image) != checksums[ordinal] for ordinal, image in images.items()):
+                return pictures
+        with VideoSource(self.source.path) as source:
+            pictures = _decode_from_start(source, set(checksums))
+            read_again = self._checksums(source, pictures)
+        if read_again.keys() != checksums.keys():
+            raise InputError(
+                f"frames {start} to {stop - 1} cannot be read a second time",
+                file=self.source.path,
+                fix="leave the file unchanged during the run",
+            )
+        if read_again != checksums:
             logger.warning("%s: damaged, it decodes differently each time", self.source.path)
-        return images
+        return pictures
 
-    def _decode_by_time(self, wanted: dict[int, int], lead_s: int) -> dict[int, NDArray[np.uint8]]:
+    def _decode_by_time(self, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
         """Seek, and decode the pictures with the wanted times; whatever was found, by ordinal."""
         first, last = min(wanted), max(wanted)
         lead = int(lead_s / (self.source.stream.time_base or 1))
-        images: dict[int, NDArray[np.uint8]] = {}
+        found: dict[int, Picture] = {}
         try:
             self.source.seek(first - lead)
         except (av.error.FFmpegError, OSError):
-            return images
+            return found
         with closing(self.source.pictures()) as pictures:
             for picture in pictures:
                 pts = picture.item.pts
                 if pts in wanted:
-                    images[wanted[pts]] = self.source.image(picture.item)
-                if pts >= last or (pts > first and not images):
+                    found[wanted[pts]] = picture.item
+                if pts >= last or (pts > first and not found):
                     break
-        return images
+        return found
 
-    def _decode_from_start(self, wanted: set[int]) -> dict[int, NDArray[np.uint8]]:
-        images: dict[int, NDArray[np.uint8]] = {}
-        with VideoSource(self.source.path) as source, closing(source.pictures()) as pictures:
-            for picture in pictures:
-                if picture.item.ordinal in wanted:
-                    images[picture.item.ordinal] = source.image(picture.item)
-                if len(images) == len(wanted):
-                    break
-        return images
+    def _checksums(self, source: VideoSource, pictures: dict[int, Picture]) -> dict[int, int]:
+        return {ordinal: _checksum(source.image(picture)) for ordinal, picture in pictures.items()}
+
+
+def _decode_from_start(source: VideoSource, wanted: set[int]) -> dict[int, Picture]:
+    found: dict[int, Picture] = {}
+    with closing(source.pictures()) as pictures:
+        for picture in pictures:
+            if picture.item.ordinal in wanted:
+                found[picture.item.ordinal] = picture.item
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _n_bytes(frame: VideoFrame) -> int:
+    return sum(plane.buffer_size for plane in frame.planes)
 
 
 def _checksum(image: NDArray[np.uint8]) -> int:
-    """CRC of every fourth row: enough to tell a wrongly decoded picture, cheap beside decoding one."""
+    """CRC of every fourth row: enough to detect a wrongly decoded picture, and cheap compared with decoding one."""
     return zlib.crc32(image[::4].tobytes())

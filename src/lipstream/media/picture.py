@@ -1,4 +1,4 @@
-"""Single pictures, uint8 RGB (h, w, 3): made smaller, put on a sheet, written as PNG."""
+"""Resize single uint8 RGB images (h, w, 3), arrange them on a sheet and write them as PNG."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Image = NDArray[np.uint8]
 
 
 def resized(image: Image, height: int, width: int | None = None) -> Image:
-    """The picture at another size, the width to match where there is none; a smaller one's pixels are means."""
+    """Resize an image by area averaging; without a width, the aspect ratio is kept."""
     width = width or max(round(image.shape[1] * height / image.shape[0]), 1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
     return np.asarray(frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray(), np.uint8)
 
 
 def sheet(rows: Sequence[Sequence[Image]]) -> Image:
-    """Rows of pictures, one row below the other: as high in a row, as wide in all."""
+    """Arrange rows of images one below the other; heights are equal within a row, widths equal over all rows."""
     return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
 
 def write_png(path: Path, image: Image) -> None:
-    """Write a picture, whole or not at all; one that is there is replaced. Raises OutputError."""
+    """Write an image, whole or not at all, replacing an existing file. Raises OutputError."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
     codec = av.CodecContext.create("png", "w")
     codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "rgb24"

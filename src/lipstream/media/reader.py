@@ -1,13 +1,14 @@
-"""Reading a video: any container and codec that libav knows, upright, in RGB, at a constant frame rate, streamed.
+"""Read a video of any container and codec that libav knows: upright, in RGB, at a constant frame rate, streamed.
 
-Frames come one at a time; nothing is held but the decoder's own few frames. Looping for speech that outlasts the video
-is in looping.py.
+Frames come one at a time; only the decoder's own few frames are held. Looping, for speech longer than the video, is in
+looping.py.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,11 +39,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, as its first decoded frame shows it.
+    """Properties of a video, from its header and its first decoded frame.
 
     `width` and `height` are those of the upright picture in pixels. `rotation_deg` (0, 90, 180, 270, clockwise) and
     `mirrored` (left-right, before the rotation) are what the reader applies to the stored picture. `frame_rate` is the
-    source's average in frames per second, 0 where unknown. `duration_s` is what the container claims, if it does.
+    source's average in frames per second, 0 where unknown. `duration_s` is the picture's length by the file's header,
+    None where it states none; other streams may be longer.
     """
 
     path: Path
@@ -61,7 +63,7 @@ class Frame:
     """One frame of the output. `image`: (height, width, 3) uint8 RGB, C-contiguous, the receiver's own copy.
 
     `index`: position in the output, from 0. `source_index`: position in the resampled source; looped passes repeat it.
-    `is_repeat`: True from the second pass on, when the frame at `source_index` has been seen before.
+    `is_repeat`: True from the second pass on, when the frame at `source_index` was yielded before.
     """
 
     index: int
@@ -81,7 +83,7 @@ class Picture(NamedTuple):
 def probe(path: str | Path) -> VideoInfo:
     """Open a video and decode its first frame.
 
-    Raises InputError, naming the file and the mend, when there is no such file or no frame in it.
+    Raises InputError when there is no such file or no frame in it.
     """
     with VideoSource(Path(path)) as source:
         next(source.pictures())
@@ -91,7 +93,7 @@ def probe(path: str | Path) -> VideoInfo:
 def read_frames(path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ) -> Iterator[Frame]:
     """Yield the video's frames at a constant rate: those that `ffmpeg -r 25` would show (see frame_rate.py).
 
-    Raises InputError when the video cannot be used; a damaged part is left out and logged.
+    Raises InputError when the video cannot be used; a damaged part is skipped and logged.
     """
     with VideoSource(Path(path)) as source:
         for index, picture in enumerate(source.at_rate(Fraction(frame_rate))):
@@ -99,7 +101,7 @@ def read_frames(path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ) ->
 
 
 class VideoSource:
-    """An open video file: its pictures in order, with times, and their conversion to upright RGB."""
+    """An open video file: yields its pictures in order, with times, and converts them to upright RGB."""
 
     info: VideoInfo
 
@@ -134,30 +136,30 @@ class VideoSource:
         frames = decode(self.path, self.container, self.stream)
         for ordinal, frame in enumerate(frames):
             if not hasattr(self, "info"):
-                self.info = _describe(self.path, self.container.duration, self.stream, frame)
+                self.info = _describe(self.path, self._duration_s(), self.stream, frame)
             pts, duration = clock.time(frame)
             yield Timed(Picture(ordinal, pts, frame), pts - start_pts, duration, clock.time_base)
         if not hasattr(self, "info"):
-            raise InputError(f"{self.path}: no frame can be decoded; the file is damaged, export it again")
+            raise InputError("no frame can be decoded, it is damaged", file=self.path, fix="export it again")
 
     def at_rate(self, frame_rate: Fraction) -> Generator[Timed[Picture], None, None]:
-        """The picture of each output frame in turn; a picture shown twice comes twice."""
+        """Yield the picture of each output frame in turn; a picture shown twice comes twice."""
         keep_initial_gap = len(self.container.streams) > 1
         last: Timed[Picture] | None = None
         for last in constant_rate(self.pictures(), frame_rate, keep_initial_gap=keep_initial_gap):
             yield last
         if last is not None and self.info.duration_s is not None:
             end_s = float((last.pts + last.duration) * last.time_base)
-            if end_s < self.info.duration_s - _TOLERATED_LOSS_S:
-                told_s = self.info.duration_s
-                logger.warning("%s: the picture ends at %.2f s, the file says %.2f s", self.path, end_s, told_s)
+            stated_s = self.info.duration_s
+            if end_s < stated_s - _TOLERATED_LOSS_S:
+                logger.warning("%s: the picture ends at %.2f s, the file says %.2f s", self.path, end_s, stated_s)
 
     def seek(self, pts: int) -> None:
         """Go to the last key frame at or before `pts` (stream units), or where the container thinks it is."""
         self.container.seek(pts, stream=self.stream, backward=True)
 
     def image(self, picture: Picture) -> NDArray[np.uint8]:
-        """The picture as the viewer sees it: (height, width, 3) uint8 RGB, C-contiguous."""
+        """Convert a picture to what the viewer sees: (height, width, 3) uint8 RGB, C-contiguous, a copy."""
         is_turned = self.info.rotation_deg % 180 == 90
         width, height = self.info.width, self.info.height
         if is_turned:
@@ -167,9 +169,19 @@ class VideoSource:
             image = image[:, ::-1]
         return np.ascontiguousarray(np.rot90(image, -self.info.rotation_deg // 90))
 
+    def _duration_s(self) -> float | None:
+        """The picture's own length by the header: the file's is that of its longest stream."""
+        if self.stream.duration and self.stream.time_base:
+            return float(self.stream.duration * self.stream.time_base)
+        own_s = _seconds(self.stream.metadata.get("DURATION", ""))  # Matroska has it in a tag
+        if own_s is not None:
+            return own_s
+        is_alone = len(self.container.streams) == 1
+        return self.container.duration / 1e6 if is_alone and self.container.duration else None
+
 
 class _Clock:
-    """Times and durations of decoded frames, estimated where the file does not tell, as ffmpeg estimates them."""
+    """Times and durations of decoded frames, estimated as ffmpeg does where the file does not state them."""
 
     def __init__(self, stream: VideoStream, has_times: bool) -> None:
         self.time_base = stream.time_base or Fraction(1, 1000)
@@ -191,27 +203,27 @@ class _Clock:
         self.last_pts = pts
         return pts, self.last_duration
 
-    def _duration(self, told: int, step: int) -> int:
-        is_made_up = told == 1 and step > 2
-        if told > 0 and self.has_times and not is_made_up:
-            return told
+    def _duration(self, stated: int, step: int) -> int:
+        is_made_up = stated == 1 and step > 2
+        if stated > 0 and self.has_times and not is_made_up:
+            return stated
         if self.coded_duration > 0 and not self.has_times:
             return self.coded_duration
-        return step or told or self.coded_duration or self.average_duration or max(self.last_duration, 1)
+        return step or stated or self.coded_duration or self.average_duration or max(self.last_duration, 1)
 
 
 def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
     """The file's main video: the largest picture that is not cover art."""
-    films = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
-    if not films:
-        raise InputError(f"{path}: no video stream in it (cover art does not count); name a video file")
-    best = max(films, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    videos = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    if not videos:
+        raise InputError("no video stream in it (cover art does not count)", file=path, fix="name a video file")
+    best = max(videos, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
     if best.codec_context is None:
-        raise InputError(f"{path}: no decoder for its video codec here; convert it to H.264 first")
+        raise InputError("no decoder for its video codec here", file=path, fix="convert it to H.264 first")
     return best
 
 
-def _describe(path: Path, duration_us: int | None, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
+def _describe(path: Path, duration_s: float | None, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
     rotation_deg, mirrored = _orientation(frame)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -225,10 +237,16 @@ def _describe(path: Path, duration_us: int | None, stream: VideoStream, frame: V
         rotation_deg=rotation_deg,
         mirrored=mirrored,
         frame_rate=stream.average_rate or Fraction(0),
-        duration_s=duration_us / 1e6 if duration_us else None,
+        duration_s=duration_s,
         sample_aspect_ratio=aspect,
         color=tags_of_frame(frame, int(context.color_primaries), int(context.color_trc)),
     )
+
+
+def _seconds(clock: str) -> float | None:
+    """Parse "hours:minutes:seconds"; None for anything else."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", clock)
+    return None if match is None else 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
 
 
 def _orientation(frame: VideoFrame) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""Small files that are written beside a video: whole or not at all."""
+"""Write small files beside a video, whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lipstream.errors import OutputError
-from lipstream.media.writer import same_file
+from lipstream.media.writer import link_target, same_file
 
 
 def check_beside(path: Path, *, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Refuse, before any work is done, a file that must not be written: an input, or there without `overwrite`."""
+    """Refuse, before any work is done, a file that must not be written: an input, or an existing one.
+
+    An existing file is allowed with `overwrite`. Raises OutputError.
+    """
     for source in inputs:
         if path == source or same_file(path, source):
-            raise OutputError(f"{path}: is also an input ({source}); choose another name")
+            raise OutputError(f"it is also an input ({source})", file=path, fix="choose another name")
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder; choose another name")
+        raise OutputError("it is a folder", file=path, fix="choose another name")
     if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path}: already exists; choose another name or allow overwriting (--overwrite)")
+        raise OutputError("it already exists", file=path, fix="choose another name or allow overwriting (--overwrite)")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file through a hidden one beside it; one that is there is replaced. Raises OutputError."""
-    hidden = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    """Write a file through a hidden one beside it, replacing an existing one. Raises OutputError.
+
+    A symbolic link is followed: the file that it points to is replaced.
+    """
+    target = link_target(path)
+    hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
         try:
             hidden.write_bytes(content)
-            hidden.replace(path)
+            hidden.replace(target)
         finally:
             hidden.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from error
+        fix = "free some space or choose another folder"
+        raise OutputError(f"cannot be written ({reason})", file=path, fix=fix) from error

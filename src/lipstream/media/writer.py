@@ -1,7 +1,8 @@
-"""Writing the result: one H.264 encode, the speech beside it, whole or not at all.
+"""Write the result: one H.264 encode, the speech beside it, whole or not at all.
 
 Everything goes to a hidden file beside the output, which takes the output's name only when it is complete; whatever
-goes wrong before, that file is removed and an existing output is untouched.
+goes wrong before, that file is removed and an existing output is untouched. An output that is a symbolic link keeps
+being one: the file that it points to is replaced.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from lipstream.errors import OutputError
-from lipstream.media.audio import SpeechInfo, read_planar
+from lipstream.media.audio import Samples, SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, to_yuv420p
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ def same_file(one: str | Path, other: str | Path) -> bool:
         return False
 
 
+def link_target(path: Path) -> Path:
+    """Return the file that a symbolic link leads to in the end, whether or not it exists; other paths unchanged."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
     """Refuse, before any work is done, an output that cannot or must not be written.
 
@@ -54,24 +60,25 @@ def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), overwri
     """
     path = Path(path)
     if path.suffix.lower() not in _CONTAINERS:
-        raise OutputError(f"{path}: cannot write this kind of file; name it .mp4, .mov or .mkv")
+        raise OutputError("cannot write this kind of file", file=path, fix="name it .mp4, .mov or .mkv")
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: its folder does not exist; create {path.parent} first")
+        raise OutputError("it is a folder", file=path, fix="name a file in it")
+    folder = link_target(path).parent
+    if not folder.is_dir():
+        raise OutputError("its folder does not exist", file=path, fix=f"create {folder} first")
     for source in inputs:
         if same_file(path, source):
-            raise OutputError(f"{path}: is also an input ({source}); choose another name")
+            raise OutputError(f"it is also an input ({source})", file=path, fix="choose another name")
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is not a regular file; choose another name")
+        raise OutputError("it is not a regular file", file=path, fix="choose another name")
     if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path}: already exists; choose another name or allow overwriting (--overwrite)")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: no permission to write in {path.parent}; choose another folder")
+        raise OutputError("it already exists", file=path, fix="choose another name or allow overwriting (--overwrite)")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"no permission to write in {folder}", file=path, fix="choose another folder")
 
 
 class VideoWriter:
-    """Encodes frames and the speech into one file; a context manager that leaves the whole file or nothing.
+    """Encode frames and the speech into one file; a context manager that leaves the whole file or nothing.
 
         with VideoWriter("out.mp4", width=720, height=1280, color=info.color, speech=speech, n_frames=n) as writer:
             for image in images:
@@ -80,7 +87,8 @@ class VideoWriter:
     H.264 (yuv420p, `crf`, `preset`) with the given colour tags; an odd width or height is padded by repeating the last
     column or row, which H.264 in 4:2:0 needs. The speech is AAC at its own sample rate and channel count (the nearest
     rate AAC knows; beyond 8 channels, mono), cut or filled up with silence to the end of the video. `n_frames` is the
-    most that will be written.
+    most that will be written. `speech_samples`: the speech's samples where they are being read already (see
+    SharedSpeech.planar); by default the recording is opened for them.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
@@ -96,6 +104,7 @@ class VideoWriter:
         color: ColorTags | None,
         speech: SpeechInfo | None,
         n_frames: int,
+        speech_samples: Generator[Samples, None, None] | None = None,
         crf: float = 18,
         preset: str = "medium",
         sample_aspect_ratio: Fraction = Fraction(1),
@@ -111,13 +120,16 @@ class VideoWriter:
         self.n_written = 0
         self.overwrite = overwrite
         self._reformatter = VideoReformatter()
-        self._temporary = _create_hidden(self.path)
+        self._speech: _SpeechTrack | None = None
+        self._target = link_target(self.path)
+        self._temporary = _create_hidden(self.path, self._target)
         try:
             with _output_errors(self.path):
                 self._container = _open_container(self._temporary, _CONTAINERS[self.path.suffix.lower()])
                 self._container.metadata.update(metadata or {})
                 self._video = self._add_video(crf, preset, sample_aspect_ratio)
-                self._speech = _SpeechTrack(self._container, speech) if speech else None
+                if speech:
+                    self._speech = _SpeechTrack(self._container, speech, speech_samples or read_planar(speech))
         except BaseException:
             self._abandon()
             raise
@@ -146,7 +158,7 @@ class VideoWriter:
             expected = f"({self.height}, {self.width}, 3) uint8"
             raise ValueError(f"frame {self.n_written}: {image.shape} {image.dtype} is not {expected}")
         if self.n_written == self.n_frames:
-            raise ValueError(f"frame {self.n_written}: only {self.n_frames} were announced")
+            raise ValueError(f"frame {self.n_written}: n_frames is {self.n_frames}")
         if self.width % 2 or self.height % 2:
             image = np.pad(image, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         frame = to_yuv420p(np.ascontiguousarray(image), self.color, self._reformatter)
@@ -175,34 +187,44 @@ class VideoWriter:
 
     def _finish(self) -> None:
         if self.n_written == 0:
-            raise OutputError(f"{self.path}: there was no frame to write")
+            raise OutputError("there was no frame to write", file=self.path, fix="use a video with at least one frame")
         with _output_errors(self.path):
             self._container.mux(self._video.encode(None))
             if self._speech:
                 self._speech.finish()
             self._container.close()
             if self.overwrite:
-                self._temporary.replace(self.path)
+                self._temporary.replace(self._target)
             else:
-                _rename_to_new(self._temporary, self.path)
+                _rename_to_new(self._temporary, self._target)
 
     def discard(self) -> None:
         """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
         self._temporary.unlink(missing_ok=True)
 
     def _abandon(self) -> None:
-        container = getattr(self, "_container", None)
-        if container is not None:
-            # Closing writes the rest of a file that nobody wants; that it cannot is of no interest now.
-            with contextlib.suppress(av.error.FFmpegError, OSError):
-                container.close()
-        self._temporary.unlink(missing_ok=True)
+        """Close the files and remove the hidden one, even where both fail.
+
+        It is removed first: closing writes the rest of the file, and for mp4 all of it once more to bring the index to
+        the front, which libav cannot do with a file that has no name.
+        """
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            self._temporary.unlink(missing_ok=True)
+        try:
+            if self._speech:
+                self._speech.close()
+            container = getattr(self, "_container", None)
+            if container is not None:
+                with contextlib.suppress(av.error.FFmpegError, OSError):
+                    container.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
 
 class _SpeechTrack:
-    """The speech as an AAC stream, fed as far as the video has come."""
+    """The speech as an AAC stream, encoded as far as the video has come."""
 
-    def __init__(self, container: OutputContainer, speech: SpeechInfo) -> None:
+    def __init__(self, container: OutputContainer, speech: SpeechInfo, blocks: Generator[Samples, None, None]) -> None:
         self.container = container
         self.speech = speech
         self.is_mixed_down = speech.channels > len(_AAC_LAYOUT_OF_COUNT)
@@ -216,7 +238,7 @@ class _SpeechTrack:
             logger.warning("%s: %d channels are more than AAC takes, writing mono", speech.path, speech.channels)
         self.stream: AudioStream = container.add_stream("aac", rate=rate_hz, layout=self.layout)
         self.stream.bit_rate = n_channels * min(128_000, 4 * rate_hz)
-        self.blocks = read_planar(speech)
+        self.blocks = blocks
         self.pending = np.zeros((n_channels, 0), np.float32)
         self.n_fed = 0
 
@@ -231,8 +253,12 @@ class _SpeechTrack:
             self.pending = self.pending[:, n:]
 
     def finish(self) -> None:
-        self.blocks.close()
+        self.close()
         self.container.mux(self.stream.encode(None))
+
+    def close(self) -> None:
+        """Close the recording."""
+        self.blocks.close()
 
     def _next_block(self, n_silent: int) -> NDArray[np.float32]:
         block = next(self.blocks, None)
@@ -249,9 +275,9 @@ class _SpeechTrack:
         self.container.mux(self.stream.encode(frame))
 
 
-def _create_hidden(path: Path) -> Path:
-    """Create an empty hidden file beside `path` with the rights a new file has."""
-    hidden = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+def _create_hidden(path: Path, target: Path) -> Path:
+    """Create an empty hidden file beside `target` with the rights of a new file; `path` is its name in errors."""
+    hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     with _output_errors(path):
         os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return hidden
@@ -265,14 +291,14 @@ def _open_container(path: Path, container_format: str) -> OutputContainer:
 
 def _rename_to_new(source: Path, target: Path) -> None:
     """Rename, refusing a target that appeared meanwhile; the target is never there half-made."""
-    appeared = f"{target}: appeared while its replacement was being made; choose another name"
+    appeared = OutputError("appeared while the output was being written", file=target, fix="choose another name")
     try:
         target.hardlink_to(source)
     except FileExistsError as error:
-        raise OutputError(appeared) from error
+        raise appeared from error
     except OSError:  # a file system without hard links: look before renaming, which is all that can be done
         if os.path.lexists(target):
-            raise OutputError(appeared) from None
+            raise appeared from None
         source.replace(target)
     else:
         source.unlink()
@@ -284,4 +310,5 @@ def _output_errors(path: Path) -> Iterator[None]:
         yield
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
-        raise OutputError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from error
+        fix = "free some space or choose another folder"
+        raise OutputError(f"cannot be written ({reason})", file=path, fix=fix) from error

@@ -29,7 +29,7 @@ from lipstream.face.detect import Detector
 from lipstream.face.search import Stretch
 from lipstream.face.track import FaceTrack
 from lipstream.lanes import Lane
-from lipstream.media.audio import SpeechInfo, read_mono
+from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
 from lipstream.media.looping import read_looped
 from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.media.writer import VideoWriter
@@ -41,6 +41,7 @@ from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.settings import SyncSettings
 from lipstream.speech.features import feature_rows, frame_windows
+from lipstream.speech.mel import N_MELS, log_mel_maximum
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,13 +52,16 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to sync. n_frames: of the output, fewer with loop="trim". open_writer: begins the output."""
+    """One clip to sync. n_frames: of the output, fewer with loop="trim".
+
+    open_writer: begins the output, given the speech's samples.
+    """
 
     video: VideoInfo
     speech: SpeechInfo
     n_frames: int
     settings: SyncSettings
-    open_writer: Callable[[], VideoWriter]
+    open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
 
 
 def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
@@ -68,9 +72,9 @@ def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
     first_face = find_first_face(line, job, clocks.detect, threads)
     budget = FrameBudget(threads, frames_in_flight(line, job))
     counts = Counts()
-    with ExitStack() as output:
-        writer = output.enter_context(job.open_writer())
-        for picture, has_face in _pictures(line, job, first_face, clocks, threads, budget):
+    with SharedSpeech(job.speech) as speech, ExitStack() as output:
+        writer = output.enter_context(job.open_writer(speech.planar()))
+        for picture, has_face in _pictures(line, job, speech, first_face, clocks, threads, budget):
             with clocks.write.running():
                 writer.write(picture)
             del picture
@@ -146,7 +150,13 @@ def _no_face_in(video: VideoInfo, index: int) -> NoFaceError:
 
 
 def _pictures(
-    line: Line, job: Job, first_face: int, clocks: Clocks, threads: ThreadGroup, budget: FrameBudget
+    line: Line,
+    job: Job,
+    speech: SharedSpeech,
+    first_face: int,
+    clocks: Clocks,
+    threads: ThreadGroup,
+    budget: FrameBudget,
 ) -> Iterator[tuple[NDArray[np.uint8], bool]]:
     """Yield the frames of the output, and whether they have a generated face."""
     geometry, num_frames, settings = line.geometry, line.model.config.num_frames, job.settings
@@ -159,7 +169,7 @@ def _pictures(
     tracked = _track(found, resolution, job)
     aligned = by_groups(partial(align, resolution, line.lanes.align), tracked, geometry, clocks.align, threads)
 
-    audio = timed(_audio_features(line, job, threads), clocks.features)
+    audio = timed(_audio_features(line, job, speech, threads), clocks.features)
 
     windows = gather(aligned, audio, num_frames)
     generator = FaceGenerator(line, settings, threads)
@@ -235,16 +245,20 @@ def align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | N
     return [Aligned(frame, matrix, None if matrix is None else next(crops)) for frame, matrix in tracked]
 
 
-def _audio_features(line: Line, job: Job, threads: ThreadGroup) -> Iterator[Tensor]:
+def _audio_features(line: Line, job: Job, speech: SharedSpeech, threads: ThreadGroup) -> Iterator[Tensor]:
     """Yield the audio features of each frame, on the device."""
 
-    def samples() -> Iterator[NDArray[np.float32]]:
-        for block in read_mono(job.speech.path):
-            threads.check()  # an hour of speech is read at once for its maximum
+    def checked(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        for block in blocks:
+            threads.check()
             yield block
 
-    lane, at_once = line.lanes.features, line.model.config.num_frames
-    rows = feature_rows(samples, line.model.audio_encoder, line.networks.audio_encoder.attempts)
+    lane, at_once, encoder = line.lanes.features, line.model.config.num_frames, line.model.audio_encoder
+    maximum = job.speech.log_mel_max
+    if maximum is None or encoder.config.n_mels != N_MELS:
+        maximum = log_mel_maximum(checked(read_mono(job.speech.path)), encoder.config.n_mels)
+    attempts = line.networks.audio_encoder.attempts
+    rows = feature_rows(lambda: checked(speech.mono()), encoder, attempts, maximum)
     features = frame_windows(rows, job.n_frames)
     while True:
         with lane.running():

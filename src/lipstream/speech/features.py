@@ -1,4 +1,7 @@
-"""From a recording to what the U-Net hears at each frame of 25 fps video (published numbers: DESIGN, "Audio")."""
+"""Compute the audio features that condition the U-Net at each frame of 25 fps video.
+
+As published for LatentSync: the hidden states of Whisper's encoder at 50 rows per second, of which a frame takes ten.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,23 @@ Attempts = Callable[[int, int], Iterator[AudioEncoder]]
 
 
 def feature_rows(
-    open_samples: SampleSource, encoder: AudioEncoder, attempts: Attempts | None = None
+    open_samples: SampleSource,
+    encoder: AudioEncoder,
+    attempts: Attempts | None = None,
+    maximum: float | None = None,
 ) -> Iterator[Tensor]:
-    """Hidden states of a recording, 50 rows a second, in blocks of up to 30 s.
+    """Yield the hidden states of a recording, 50 rows per second, in blocks of up to 30 s.
 
-    open_samples: called twice, gives the recording from its beginning each time (mono, 16 kHz, in [-1, 1], in
-    pieces): once to find the maximum that sets the floor, once to encode. attempts: given, they encode in place of
-    `encoder`; without it, whether a block is finite is not checked. Yields (rows, layers + 1, dim), float32, on the
-    encoder's device. A block of n mel frames gives n // 2 rows.
+    open_samples: returns the recording from its beginning (mono, 16 kHz, in [-1, 1], in pieces). maximum: what
+    `mel.log_mel_maximum` returns for it with the encoder's number of mel bands; without it open_samples is called
+    twice, first to find it. attempts: given, they encode in place of `encoder`; without it, whether a block is finite
+    is not checked.
+
+    Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives n // 2 rows.
     """
     n_mels, n_rows = encoder.config.n_mels, 0
-    maximum = max((float(block.max()) for block in mel.log_mel_blocks(open_samples(), n_mels)), default=0.0)
+    if maximum is None:
+        maximum = mel.log_mel_maximum(open_samples(), n_mels)
     block_frames = 2 * encoder.config.n_audio_ctx
     for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames):
         n_frames = block.shape[1]
@@ -56,17 +65,17 @@ def feature_rows(
 
 @torch.inference_mode()
 def _encode(encoder: AudioEncoder, block: Tensor) -> Tensor:
-    """Hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
+    """Return the hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
     positions = encoder.positional_embedding  # never in 8 bits, unlike the weights
     states: Tensor = encoder(block[None].to(positions.device, positions.dtype))[0]
     return states.float()
 
 
 def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:
-    """What each frame hears: rows 2i - 4 to 2i + 5, clamped to the recording: (10 * (layers + 1), dim).
+    """Yield the audio features of each frame, (10 * (layers + 1), dim): rows 2i - 4 to 2i + 5.
 
     rows: blocks (rows, layers + 1, dim) in order; only those still needed are held. Frames past the recording's end
-    hear its last rows. A recording too short for a single row yields nothing.
+    get its last rows. A recording too short for a single row yields nothing.
     """
     source = iter(rows)
     held: Tensor | None = None

@@ -1,6 +1,6 @@
-"""Whisper's log-mel spectrogram (Radford et al. 2022), computed block by block so that a recording of any length fits.
+"""Compute Whisper's log-mel spectrogram (Radford et al. 2022) block by block, for recordings of any length.
 
-Published numbers: mono, 16 kHz, FFT 400, hop 160, periodic Hann, 80 Slaney mel bands, the last STFT column dropped,
+As published: mono, 16 kHz, FFT 400, hop 160, periodic Hann, 80 Slaney mel bands, the last STFT column dropped,
 log10 clamped at 1e-10, floor at the recording's maximum - 8, then (x + 4) / 4.
 """
 
@@ -17,13 +17,15 @@ SAMPLE_RATE_HZ = 16000
 FFT_SIZE = 400
 HOP_SIZE = 160
 BLOCK_FRAMES = 3000
+N_MELS = 80
+"""Mel bands of every known model's audio encoder."""
 
 _DYNAMIC_RANGE = 8.0
 _PAD = FFT_SIZE // 2
 
 
 def mel_filters(n_mels: int) -> Tensor:
-    """Slaney-normalised triangular filters on the Slaney mel scale: (n_mels, FFT_SIZE // 2 + 1), float32."""
+    """Return Slaney-normalised triangular filters on the Slaney mel scale: (n_mels, FFT_SIZE // 2 + 1), float32."""
     edges = _mel_to_hz(np.linspace(_hz_to_mel(0.0), _hz_to_mel(SAMPLE_RATE_HZ / 2), n_mels + 2))
     bins = np.arange(FFT_SIZE // 2 + 1) * (SAMPLE_RATE_HZ / FFT_SIZE)
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -44,7 +46,7 @@ def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 def log_mel_blocks(
     samples: Iterable[NDArray[np.float32]], n_mels: int, block_frames: int = BLOCK_FRAMES
 ) -> Iterator[Tensor]:
-    """Log10 mel energies of a recording, before the floor: blocks (n_mels, up to `block_frames`), float32.
+    """Yield log10 mel energies of a recording, before the floor: blocks (n_mels, up to `block_frames`), float32.
 
     samples: mono at 16 kHz in [-1, 1], in pieces of any length. The blocks are those of the whole recording's
     spectrogram: n_samples // HOP_SIZE frames in all, mirrored at the recording's two ends only.
@@ -55,6 +57,14 @@ def log_mel_blocks(
         spectrum = torch.stft(piece, FFT_SIZE, HOP_SIZE, window=window, center=False, return_complex=True)
         energy = filters @ spectrum.abs().square()
         yield energy.clamp_min(1e-10).log10()
+
+
+def log_mel_maximum(samples: Iterable[NDArray[np.float32]], n_mels: int = N_MELS) -> float:
+    """Return the largest log10 mel energy of a recording, which sets the floor of all its blocks; 0 without a frame.
+
+    samples: as for `log_mel_blocks`.
+    """
+    return max((float(block.max()) for block in log_mel_blocks(samples, n_mels)), default=0.0)
 
 
 def _padded_pieces(samples: Iterable[NDArray[np.float32]], piece_size: int) -> Iterator[Tensor]:
@@ -84,5 +94,5 @@ def _padded_pieces(samples: Iterable[NDArray[np.float32]], piece_size: int) -> I
 
 
 def normalise(log_mel: Tensor, maximum: float) -> Tensor:
-    """Floor at the recording's `maximum` less 8, then scale to about [-1, 1]. Shape unchanged."""
+    """Floor at the recording's `maximum` - 8 and scale to about [-1, 1]; the shape is unchanged."""
     return (log_mel.clamp_min(maximum - _DYNAMIC_RANGE) + 4.0) / 4.0
