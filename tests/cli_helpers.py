@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-W", "error::UserWarning:lipstream", "-m", "lipstream.cli", *map(str, words)]
+    return [sys.executable, "-W", "error::UserWarning:lipstream", "-m", "lipstream", *map(str, words)]
 
 
 def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -21,8 +21,10 @@ def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[
 
 
 def error_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    """Return the one line that says what went wrong: the last on standard error; what comes before it is progress."""
     assert done.returncode == exit_code, (done.returncode, done.stderr)
     assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("lipstream")
-    return line
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("lipstream: error: ")
+    assert all(line.startswith("lipstream: ") and "error" not in line for line in lines[:-1]), lines
+    return lines[-1]

@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures and settings shared by all tests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Of workers beside one another (pytest -n) each computes in its share of the cores."""
+    """Give each worker of pytest-xdist its share of the cores."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.workerinput["workercount"]))
 
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
-    """The folder of numbers recorded from the published code; LIPSTREAM_GOLDENS names another set."""
+    """Return the folder of numbers recorded from the published code; LIPSTREAM_GOLDENS names another set."""
     return Path(os.environ.get("LIPSTREAM_GOLDENS") or Path(__file__).parent / "goldens")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import lipstream
 from cli_helpers import command, error_line, run
 from lipstream import sample
+from lipstream.cli import main
 from lipstream.media.writer import VideoWriter
 
 
@@ -52,25 +54,50 @@ def test_the_demo_makes_a_talking_face_and_one_json_object(tmp_path: Path) -> No
     assert changed[:20].mean() < 4  # the rest is as it was
 
 
-def test_wrong_words_are_exit_2_at_once(tmp_path: Path) -> None:
+def test_bad_options_are_exit_2_at_once() -> None:
+    sync = ("sync", sample.VIDEO, sample.SPEECH)
     begun_s = time.monotonic()
-    assert "AUDIO" in error_line(run("sync", "a.mp4"), 2)
-    assert "invalid int value" in error_line(run("sync", "a.mp4", "b.wav", "--steps", "many"), 2)
-    assert "COMMAND" in error_line(run(), 2)
-    assert time.monotonic() - begun_s < 10
-    assert "preset = 'best'" in error_line(run("sync", "a.mp4", "b.wav", "--preset", "best"), 2)
-    for option, told, said in (
-        ("--guidance-interval", "0.5", "'0.5' is not two numbers"),
-        ("--resolution", "200", "resolution = 200: must be a multiple of 64"),
+    for arguments, part in (
+        (("sync", "a.mp4"), "AUDIO"),
+        ((), "no COMMAND given"),
+        ((*sync, "--steps", "many"), "argument --steps: invalid int value"),
+        ((*sync, "--steps", "0"), "--steps 0: must be from 1 to 100"),
+        ((*sync, "--preset", "best"), "invalid choice: 'best'"),
+        ((*sync, "--guidance-interval", "0.5"), "'0.5' is not two numbers"),
+        ((*sync, "--guidance-interval", "0.7,0.2"), "must be two rising numbers"),
+        ((*sync, "--resolution", "200"), "--resolution 200: must be a multiple of 64"),
+        ((*sync, "--batch", "some"), "'some' is neither auto nor a whole number"),
+        (("in.mp4", "a b.wav"), "did you mean lipstream sync in.mp4 'a b.wav'?"),
+        (("doktor",), "did you mean lipstream doctor?"),
+        (("nonsense",), "see lipstream --help"),
     ):
-        assert said in error_line(run("sync", "a.mp4", "b.wav", option, told), 2)
-    assert "num_inference_steps = 0" in error_line(run("sync", "a.mp4", "b.wav", "--steps", "0"), 2)
+        assert part in error_line(run(*arguments), 2)
+    assert time.monotonic() - begun_s < 12  # none of them waits for torch
+
+
+def test_a_device_that_is_none_is_exit_2(tmp_path: Path) -> None:
     assert "'gpu'" in error_line(run("sync", sample.VIDEO, sample.SPEECH, "--device", "gpu", cwd=tmp_path), 2)
+
+
+def test_an_error_is_one_json_object_where_json_is_asked_for(tmp_path: Path) -> None:
+    done = run("sync", tmp_path / "no.mp4", sample.SPEECH, "--json")
+    assert done.returncode == 3
+    error = json.loads(done.stdout)["error"]
+    assert error == {
+        "code": "input",
+        "message": "no such file",
+        "file": str(tmp_path / "no.mp4"),
+        "fix": "check the path of the video",
+    }
+    done = run("sync", "--json", "--seed", "many")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "settings"
 
 
 def test_inputs_that_cannot_be_used_are_exit_3(tmp_path: Path) -> None:
     line = error_line(run("sync", tmp_path / "no.mp4", sample.SPEECH), 3)
     assert str(tmp_path / "no.mp4") in line
+    assert "addresses are not read" in error_line(run("sync", "https://host.example/a.mp4", sample.SPEECH), 3)
     (tmp_path / "text.mp4").write_text("this is no video")
     assert "text.mp4" in error_line(run("sync", tmp_path / "text.mp4", sample.SPEECH), 3)
     assert "speech.wav" in error_line(run("sync", sample.SPEECH, sample.SPEECH), 3)
@@ -99,7 +126,9 @@ def test_a_video_without_a_face_is_exit_4_and_leaves_nothing(tmp_path: Path) -> 
 
 def test_models_that_cannot_be_used_are_exit_5(tmp_path: Path) -> None:
     words = ("sync", sample.VIDEO, sample.SPEECH, "-o", tmp_path / "out.mp4", "--detector", "mediapipe", "--model")
-    assert "neither a folder nor one of the models" in error_line(run(*words, "latentsync-2"), 5)
+    line = error_line(run(*words, "latentsync-2"), 5)
+    assert "neither a folder nor one of the models" in line
+    assert "did you mean latentsync-1" in line
     (tmp_path / "model").mkdir()
     assert "lipstream.json" in error_line(run(*words, tmp_path / "model"), 5)
     assert "no-such" in error_line(run("models", "verify", "no-such"), 5)
@@ -114,18 +143,94 @@ def test_outputs_that_cannot_be_written_are_exit_6(tmp_path: Path) -> None:
     assert "folder" in error_line(run(*words, tmp_path / "no" / "out.mp4"), 6)
 
 
-def test_an_interrupt_is_exit_130_and_leaves_nothing(tmp_path: Path) -> None:
-    words = ("sync", sample.VIDEO, sample.SPEECH, "-o", tmp_path / "out.mp4", "--detector", "mediapipe")
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_run_in_order(tmp_path: Path, sent: signal.Signals, exit_code: int) -> None:
+    process = _started(tmp_path)
+    begun_s = time.monotonic()
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=120)
+    assert time.monotonic() - begun_s < 10  # 2 s, with room for a busy machine
+    assert process.returncode == exit_code, stderr
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == "lipstream: error: interrupted; no unfinished file is left behind"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
+    process = _started(tmp_path)
+    process.send_signal(signal.SIGSTOP)  # both are there before it can do anything
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=30)
+    assert process.returncode in (130, 143)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _started(folder: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own, once it has begun to write into the folder."""
+    words = ("sync", sample.VIDEO, sample.SPEECH, "-o", folder / "out.mp4", "--detector", "mediapipe")
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline_s = time.monotonic() + 120
-    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline_s:
+    while not list(folder.iterdir()) and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
-    assert stdout == ""
-    assert "interrupted" in stderr
-    assert list(tmp_path.iterdir()) == []
+    return process
+
+
+def test_closed_full_and_broken_streams_are_no_internal_errors() -> None:
+    quick = " ".join(command("models", "list"))
+    for redirected, exit_code in (("2>&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 6), ("| true", 141)):
+        script = f"set -o pipefail; {quick} {redirected}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == exit_code, (redirected, done.stderr)
+        assert "internal" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_run_says_what_it_does_from_the_beginning(tmp_path: Path) -> None:
+    done = run("sync", sample.VIDEO, sample.SPEECH, "-o", tmp_path / "out.mp4", "--progress", "json", "-v")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert "demonstration model" in lines[0]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [event["event"] for event in events[:2]] == ["status", "status"]
+    assert "Loading tiny" in events[1]["message"]
+    progress = [event for event in events if event["event"] == "progress"]
+    assert progress[0]["frames"] == 0
+    assert set(progress[0]["stages"]) == {
+        "read",
+        "detect",
+        "align",
+        "features",
+        "encode",
+        "denoise",
+        "composite",
+        "write",
+    }
+    assert progress[-1]["frames"] == progress[-1]["n_frames"] == 125
+    assert any("detector mediapipe" in line and "model tiny" in line for line in lines)
+
+
+def test_quiet_is_quiet(tmp_path: Path) -> None:
+    done = run("sync", sample.VIDEO, sample.SPEECH, "-o", tmp_path / "out.mp4", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_main_runs_off_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["models", "list"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert "tiny" in capsys.readouterr().out
+
+
+def test_completion_knows_commands_options_and_choices() -> None:
+    pytest.importorskip("shtab")
+    done = run("completion", "bash")
+    assert done.returncode == 0, done.stderr
+    for part in ("sync", "--preset", "balanced", "buffalo_s", "--guidance-interval"):
+        assert part in done.stdout
 
 
 def test_models_and_doctor_tell_what_there_is() -> None:
@@ -135,19 +240,26 @@ def test_models_and_doctor_tell_what_there_is() -> None:
     verified = run("models", "verify")
     assert verified.returncode == 0, verified.stderr
     assert [line.split()[0] for line in verified.stdout.splitlines()] == ["ok"] * 3
-    findings = json.loads(run("doctor", "--json").stdout)
+    doctor = run("doctor", "--json")
+    assert doctor.returncode == 0, doctor.stdout
+    findings = json.loads(doctor.stdout)
+    assert "--device auto takes" in findings["device"]["detail"]
+    assert "--detector auto takes mediapipe" in findings["faces"]["detail"]
     assert findings["mediapipe"]["ok"]
     assert not findings["latentsync-1.6"]["ok"]
     assert "lipstream models download latentsync-1.6" in findings["latentsync-1.6"]["detail"]
 
 
 def test_the_exported_names() -> None:
+    assert set(lipstream.__all__) <= set(dir(lipstream))
     assert sorted(lipstream.__all__) == [
+        "Cancelled",
         "InputError",
         "LipSync",
         "LipstreamError",
         "ModelError",
         "NoFaceError",
+        "OutOfMemoryError",
         "OutputError",
         "Progress",
         "RuntimeSettings",
@@ -170,6 +282,8 @@ def test_every_error_has_its_exit_code() -> None:
         lipstream.NoFaceError: 4,
         lipstream.ModelError: 5,
         lipstream.OutputError: 6,
+        lipstream.OutOfMemoryError: 8,
+        lipstream.Cancelled: 130,
     }
     for error, code in codes.items():
         assert issubclass(error, lipstream.LipstreamError)

@@ -64,6 +64,14 @@ def test_frames_come_back_one_for_one(name: str, tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == [name]
 
 
+def test_metadata_that_is_not_utf8_does_not_keep_a_file_from_being_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "out.mp4", numbered(3), metadata={"comment": "by QQQQ"})
+    content = path.read_bytes()
+    assert content.count(b"QQQQ") == 1
+    path.write_bytes(content.replace(b"QQQQ", b"\xff\xfe\xe4\xf6"))
+    assert [number_of(frame.image) for frame in read_frames(path)] == [0, 1, 2]
+
+
 def test_the_index_is_in_front(tmp_path: Path) -> None:
     content = write(tmp_path / "out.mp4", numbered(3)).read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")

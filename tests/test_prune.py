@@ -156,7 +156,7 @@ def test_what_is_left_out_is_not_computed(unet: UNet, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["down_blocks.7.resnets.0", "mid_block", "down_blocks.0.resnets.0.conv1", ""])
 def test_an_unknown_layer(unet: UNet, name: str) -> None:
-    with pytest.raises(ModelError, match=rf"list\.json: the U-Net has no layer {name}; .*down_blocks\.0\.resnets\.0"):
+    with pytest.raises(ModelError, match=rf"list\.json: the U-Net has no layer {name}. Fix: .*down_blocks\.0"):
         drop(unet, ["mid_block.resnets.0", name], "list.json")
     assert "mid_block.resnets.0" in parts(unet)
 

@@ -14,8 +14,8 @@ import torch
 
 from lipstream.errors import SettingsError
 from lipstream.latent.mask import face_mask
-from lipstream.models.catalogue import NAMES
 from lipstream.models.load import load_model
+from lipstream.models.names import NAMES
 from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.train import (
     augment,

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lipstream.errors import InputError, LipstreamError, ModelError, NoFaceError, OutputError, SettingsError
+from lipstream.errors import (
+    Cancelled,
+    InputError,
+    LipstreamError,
+    ModelError,
+    NoFaceError,
+    OutOfMemoryError,
+    OutputError,
+    SettingsError,
+)
 from lipstream.version import __version__
 
 if TYPE_CHECKING:
@@ -17,11 +26,13 @@ if TYPE_CHECKING:
     from lipstream.settings import RuntimeSettings, SyncSettings
 
 __all__ = [
+    "Cancelled",
     "InputError",
     "LipSync",
     "LipstreamError",
     "ModelError",
     "NoFaceError",
+    "OutOfMemoryError",
     "OutputError",
     "Progress",
     "RuntimeSettings",
@@ -43,9 +54,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: `lipstream --help` and an error in the words should not wait for it.
+    # torch takes seconds to import: `import lipstream` and the errors should not wait for it.
     if name in _HOMES:
         from importlib import import_module
 
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'lipstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

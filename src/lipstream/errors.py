@@ -42,10 +42,19 @@ class LipstreamError(Exception):
 
 
 class SettingsError(LipstreamError):
-    """Raised for options or settings that do not make sense, or do not belong together."""
+    """Raised for options or settings that do not make sense, or do not belong together.
+
+    setting: the field at fault, where it is one; its name begins the message.
+    """
 
     exit_code = 2
     code = "settings"
+
+    def __init__(
+        self, message: str, *, file: str | Path | None = None, fix: str | None = None, setting: str | None = None
+    ) -> None:
+        super().__init__(message, file=file, fix=fix)
+        self.setting = setting
 
 
 class InputError(LipstreamError):

@@ -288,7 +288,7 @@ class LipSync:
             **asdict(settings),
             **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
             "resolution": settings.resolution or config.resolution,
-            "search_every": settings.frames_a_search(),
+            "search_every": settings.frames_per_search(),
             "texture": settings.texture or config.texture,
             "device": str(line.device),
             "precision": unet,

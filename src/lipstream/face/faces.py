@@ -53,7 +53,8 @@ class Detector(Protocol):
 
 def has_room_for_a_face(image: NDArray[np.uint8]) -> bool:
     """Whether a frame (h, w, 3) is as large as the smallest usable face; the libraries choke on thinner ones."""
-    return image.shape[0] >= _MIN_HEIGHT and image.shape[1] >= _MIN_WIDTH
+    height, width = image.shape[:2]
+    return bool(height >= _MIN_HEIGHT and width >= _MIN_WIDTH)
 
 
 def is_near(face: Face, held: Face) -> bool:

@@ -51,7 +51,7 @@ def encode(vae: Any, pixels: Tensor, check: Callable[[], None] = _no_check) -> T
     """
     parts = torch.split(pixels.to(vae.device, vae.dtype), _images_per_call(vae, pixels.shape[-2:]))
     latents = torch.cat([_encoded(vae, part, check) for part in parts]).to(pixels.device)
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return latents * vae.config.scaling_factor
 
 
 def _encoded(vae: Any, pixels: Tensor, check: Callable[[], None]) -> Any:
@@ -64,7 +64,7 @@ def decode(vae: Any, latents: Tensor, check: Callable[[], None] = _no_check) -> 
 
     check: called before each call of the VAE.
     """
-    scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    scaled = latents / vae.config.scaling_factor
     height, width = (length * vae_factor(vae) for length in latents.shape[-2:])
     parts = torch.split(scaled.to(vae.device, vae.dtype), _images_per_call(vae, (height, width)))
     return torch.cat([_decoded(vae, part, check) for part in parts]).to(latents.device, torch.float32)

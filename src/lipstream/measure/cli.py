@@ -1,4 +1,4 @@
-"""`lipstream profile`, `bench` and `prune`: words to settings to what this folder does. Prints nothing itself."""
+"""`lipstream profile`, `bench` and `prune`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lipstream import words
+from lipstream.cli import options
+from lipstream.cli.console import say, write_result
+from lipstream.cli.interrupts import Interrupts
+from lipstream.cli.progress import add_progress_option, reporting
 from lipstream.errors import SettingsError
+from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
-    from lipstream.lipsync import Progress
     from lipstream.measure.rows import Row
     from lipstream.measure.subjects import Setting
 
@@ -25,38 +28,42 @@ _STAGE_DURATION_S = 2.0
 
 
 def add_profile_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the words of `lipstream profile`."""
+    """Add the arguments of `lipstream profile`."""
     parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads")
     parser.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
     parser.add_argument("-o", "--output", default="profile", metavar="DIR", help="folder for the files [profile]")
     parser.add_argument("--layers", action="store_true", help="the U-Net's layers on the trace (slows the run)")
-    words.add_sync(parser)
-    words.add_runtime(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a former profile in DIR")
-    parser.add_argument("--json", action="store_true", help="print the stages as one JSON object on stdout")
+    groups = options.option_groups(parser)
+    options.add_sync_options(groups)
+    options.add_runtime_options(groups)
+    add_progress_option(groups["messages"])
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier profile in DIR")
+    parser.add_argument("--json", action="store_true", help="print the stages, or the error, as one JSON object")
 
 
-def run_profile(args: argparse.Namespace, on_progress: Callable[[Progress], None] | None) -> str:
-    """Carry out `lipstream profile`; what to print. Raises LipstreamError."""
+def profile(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Profile a run, and print where the time went."""
     from lipstream.measure.profile import profile_sync
-    from lipstream.settings import RuntimeSettings
 
-    report = profile_sync(
-        args.video,
-        args.audio,
-        args.output,
-        args.model,
-        RuntimeSettings(**words.runtime(args)),
-        words.sync_settings(args),
-        layers=args.layers,
-        overwrite=args.overwrite,
-        on_progress=on_progress,
-    )
-    return json.dumps(asdict(report)) if args.json else f"{report.table()}\n\n{report.summary()}"
+    with reporting(args.progress, quiet=args.quiet) as reporter:
+        reporter.status(f"Loading {args.model} on {args.device} ...")
+        report = profile_sync(
+            args.video,
+            args.audio,
+            args.output,
+            args.model,
+            options.settings_from(RuntimeSettings, args),
+            options.settings_from(SyncSettings, args),
+            layers=args.layers,
+            overwrite=args.overwrite,
+            on_progress=reporter.update,
+        )
+    write_result(json.dumps(asdict(report)) if args.json else f"{report.table()}\n\n{report.summary()}")
+    return 0
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the words of `lipstream bench`."""
+    """Add the arguments of `lipstream bench`."""
     parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO", help="[the bundled sample]")
     parser.add_argument("audio", nargs="?", type=Path, metavar="AUDIO", help="[the bundled sample's]")
     parser.add_argument(
@@ -82,18 +89,26 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each setting [5]")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench.csv"), metavar="CSV", help="[bench.csv]")
-    words.add_sync(parser)
-    words.add_runtime(parser, detector="mediapipe")  # auto might fetch InsightFace's models
+    groups = options.option_groups(parser)
+    options.add_sync_options(groups)
+    options.add_runtime_options(groups, detector="mediapipe")  # the same pictures whatever is installed
     parser.add_argument("--overwrite", action="store_true", help="replace the plot of a former sweep; rows are added")
 
 
+def bench(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Compare settings, and print the table."""
+    write_result(run_bench(args, say))
+    return 0
+
+
 def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
-    """Carry out `lipstream bench`; what to print. `tell` receives lines of progress. Raises LipstreamError."""
-    from lipstream.measure import bench, pareto
+    """Return the table of `lipstream bench`. tell: receives lines of progress. Raises LipstreamError."""
+    from lipstream.measure import bench as benchmark
+    from lipstream.measure import pareto
     from lipstream.measure.rows import add_to_csv, check_csv
 
     whole = args.stage == "all" or args.seconds is not None
-    settings = bench.BenchSettings(
+    settings = benchmark.BenchSettings(
         settings=parse_settings(args),
         stage=args.stage,
         video=args.video,
@@ -116,11 +131,11 @@ def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
             pareto.draw(kept, plot)
         tell(f"{args.output}: {len(kept)} of {len(settings.settings)} rows")
 
-    return _table(bench.run(settings, tell, keep))
+    return _table(benchmark.run(settings, tell, keep))
 
 
 def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the words of `lipstream prune`."""
+    """Add the arguments of `lipstream prune`."""
     parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO", help="to try it on [the bundled sample]")
     parser.add_argument("audio", nargs="?", type=Path, metavar="AUDIO", help="[the bundled sample's]")
     parser.add_argument("-o", "--output", type=Path, default=Path("pruned.json"), metavar="LIST", help="[pruned.json]")
@@ -139,30 +154,36 @@ def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"take the first of the speech [{_STAGE_DURATION_S:g}]",
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns in which speed is measured [5]")
-    words.add_sync(parser)
-    words.add_runtime(parser, detector="mediapipe")  # auto might fetch InsightFace's models
+    groups = options.option_groups(parser)
+    options.add_sync_options(groups)
+    options.add_runtime_options(groups, detector="mediapipe")  # the same pictures whatever is installed
     parser.add_argument("--overwrite", action="store_true", help="replace LIST where it exists")
 
 
-def run_prune(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
-    """Carry out `lipstream prune`; what to print. `tell` receives lines of progress. Raises LipstreamError."""
-    from lipstream.measure import prune
-    from lipstream.measure.subjects import Setting
-    from lipstream.settings import RuntimeSettings
+def prune(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Search for layers to leave out, and print what was found."""
+    write_result(run_prune(args, say))
+    return 0
 
-    runtime = RuntimeSettings(**words.runtime(args))
-    settings = prune.PruneSettings(
-        setting=Setting("whole", "", args.model, words.sync_settings(args), runtime),
+
+def run_prune(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Return the table of `lipstream prune`. tell: receives lines of progress. Raises LipstreamError."""
+    from lipstream.measure import prune as pruning
+    from lipstream.measure.subjects import Setting
+
+    runtime = options.settings_from(RuntimeSettings, args)
+    settings = pruning.PruneSettings(
+        setting=Setting("whole", "", args.model, options.settings_from(SyncSettings, args), runtime),
         floor=args.floor,
         video=args.video,
         speech=args.audio,
         duration_s=args.seconds,
         repeats=args.repeats,
     )
-    prune.check_list(args.output, overwrite=args.overwrite)
-    pruned = prune.search(settings, tell)
+    pruning.check_list(args.output, overwrite=args.overwrite)
+    pruned = pruning.search(settings, tell)
     pruned.found.write(args.output)
-    return f"{prune.table(pruned)}\n{args.output}"
+    return f"{pruning.table(pruned)}\n{args.output}"
 
 
 def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:
@@ -174,8 +195,8 @@ def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:
 
     if args.sweep and args.setting:
         raise SettingsError("a benchmark takes settings or a sweep, not both; write the settings into the sweep")
-    told = read_sweep(args.sweep) if args.sweep else [_split(text) for text in args.setting or ["as told:"]]
-    settings = tuple(_setting(name, options, args) for name, options in told)
+    named = read_sweep(args.sweep) if args.sweep else [_split(text) for text in args.setting or ["as given:"]]
+    settings = tuple(_setting(name, words, args) for name, words in named)
     names = [setting.name for setting in settings]
     for name in names:
         if names.count(name) > 1:
@@ -195,19 +216,18 @@ def _split(text: str) -> tuple[str, list[str]]:
         raise SettingsError(f"setting {name!r}: {error}") from error
 
 
-def _setting(name: str, options: Sequence[str], args: argparse.Namespace) -> Setting:
+def _setting(name: str, words: Sequence[str], args: argparse.Namespace) -> Setting:
     from lipstream.measure.subjects import Setting
-    from lipstream.settings import RuntimeSettings
 
     parser = _SettingParser(name)
     shared = argparse.Namespace(**{key: value for key, value in vars(args).items() if key in parser.known()})
     try:
-        told = parser.parse_args([_as_option(word) for word in options], shared)
+        chosen = parser.parse_args([_as_option(word) for word in words], shared)
         for key in _SHARED:
-            if getattr(told, key) != getattr(args, key):
+            if getattr(chosen, key) != getattr(args, key):
                 raise SettingsError(f"all settings share one {key}; give --{key} to the benchmark")
-        runtime = RuntimeSettings(**words.runtime(told))
-        return Setting(name, shlex.join(options), told.model, words.sync_settings(told), runtime)
+        runtime, sync = options.settings_from(RuntimeSettings, chosen), options.settings_from(SyncSettings, chosen)
+        return Setting(name, shlex.join(words), chosen.model, sync, runtime)
     except SettingsError as error:
         raise SettingsError(f"setting {name!r}: {error}") from error
 
@@ -217,8 +237,9 @@ class _SettingParser(argparse.ArgumentParser):
 
     def __init__(self, name: str) -> None:
         super().__init__(prog=name, add_help=False, allow_abbrev=False)
-        words.add_sync(self)
-        words.add_runtime(self)
+        groups = options.option_groups(self)
+        options.add_sync_options(groups)
+        options.add_runtime_options(groups)
 
     def known(self) -> set[str]:
         return {action.dest for action in self._actions}

@@ -130,8 +130,7 @@ def compared(
 def _differs(image: Image, before: Image, tolerance: int) -> NDArray[np.bool_]:
     """Where an image differs from that before by more than `tolerance` in any channel: (h, w)."""
     difference = np.maximum(image, before) - np.minimum(image, before)
-    differs: NDArray[np.bool_] = (difference > tolerance).any(axis=-1)
-    return differs
+    return np.asarray((difference > tolerance).any(axis=-1))
 
 
 class Meter:
@@ -197,7 +196,7 @@ class Ssim:
         """Count one frame's pixels. Only the part of the frame that they lie in, and its margin, is looked at."""
         if not frames.counts.any():
             return
-        rows, columns = (_span(frames.counts.any(axis=axis)) for axis in (1, 0))
+        rows, columns = (_span(np.asarray(frames.counts.any(axis=axis))) for axis in (1, 0))
         one, other = (_luma(image[rows, columns]) for image in (frames.reference, frames.picture))
         counts = torch.from_numpy(frames.counts[rows, columns])
         found = ssim_map(one, other)[counts]

@@ -304,6 +304,6 @@ def _planar(frame: AudioFrame) -> Samples:
         with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinite
             return samples.astype(np.float32)
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
+        return np.asarray((samples.astype(np.float32) - 128) / 128, np.float32)
     full_scale = float(2 ** (8 * samples.dtype.itemsize - 1))
     return (samples / full_scale).astype(np.float32)

@@ -20,6 +20,9 @@ from lipstream.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+# Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 keeps such bytes itself and dropped the parameter.
+_METADATA_ERRORS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 _TEXT_FORMATS = {"tty"}  # libav plays a text file as the video of a terminal
 
 
@@ -38,7 +41,7 @@ def open_input(path: Path, noun: str) -> InputContainer:
         raise InputError("the file is empty", file=path, fix=f"name a {noun} that was written completely")
     try:
         # "file:" keeps a colon in the name from being read as a protocol, the list keeps playlists off the network.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container: InputContainer = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **_METADATA_ERRORS)
     except PermissionError as error:
         raise InputError("no permission to read it", file=path, fix="change its permissions") from error
     except (av.error.FFmpegError, OSError) as error:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
+_unfinished: set[Path] = set()
+
 _AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 _AAC_LAYOUTS = {"mono", "stereo", "2.1", "3.0", "4.0", "quad", "5.0", "5.0(side)", "5.1", "5.1(side)", "6.1", "7.1"}
 _AAC_LAYOUT_OF_COUNT = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
@@ -197,10 +199,12 @@ class VideoWriter:
                 self._temporary.replace(self._target)
             else:
                 _rename_to_new(self._temporary, self._target)
+        _unfinished.discard(self._temporary)
 
     def discard(self) -> None:
         """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
         self._temporary.unlink(missing_ok=True)
+        _unfinished.discard(self._temporary)
 
     def _abandon(self) -> None:
         """Close the files and remove the hidden one, even where both fail.
@@ -218,7 +222,7 @@ class VideoWriter:
                 with contextlib.suppress(av.error.FFmpegError, OSError):
                     container.close()
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self.discard()
 
 
 class _SpeechTrack:
@@ -280,7 +284,14 @@ def _create_hidden(path: Path, target: Path) -> Path:
     hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     with _output_errors(path):
         os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    _unfinished.add(hidden)
     return hidden
+
+
+def remove_unfinished() -> None:
+    """Remove the hidden files of all writers, for a process that ends without unwinding."""
+    for path in list(_unfinished):
+        path.unlink(missing_ok=True)
 
 
 def _open_container(path: Path, container_format: str) -> OutputContainer:

@@ -1,10 +1,11 @@
-"""Checkpoints: reading their tensors without running code, and filling a network with them, every one accounted for."""
+"""Checkpoints: read tensors without running code, find damage, and fill a network, every tensor accounted for."""
 
 from __future__ import annotations
 
 import logging
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,33 +21,74 @@ from lipstream.models.unet_layers import sinusoidal_positions
 logger = logging.getLogger(__name__)
 
 _POSITIONS = ".pos_encoder.pe"
+_FIX = "download it again"
 
 
 def read_tensors(path: Path, wrapper: str | None) -> dict[str, Tensor]:
     """Read a .safetensors file, or a torch checkpoint without running any code in it.
 
-    wrapper: the word under which a torch checkpoint holds its tensors. Raises ModelError.
+    wrapper: the key under which a torch checkpoint holds its tensors. Raises ModelError.
     """
     try:
+        _refuse_other_content(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         # mmap keeps a 5 GB checkpoint from being in memory twice; files of torch before 1.6 cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: not a readable checkpoint ({reason}); download it again") from error
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to load the file unsafely: it is not passed on.
+        raise ModelError("holds code, or objects other than tensors; it was not loaded", file=path, fix=_FIX) from error
+    except SafetensorError as error:
+        raise ModelError(
+            f"damaged or truncated: not a whole safetensors file ({error})", file=path, fix=_FIX
+        ) from error
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+        raise ModelError(f"not a readable checkpoint ({type(error).__name__})", file=path, fix=_FIX) from error
     if isinstance(content, Mapping) and wrapper in content:
         content = content[wrapper]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise ModelError(f"{path}: holds no tensors")
+        raise ModelError("holds no tensors", file=path, fix=_FIX)
     return tensors
+
+
+def _refuse_other_content(path: Path) -> None:
+    """Raise ModelError for what is often found in a checkpoint's place: git-lfs pointers, web pages, partial files."""
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        raise ModelError("empty", file=path, fix=_FIX)
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            "a git-lfs pointer, not the file itself", file=path, fix="run `git lfs pull` in the folder it was cloned to"
+        )
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError("a web page, not a checkpoint", file=path, fix=f"{_FIX} from the file's own address")
+    if path.suffix == ".safetensors":
+        return
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ModelError("truncated: the end of the archive is missing", file=path, fix=_FIX)
+    if not head.startswith((b"PK", b"\x80")):
+        raise ModelError("not a checkpoint of torch", file=path, fix=_FIX)
+
+
+def check_archive(path: Path) -> None:
+    """Compare every part of a torch checkpoint with its checksum. Raises ModelError; other files have no checksums."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"damaged ({error})", file=path, fix=_FIX) from error
+    if damaged is not None:
+        raise ModelError(f"damaged: {damaged} in it does not match its checksum", file=path, fix=_FIX)
 
 
 def fill(
     module: nn.Module, tensors: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Give a module built on the meta device its tensors, every one accounted for. Raises ModelError."""
+    """Fill a module built on the meta device with tensors, every one accounted for. Raises ModelError."""
     filled: dict[str, Tensor] = {}
     missing = []
     for name, wanted in module.state_dict().items():
@@ -57,16 +99,26 @@ def fill(
             missing.append(name)
         elif tensor.shape != wanted.shape:
             raise ModelError(
-                f"{path}: tensor {name} is {_shape(tensor)}, the model's configuration needs {_shape(wanted)}"
+                f"tensor {name} is {_shape(tensor)}, the model's configuration needs {_shape(wanted)}",
+                file=path,
+                fix="check that lipstream.json describes this file",
             )
         elif tensor.is_floating_point() != wanted.is_floating_point():
-            raise ModelError(f"{path}: tensor {name} is {_dtype(tensor)}, the model needs {_dtype(wanted)}")
+            raise ModelError(
+                f"tensor {name} is {_dtype(tensor)}, the model needs {_dtype(wanted)}",
+                file=path,
+                fix='check "quantized" in lipstream.json',
+            )
         else:
             # Whole numbers stay what they are, and so do their scales: half a dtype's digits would cost more than int8.
             keeps = not tensor.is_floating_point() or name.endswith(f".{SCALE}")
             filled[name] = tensor.to(device=device, dtype=wanted.dtype if keeps else dtype)
     if missing:
-        raise ModelError(f"{path}: {len(missing)} missing tensors: {_listing(missing)}")
+        raise ModelError(
+            f"{len(missing)} missing tensors: {_listing(missing)}",
+            file=path,
+            fix="check that lipstream.json describes this file, or download it again",
+        )
     unexpected = [name for name in tensors if name not in filled]
     if unexpected:
         logger.warning("%s: %d unexpected tensors, not used: %s", path, len(unexpected), _listing(unexpected))
@@ -74,7 +126,7 @@ def fill(
 
 
 def leave_out_absent_motion_modules(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Take the motion modules that a file does not hold out of a network, and log that."""
+    """Remove the motion modules that a file does not hold from a network, and log that."""
     # The published code loads loosely, and a motion module that was never filled is an identity there (its last
     # layer starts at zero): the same picture comes from not computing it.
     for block_name, block in module.named_modules():

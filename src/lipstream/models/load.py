@@ -1,10 +1,9 @@
-"""The models: finding, downloading, checking and loading them."""
+"""Load a model: read its files, fill its networks and put them on a device. Verify one without running it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,51 @@ import torch
 from torch import Tensor, nn
 
 from lipstream.errors import ModelError, SettingsError
-from lipstream.models import hub
-from lipstream.models.catalogue import BUNDLED, CONFIG_NAME, NAMES, PUBLISHED, ModelConfig
-from lipstream.models.checkpoint import fill, leave_out_absent_motion_modules, read_tensors
+from lipstream.models.catalogue import ModelConfig, PinnedFile
+from lipstream.models.checkpoint import check_archive, fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
 from lipstream.models.enlarging import merge_enlargements, pays_on
 from lipstream.models.group_norm import replace_group_norms
+from lipstream.models.hub import sha256
+from lipstream.models.locate import (
+    ModelPaths,
+    ModelStatus,
+    describe_models,
+    download_model,
+    locate,
+    read_config,
+    read_words,
+)
 from lipstream.models.prune import drop, read_list
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import Quantize
 
+__all__ = [
+    "Model",
+    "ModelPaths",
+    "ModelStatus",
+    "Source",
+    "VerifiedFile",
+    "describe_models",
+    "download_model",
+    "load_model",
+    "locate",
+    "read_audio_encoder",
+    "read_config",
+    "read_unet",
+    "read_vae",
+    "read_words",
+    "vae_factor",
+    "verify_model",
+]
+
 # Whisper's final norm and text decoder are in the published file and have no part here.
 _WHISPER_UNUSED = ("ln_post.",)
 _POSITIONS = "positional_embedding"
 # Names of the autoencoder's attention in files written before diffusers 0.17, as sd-vae-ft-mse is.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-
-
-@dataclass(frozen=True)
-class ModelPaths:
-    """The files of one model on this machine."""
-
-    unet: Path
-    audio_encoder: Path
-    vae_config: Path
-    vae_weights: Path
 
 
 @dataclass(frozen=True)
@@ -112,143 +129,10 @@ class Model:
         factor = vae_factor(self.vae)
         if resolution % factor:
             raise SettingsError(
-                f"resolution = {resolution}: {self.config.name} takes multiples of {factor}; its own is"
-                f" {self.config.resolution}"
+                f"resolution = {resolution}: {self.config.name} takes multiples of {factor}",
+                fix=f"use its own, {self.config.resolution}",
             )
         return resolution // factor
-
-
-def read_config(model: str | Path) -> tuple[ModelConfig, Path | None]:
-    """The configuration of a named model or a folder, and the folder its files lie in (None: on the hub).
-
-    A folder's lipstream.json may name another model as its `base` and give only what differs.
-    Raises ModelError for an unknown name, or a folder without a readable lipstream.json.
-    """
-    words, origin, folder = read_words(model)
-    return ModelConfig.from_dict(words, origin), folder
-
-
-def read_words(model: str | Path) -> tuple[dict[str, Any], str, Path | None]:
-    """The words of `read_config`'s configuration, where they come from, and the folder. Raises ModelError."""
-    folder = _bundled_folder(str(model)) if str(model) in BUNDLED else None
-    if folder is None and str(model) not in NAMES:
-        folder = Path(model)
-    if folder is None:
-        return _published_words(str(model)), str(model), None
-    return _folder_words(folder, str(model)), str(folder / CONFIG_NAME), folder
-
-
-def _bundled_folder(name: str) -> Path:
-    return Path(str(resources.files("lipstream.models") / "bundled" / name))
-
-
-def _published_words(name: str) -> dict[str, Any]:
-    text = (resources.files("lipstream.models") / "configs" / f"{name}.json").read_text("utf-8")
-    return _with_base(json.loads(text))
-
-
-def _with_base(words: dict[str, Any]) -> dict[str, Any]:
-    base = words.pop("base", None)
-    if base is None:
-        return words
-    if base not in PUBLISHED:
-        raise ModelError(f"base {base!r} is not one of {', '.join(PUBLISHED)}")
-    return {**_published_words(base), **words}
-
-
-def _folder_words(folder: Path, asked: str) -> dict[str, Any]:
-    if not folder.is_dir() and asked in BUNDLED:
-        raise ModelError(f"{folder}: missing; lipstream is not installed whole, install it again")
-    if not folder.is_dir():
-        raise ModelError(f"{asked}: neither a folder nor one of the models {', '.join(NAMES)}")
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise ModelError(
-            f"{folder}: has no {CONFIG_NAME}; for the published files put one there that says which they are:"
-            ' {"base": "latentsync-1.6"}'
-        )
-    try:
-        words = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(words, dict):
-        raise ModelError(f"{path}: must hold a JSON object")
-    return _with_base(words)
-
-
-def locate(config: ModelConfig, folder: Path | None, *, download: bool = True) -> ModelPaths:
-    """The model's files: in its folder, else in the hub's cache, else downloaded into it.
-
-    Raises ModelError that names the missing file (folder), or the mend when the hub can't be reached.
-    """
-    files = config.files
-    names = [files.unet, files.audio_encoder, files.vae_config, files.vae_weights]
-    if folder is not None:
-        for name in names:
-            if not (folder / name).is_file():
-                raise ModelError(f"{folder / name}: missing; the model {config.name} cannot be loaded without it")
-        return ModelPaths(*(folder / name for name in names))
-    assert config.hub is not None
-    own, vae = config.hub.repo, config.hub.vae_repo
-    sources = [(own, names[0]), (own, names[1])] + [(vae, Path(name).name) for name in names[2:]]
-    return ModelPaths(*(hub.fetch(repo, name, config.name, download=download) for repo, name in sources))
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """A named model, its resolution in px, and where its files are, or the mend."""
-
-    name: str
-    resolution: int
-    is_here: bool
-    place: str
-
-
-def describe_models() -> list[ModelStatus]:
-    """The named models and which of them are on this machine. Asks no network.
-
-    Raises ModelError only where lipstream itself is not installed whole.
-    """
-    found = []
-    for name in NAMES:
-        config, folder = read_config(name)
-        try:
-            paths = locate(config, folder, download=False)
-        except ModelError:
-            place = f"not on this machine; lipstream models download {name}"
-            found.append(ModelStatus(name, config.resolution, False, place))
-        else:
-            place = "bundled" if name in BUNDLED else str(paths.unet.parent)
-            found.append(ModelStatus(name, config.resolution, True, place))
-    return found
-
-
-@dataclass(frozen=True)
-class VerifiedFile:
-    """A file of weights that was read whole: its tensors belong to the model and are finite."""
-
-    path: Path
-    tensors: int
-    size_bytes: int
-
-
-def verify_model(model: str | Path) -> list[VerifiedFile]:
-    """Check every file of a model on this machine without running it. Raises ModelError for the first fault."""
-    config, folder = read_config(model)
-    paths = locate(config, folder, download=False)
-    load_model(model, torch.device("meta"), torch.float32)
-    verified = []
-    for path, wrapper in (
-        (paths.unet, "state_dict"),
-        (paths.audio_encoder, "model_state_dict"),
-        (paths.vae_weights, None),
-    ):
-        tensors = read_tensors(path, wrapper)
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"{path}: tensor {name} holds values that are not numbers; download the file again")
-        verified.append(VerifiedFile(path, len(tensors), path.stat().st_size))
-    return verified
 
 
 def load_model(
@@ -269,9 +153,11 @@ def load_model(
         quantize = config.quantized
     dtypes = dtype if isinstance(dtype, Dtypes) else Dtypes(dtype, dtype, dtype)
     if dtypes.unet == torch.float8_e4m3fn and quantize != "none":
-        raise SettingsError(f"{config.name}: fp8 and {quantize} weights both take the linear layers; use one")
+        raise SettingsError(
+            f"fp8 and {quantize} weights both take the linear layers", file=config.name, fix="use one of the two"
+        )
     if quantize == "int8-dynamic" and device.type == "mps":
-        raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers; use int8")
+        raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers", fix="use int8")
     left_out = () if pruned is None else read_list(pruned, config.name).names
     source = Source(config, locate(config, folder), device, quantize, left_out, str(pruned))
     vae, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
@@ -294,7 +180,9 @@ def read_vae(paths: ModelPaths) -> tuple[Any, dict[str, Tensor]]:
         with torch.device("meta"):
             vae: Any = AutoencoderKL.from_config(words)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{paths.vae_config}: not an autoencoder's configuration ({error})") from error
+        raise ModelError(
+            f"not an autoencoder's configuration ({error})", file=paths.vae_config, fix="download it again"
+        ) from error
     return vae, {_new_vae_name(name): t for name, t in read_tensors(paths.vae_weights, None).items()}
 
 
@@ -313,11 +201,23 @@ def vae_factor(vae: Any) -> int:
 def _check_vae(config: ModelConfig, vae: Any) -> None:
     if vae.config.latent_channels != config.unet.out_channels:
         raise ModelError(
-            f"{config.name}: an autoencoder of {vae.config.latent_channels} latent channels does not belong to a"
-            f" U-Net of {config.unet.out_channels}"
+            f"an autoencoder of {vae.config.latent_channels} latent channels does not belong to a U-Net of"
+            f" {config.unet.out_channels}",
+            file=config.name,
+            fix="use the autoencoder that the U-Net was trained with",
         )
     if config.resolution % vae_factor(vae):
-        raise ModelError(f"{config.name}: resolution {config.resolution} is not a multiple of {vae_factor(vae)}")
+        raise ModelError(
+            f"resolution {config.resolution} is not a multiple of {vae_factor(vae)}",
+            file=config.name,
+            fix="correct it in lipstream.json",
+        )
+    if vae.config.shift_factor:
+        raise ModelError(
+            f"shift_factor {vae.config.shift_factor} of the autoencoder is not supported",
+            file=config.name,
+            fix="use an autoencoder without one, as Stable Diffusion 1.5's",
+        )
 
 
 def read_audio_encoder(config: ModelConfig, paths: ModelPaths) -> tuple[AudioEncoder, dict[str, Tensor]]:
@@ -333,3 +233,64 @@ def read_audio_encoder(config: ModelConfig, paths: ModelPaths) -> tuple[AudioEnc
     with torch.device("meta"):
         encoder = AudioEncoder(sizes)
     return encoder, {name: t for name, t in tensors.items() if not name.startswith(_WHISPER_UNUSED)}
+
+
+@dataclass(frozen=True)
+class VerifiedFile:
+    """A file of weights that was read completely: its tensors belong to the model and are finite.
+
+    is_published: its SHA-256 is that of the published file.
+    """
+
+    path: Path
+    tensors: int
+    size_bytes: int
+    is_published: bool
+
+
+def verify_model(model: str | Path) -> list[VerifiedFile]:
+    """Check every file of a named model or a folder on this machine. Raises ModelError for the first fault.
+
+    A file of a published one's size is compared by SHA-256, any other torch checkpoint with its archive's checksums.
+    """
+    config, folder = read_config(model)
+    paths = locate(config, folder, download=False)
+    load_model(model, torch.device("meta"), torch.float32)  # maps the files: reads names and shapes, no weights
+    pinned = {} if config.hub is None else config.hub.pinned
+    if folder is None:
+        _is_published(paths.vae_config, pinned.get("vae_config"), must_be=True)
+    return [
+        _verified(path, wrapper, pinned.get(role), must_be=folder is None)
+        for role, path, wrapper in (
+            ("unet", paths.unet, "state_dict"),
+            ("audio_encoder", paths.audio_encoder, "model_state_dict"),
+            ("vae_weights", paths.vae_weights, None),
+        )
+    ]
+
+
+def _verified(path: Path, wrapper: str | None, pin: PinnedFile | None, *, must_be: bool) -> VerifiedFile:
+    is_published = _is_published(path, pin, must_be=must_be)
+    if not is_published:
+        check_archive(path)
+    tensors = read_tensors(path, wrapper)
+    if not is_published:
+        _check_finite(tensors, path)
+    return VerifiedFile(path, len(tensors), path.stat().st_size, is_published)
+
+
+def _is_published(path: Path, pin: PinnedFile | None, *, must_be: bool) -> bool:
+    """Whether the file has the published size and SHA-256. Raises ModelError where it `must_be` and has not."""
+    if pin is not None and path.stat().st_size == pin.size_bytes and sha256(path) == pin.sha256:
+        return True
+    if must_be and pin is not None:
+        raise ModelError(
+            "damaged: its SHA-256 is not the published one", file=path, fix="delete it and download it again"
+        )
+    return False
+
+
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"tensor {name} holds values that are not numbers", file=path, fix="download it again")

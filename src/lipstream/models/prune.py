@@ -36,8 +36,9 @@ def drop(unet: UNet, names: Iterable[str], origin: str) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ModelError(
-            f"{origin}: the U-Net has no layer {', '.join(unknown[:8])}; what can be left out has names such as"
-            f" {', '.join(known[:4])}"
+            f"the U-Net has no layer {', '.join(unknown[:8])}",
+            file=origin,
+            fix=f"use the names of its own layers, such as {', '.join(known[:4])}",
         )
     for name in dict.fromkeys(names):
         place, _, layer = name.rpartition(".")
@@ -87,24 +88,28 @@ class PruneList:
         try:
             path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", "utf-8")
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+            raise OutputError(
+                f"cannot be written ({error.strerror})", file=path, fix="name another file with -o"
+            ) from error
 
 
 def read_list(path: str | Path, model: str) -> PruneList:
     """Read a list that was made for the model named `model`. Raises ModelError."""
-    mend = "make it anew with lipstream prune"
+    fix = "make it again with lipstream prune"
     try:
         words: Any = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as a list of layers ({error}); {mend}") from error
+        raise ModelError(f"not readable as a list of layers ({error})", file=path, fix=fix) from error
     found = words.pop("format", None) if isinstance(words, dict) else None
     if found != FORMAT:
-        raise ModelError(f"{path}: not a list of layers in format {FORMAT}; {mend}")
+        raise ModelError(f"not a list of layers in format {FORMAT}", file=path, fix=fix)
     try:
         dropped = tuple(Dropped(str(part["name"]), float(part["ssim"])) for part in words.pop("dropped"))
         pruned = PruneList(dropped=dropped, **words)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: not a whole list of layers ({error}); {mend}") from error
+        raise ModelError(f"not a complete list of layers ({error})", file=path, fix=fix) from error
     if pruned.model != model:
-        raise ModelError(f"{path}: was made for the model {pruned.model}, not for {model}; {mend} --model {model}")
+        raise ModelError(
+            f"was made for the model {pruned.model}, not for {model}", file=path, fix=f"{fix} --model {model}"
+        )
     return pruned

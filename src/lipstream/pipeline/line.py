@@ -163,7 +163,7 @@ def _pictures(
     resolution = settings.resolution or line.model.config.resolution
 
     frames = budget.spend(timed(read_looped(job.video.path, job.n_frames, settings.loop), clocks.read))
-    stretches = _stretches(frames, settings.frames_a_search(), first_face)
+    stretches = _stretches(frames, settings.frames_per_search(), first_face)
     n_new = partial(_n_new, first_face=first_face)
     found = threads.ordered_map(partial(_detect, line.detector), stretches, line.threads, clocks.detect, n_new)
     tracked = _track(found, resolution, job)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from lipstream.errors import SettingsError
-from lipstream.settings import DetectorName, Precision, Quantize, RuntimeSettings
+from lipstream.settings import DetectorName, Precision, Quantize, RuntimeSettings, check_field_name
 
 
 class RuntimeFields(TypedDict, total=False):
@@ -29,10 +27,6 @@ class RuntimeFields(TypedDict, total=False):
 
 def with_options(runtime: RuntimeSettings, options: dict[str, Any]) -> RuntimeSettings:
     """Return `runtime` with some fields replaced. Raises SettingsError for one that it does not have."""
-    known = [field.name for field in fields(RuntimeSettings)]
     for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known)
-            fix = f"did you mean {' or '.join(near)}" if near else f"use one of {', '.join(known)}"
-            raise SettingsError(f"{name!r} is not a field of RuntimeSettings", fix=fix)
+        check_field_name(RuntimeSettings, name)
     return replace(runtime, **options)

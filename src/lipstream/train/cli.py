@@ -1,4 +1,4 @@
-"""`lipstream train data|vae|unet|finish|bundle`: words to settings to this folder's functions. Prints nothing."""
+"""`lipstream train data|vae|unet|finish|bundle`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipstream.cli.console import say
+from lipstream.cli.interrupts import Interrupts
 from lipstream.errors import InputError, SettingsError
 from lipstream.face.detect import make_detector
 from lipstream.latent import conditioning
@@ -31,8 +33,9 @@ _NOISY_SHARE = 0.7  # with --many-steps
 Tell = Callable[[str], None]
 
 
-def add_arguments(commands: Any) -> None:
-    """Add `data`, `vae`, `unet`, `finish` and `bundle` to an argparse subparsers object; each sets `train_stage`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the stages `data`, `vae`, `unet`, `finish` and `bundle`."""
+    commands = parser.add_subparsers(required=True, metavar="data|vae|unet|finish|bundle")
     clips = commands.add_parser("data", help="make training clips of videos and portraits")
     clips.set_defaults(train_stage="data")
     clips.add_argument("work", type=Path, metavar="WORK", help="folder for everything that training makes")
@@ -68,12 +71,13 @@ def add_arguments(commands: Any) -> None:
     made.add_argument("--notes", default="", metavar="TEXT", help="kept in lipstream.json")
 
 
-def run(args: argparse.Namespace, tell: Tell) -> None:
-    """Carry out the stage that `add_arguments` parsed. `tell` receives lines of progress.
+def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Carry out the stage that was parsed.
 
     Raises LipstreamError: InputError for what cannot be used, SettingsError for a stage that comes too early.
     """
-    _STAGES[args.train_stage](args, tell)
+    _STAGES[args.train_stage](args, say)
+    return 0
 
 
 def _data(args: argparse.Namespace, tell: Tell) -> None:

@@ -94,7 +94,7 @@ class Speaker:
         self._library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _UTF8, None, None)
         self._library.espeak_Synchronize()
         joined = np.concatenate(self._samples) if self._samples else np.zeros(0, np.int16)
-        return Speech(joined.astype(np.float32) / 32768, self._sample_rate_hz, tuple(self._phonemes))
+        return Speech(joined.astype(np.float32) / np.float32(32768), self._sample_rate_hz, tuple(self._phonemes))
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:

@@ -1,20 +1,22 @@
-"""`lipstream compare`: words to what compare.py does, and its figures as text. Prints nothing itself."""
+"""`lipstream compare`: videos side by side, and the figures as text."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lipstream.cli.console import write_json, write_result
+from lipstream.cli.interrupts import Interrupts
+from lipstream.cli.options import option_groups
+from lipstream.cli.progress import add_progress_option, reporting
+
 if TYPE_CHECKING:
-    from lipstream.lipsync import Progress
     from lipstream.measure.compare import Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the words of `lipstream compare`."""
+    """Add the arguments of `lipstream compare`."""
     parser.add_argument("a", type=Path, metavar="A", help="the original video")
     parser.add_argument("b", type=Path, metavar="B", help="one made from it; its sound is kept")
     parser.add_argument("c", type=Path, nargs="?", metavar="C", help="another made from it, measured against B")
@@ -28,28 +30,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--labels", metavar="A,B[,C]", help="[original,lip-synced,optimised]")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT, its .json and its .png where they exist")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="print the figures, or the error, as one JSON object")
+    add_progress_option(option_groups(parser)["messages"])
 
 
-def run(args: argparse.Namespace, on_progress: Callable[[Progress], None] | None) -> str:
-    """Carry out `lipstream compare`; what to print. Raises LipstreamError."""
-    from lipstream.measure.compare import compare
+def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Compare, and print the figures."""
+    with reporting(args.progress, quiet=args.quiet) as reporter:
+        reporter.status("Starting ...")
+        from lipstream.measure.compare import compare
 
-    videos = [args.a, args.b, *([args.c] if args.c else [])]
-    labels = None if args.labels is None else [label.strip() for label in args.labels.split(",")]
-    done = compare(videos, args.output, labels, overwrite=args.overwrite, on_progress=on_progress)
-    return json.dumps(done.to_dict()) if args.json else _text(done)
+        videos = [args.a, args.b, *([args.c] if args.c else [])]
+        labels = None if args.labels is None else [label.strip() for label in args.labels.split(",")]
+        comparison = compare(videos, args.output, labels, overwrite=args.overwrite, on_progress=reporter.update)
+    if args.json:
+        write_json(comparison.to_dict())
+    else:
+        write_result(_text(comparison))
+    return 0
 
 
-def _text(done: Comparison) -> str:
-    quality = done.quality
-    lines = [f"{done.output}: {done.frames} frames, {done.duration_s:.2f} s; sheet: {done.sheet}"]
-    lines += [
-        f"{side.path}: {side.frames} frames, {side.frames - done.frames} at the end left out"
-        for side in done.videos
-        if side.frames > done.frames
+def _text(comparison: Comparison) -> str:
+    quality = comparison.quality
+    lines = [
+        f"{comparison.output}: {comparison.frames} frames, {comparison.duration_s:.2f} s; sheet: {comparison.sheet}"
     ]
-    lines.append(f"{done.measured} against {done.against}, where {done.untouched} was repainted:")
+    lines += [
+        f"{side.path}: {side.frames} frames, {side.frames - comparison.frames} at the end left out"
+        for side in comparison.videos
+        if side.frames > comparison.frames
+    ]
+    lines.append(f"{comparison.measured} against {comparison.against}, where {comparison.untouched} was repainted:")
     figures = {
         "PSNR": _figure(quality.psnr_db, "{:.1f} dB"),
         "SSIM": _figure(quality.ssim, "{:.4f}"),

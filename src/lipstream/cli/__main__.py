@@ -1,0 +1,5 @@
+"""`python -m lipstream.cli` is the command line."""
+
+from lipstream.cli import script
+
+script()

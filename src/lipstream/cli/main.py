@@ -1,0 +1,188 @@
+"""`lipstream COMMAND`: find the command, run it, turn what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from lipstream.cli.console import BROKEN_PIPE, prepare_streams, say, start_logging, write_json
+from lipstream.cli.interrupts import Interrupts
+from lipstream.errors import LipstreamError, SettingsError
+from lipstream.version import __version__
+
+
+class _Interrupted(LipstreamError):
+    code = "interrupted"
+
+
+class _InternalError(LipstreamError):
+    code = "internal"
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A command. module: has its two functions; imported when it is called, since some need torch."""
+
+    help: str
+    module: str
+    add_arguments: str = "add_arguments"
+    run: str = "run"
+
+    def parser(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Add the arguments to a parser."""
+        module = importlib.import_module(self.module)
+        getattr(module, self.add_arguments)(parser)
+        messages = next((g for g in parser._action_groups if g.title == "messages"), parser)
+        messages.add_argument("-q", "--quiet", action="store_true", help="errors only")
+        messages.add_argument("-v", "--verbose", action="store_true", help="say what is done and with what")
+        messages.add_argument("--debug", action="store_true", help="everything any library logs; tracebacks")
+        parser.set_defaults(command=getattr(module, self.run))
+        return parser
+
+
+_COMMANDS = {
+    "sync": _Command("lip-sync a video to a recording", "lipstream.cli.sync", "add_sync_arguments", "run_sync"),
+    "demo": _Command(
+        "lip-sync the bundled sample with the bundled model; no network",
+        "lipstream.cli.sync",
+        "add_demo_arguments",
+        "run_demo",
+    ),
+    "models": _Command("list, download, verify and quantize models", "lipstream.cli.models"),
+    "doctor": _Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
+    "compare": _Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),
+    "profile": _Command(
+        "show where the time goes: stages, calls, a trace", "lipstream.measure.cli", "add_profile_arguments", "profile"
+    ),
+    "bench": _Command(
+        "compare settings: speed, memory and quality", "lipstream.measure.cli", "add_bench_arguments", "bench"
+    ),
+    "prune": _Command(
+        "find the layers that a model can spare", "lipstream.measure.cli", "add_prune_arguments", "prune"
+    ),
+    "train": _Command("make a model: data, vae, unet, finish, bundle", "lipstream.train.cli"),
+    "completion": _Command("print a shell's completion script", "lipstream.cli.completion"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message, fix=f"see {self.prog} --help")
+
+
+def script() -> NoReturn:
+    """Run the command line as a process of its own, and end the process."""
+    exit_code = main()
+    if exit_code >= 128:
+        # A thread may still be inside a library's call, which must not meet an interpreter that is being taken apart.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see lipstream.errors). Errors are one line on standard error.
+
+    With --json an error is also one JSON object on standard output: {"error": {"code", "message", "file", "fix"}}.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
+    as_json, debug = "--json" in given, "--debug" in given
+    with Interrupts() as interrupts:
+        try:
+            args = _parse(given)
+            start_logging(quiet=args.quiet, verbose=args.verbose, debug=args.debug)
+            _keep_freed_memory()
+            run: Callable[[argparse.Namespace, Interrupts], int] = args.command
+            return run(args, interrupts)
+        except BrokenPipeError:
+            return BROKEN_PIPE
+        except LipstreamError as error:
+            exit_code = interrupts.exit_code if interrupts.cancel.is_set() else error.exit_code
+            return _fail(error, exit_code, as_json=as_json, debug=debug)
+        except KeyboardInterrupt:
+            interrupted = _Interrupted("interrupted; no unfinished file is left behind")
+            return _fail(interrupted, interrupts.exit_code, as_json=as_json, debug=debug)
+        except Exception as fault:  # noqa: BLE001  (the last resort)
+            internal = _InternalError(
+                f"internal error ({type(fault).__name__}: {fault})",
+                fix="run it again with --debug and report the traceback",
+            )
+            return _fail(internal, internal.exit_code, as_json=as_json, debug=debug)
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """Return a parser of all commands with all their options; needs every command's module."""
+    parser = _top_parser()
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, command in _COMMANDS.items():
+        command.parser(commands.add_parser(name, help=command.help, description=_sentence(command.help)))
+    return parser
+
+
+def _parse(given: Sequence[str]) -> argparse.Namespace:
+    """Parse with the named command's module alone, so that --help and errors are quick."""
+    name = given[0] if given else ""
+    command = _COMMANDS.get(name)
+    if command is None:
+        parser = _top_parser()
+        commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+        for known, one in _COMMANDS.items():
+            commands.add_parser(known, help=one.help)
+        if given and not name.startswith("-"):
+            raise _unknown_command(given)
+        parser.parse_args(given)
+        raise SettingsError("no COMMAND given", fix="see lipstream --help")
+    return command.parser(_Parser(prog=f"lipstream {name}", description=_sentence(command.help))).parse_args(given[1:])
+
+
+def _top_parser() -> _Parser:
+    parser = _Parser(prog="lipstream", description="Change a video so that its mouth says a recording.")
+    parser.add_argument("--version", action="version", version=f"lipstream {__version__}")
+    return parser
+
+
+def _unknown_command(given: Sequence[str]) -> SettingsError:
+    name = given[0]
+    near = difflib.get_close_matches(name, _COMMANDS)
+    if near:
+        fix = f"did you mean lipstream {near[0]}?"
+    elif len(given) > 1 and Path(name).suffix:
+        fix = f"did you mean lipstream sync {shlex.join(given)}?"
+    else:
+        fix = f"use one of {', '.join(_COMMANDS)}; see lipstream --help"
+    return SettingsError(f"{name!r} is not a command", fix=fix)
+
+
+def _sentence(help: str) -> str:
+    return f"{help[0].upper()}{help[1:]}."
+
+
+def _keep_freed_memory() -> None:
+    from lipstream.allocator import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def _fail(error: LipstreamError, exit_code: int, *, as_json: bool, debug: bool) -> int:
+    """Say what went wrong. To be called while the exception is handled."""
+    if debug:
+        say(traceback.format_exc())
+    say(f"lipstream: error: {' '.join(str(error).split())}")
+    if as_json:
+        described = {"code": error.code, "message": error.message, "file": error.file, "fix": error.fix}
+        try:
+            write_json({"error": described})
+        except (BrokenPipeError, LipstreamError):
+            return exit_code
+    return exit_code

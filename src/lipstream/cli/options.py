@@ -1,0 +1,107 @@
+"""Options that several commands share, built from the fields of the settings records."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from typing import Any, TypeVar, get_origin
+
+from lipstream.errors import SettingsError
+from lipstream.settings import RuntimeSettings, Settings, SyncSettings
+from lipstream.validation import alternatives, choices, type_hints
+
+_GROUPS = ("input and output", "quality", "speed", "hardware", "messages")
+
+S = TypeVar("S", bound=Settings)
+Groups = Mapping[str, argparse._ArgumentGroup]
+
+
+def option_groups(parser: argparse.ArgumentParser) -> Groups:
+    """Add the headings under which options stand in --help, in their order."""
+    return {title: parser.add_argument_group(title) for title in _GROUPS}
+
+
+def add_sync_options(groups: Groups) -> None:
+    """Add --model and the fields of SyncSettings."""
+    groups["quality"].add_argument(
+        "--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models list` [tiny]"
+    )
+    add_fields(groups, SyncSettings)
+
+
+def add_runtime_options(groups: Groups, **defaults: Any) -> None:
+    """Add the fields of RuntimeSettings. defaults: in place of the record's own."""
+    add_fields(groups, RuntimeSettings, **defaults)
+
+
+def add_fields(groups: Groups, record: type[Settings], **defaults: Any) -> None:
+    """Add one option per field of a settings record, each in its group."""
+    for f in fields(record):
+        _add_field(groups[f.metadata["group"]], f, type_hints(record)[f.name], defaults.get(f.name, f.default))
+
+
+def _add_field(group: argparse._ArgumentGroup, f: Field[Any], hint: Any, default: Any) -> None:
+    if hint is bool:
+        group.add_argument(flag(f), dest=f.name, action="store_true", help=f.metadata["help"])
+        return
+    shown = f.metadata["unset"] if default is None else default
+    only_literals = choices(hint) if all(isinstance(value, str) for value in choices(hint)) else ()
+    parse = _parser_of(hint)
+    group.add_argument(
+        flag(f),
+        dest=f.name,
+        default=default,
+        type=parse,
+        choices=only_literals if parse is str and only_literals else None,
+        metavar=f.metadata["metavar"],
+        help=f"{f.metadata['help']} [{shown}]",
+    )
+
+
+def flag(f: Field[Any]) -> str:
+    """Return the option of a field."""
+    return f.metadata["flag"] or f"--{f.name.replace('_', '-')}"
+
+
+def settings_from(record: type[S], args: argparse.Namespace) -> S:
+    """Return the settings that parsed options mean. Raises SettingsError that names the option."""
+    try:
+        return record(**{f.name: getattr(args, f.name) for f in fields(record)})
+    except SettingsError as error:
+        flags = {f.name: flag(f) for f in fields(record)}
+        if error.setting not in flags:
+            raise
+        message = error.message.replace(f"{error.setting} = ", f"{flags[error.setting]} ", 1)
+        raise SettingsError(message, fix=error.fix, setting=error.setting) from None
+
+
+def _parser_of(hint: Any) -> Callable[[str], Any]:
+    """Return what turns an option's text into a value of a field's type; ranges are the settings' to check."""
+    kinds = [one for one in alternatives(hint) if not choices(one)]
+    kind = kinds[0] if kinds else str
+    if get_origin(kind) is tuple:
+        return _interval
+    if kind is int and choices(hint):
+        return _number_or(choices(hint))
+    return kind if kind in (int, float) else str
+
+
+def _number_or(literals: tuple[str, ...]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        if text in literals:
+            return text
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(literals)} nor a whole number") from None
+
+    return parse
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        begin, end = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers from 0 to 1, such as 0,0.5") from None
+    return begin, end

@@ -1,0 +1,198 @@
+"""How far a run has come: bars on a terminal, lines elsewhere, JSON for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from lipstream.cli.console import say
+
+if TYPE_CHECKING:
+    from lipstream.lipsync import Progress
+
+Mode = Literal["auto", "bar", "plain", "json", "none"]
+
+_LINE_EVERY_S = 10.0
+
+
+class Reporter(Protocol):
+    """Shows a command's progress on standard error."""
+
+    def status(self, message: str) -> None:
+        """Say what is being done before any frame is."""
+
+    def update(self, progress: Progress) -> None:
+        """Show how far the stages are; called about twice a second, from one thread."""
+
+
+def add_progress_option(group: argparse._ArgumentGroup) -> None:
+    """Add --progress."""
+    group.add_argument(
+        "--progress",
+        default="auto",
+        choices=get_args(Mode),
+        help="how to show it on standard error; auto: bar on a terminal, else a line every 10 s [auto]",
+    )
+
+
+@contextmanager
+def reporting(mode: Mode, *, quiet: bool) -> Iterator[Reporter]:
+    """Yield what shows progress in a mode; `quiet` decides for none where the mode is auto."""
+    if mode == "auto":
+        is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        mode = "none" if quiet else "bar" if is_terminal else "plain"
+    if mode == "bar":
+        with _bars() as reporter:
+            yield reporter
+    else:
+        reporters: dict[str, type[Reporter]] = {"plain": _Lines, "json": _JsonLines, "none": _Nothing}
+        yield reporters[mode]()
+
+
+class Estimate:
+    """Frames per second and time left, from all the frames written since the run began.
+
+    The rate changes only when frames are written: a window's frames arrive together, and between two windows an
+    estimate by the clock would sink and jump.
+    """
+
+    def __init__(self) -> None:
+        self._begun_s: float | None = None
+        self._last: tuple[float, int] | None = None
+
+    def add(self, frames: int, now_s: float) -> None:
+        """Note how many frames are written at a time; the first call is the run's beginning."""
+        if self._begun_s is None:
+            self._begun_s = now_s
+        elif frames > (self._last[1] if self._last else 0):
+            self._last = (now_s, frames)
+
+    @property
+    def frames_per_s(self) -> float | None:
+        """The rate, or None until a frame is written."""
+        if self._begun_s is None or self._last is None or self._last[0] <= self._begun_s:
+            return None
+        return self._last[1] / (self._last[0] - self._begun_s)
+
+    def left_s(self, n_frames: int, now_s: float) -> float | None:
+        """Return the time left until `n_frames` are written, or None where it is not known yet."""
+        rate = self.frames_per_s
+        if rate is None or self._last is None:
+            return None
+        return max(0.0, (n_frames - self._last[1]) / rate - (now_s - self._last[0]))
+
+
+class _Lines:
+    """One line at the beginning, and one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._estimate = Estimate()
+        self._due_s = 0.0
+        self._shown = -1
+
+    def status(self, message: str) -> None:
+        say(f"lipstream: {message}")
+
+    def update(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        self._estimate.add(progress.frames, now_s)
+        is_last = progress.frames == progress.n_frames
+        if progress.frames == self._shown if is_last else now_s < self._due_s:
+            return
+        self._due_s, self._shown = now_s + _LINE_EVERY_S, progress.frames
+        stages = ", ".join(f"{stage.name} {stage.frames}" for stage in progress.stages)
+        say(f"lipstream: {_total(progress, self._estimate, now_s)} ({stages})")
+
+
+class _JsonLines:
+    """One JSON object per line, for programs."""
+
+    def __init__(self) -> None:
+        self._estimate = Estimate()
+
+    def status(self, message: str) -> None:
+        say(json.dumps({"event": "status", "message": message}))
+
+    def update(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        self._estimate.add(progress.frames, now_s)
+        say(
+            json.dumps(
+                {
+                    "event": "progress",
+                    "frames": progress.frames,
+                    "n_frames": progress.n_frames,
+                    "frames_per_s": _rounded(self._estimate.frames_per_s),
+                    "left_s": _rounded(self._estimate.left_s(progress.n_frames, now_s)),
+                    "stages": {stage.name: stage.frames for stage in progress.stages},
+                }
+            )
+        )
+
+
+class _Nothing:
+    """Shows nothing."""
+
+    def status(self, message: str) -> None:
+        """Show nothing."""
+
+    def update(self, progress: Progress) -> None:
+        """Show nothing."""
+
+
+@contextmanager
+def _bars() -> Iterator[Reporter]:
+    """A bar per stage, all from the beginning, above a line with the total; they vanish at the end."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as StageBars
+    from rich.text import Text
+
+    columns = (TextColumn("{task.description:>9}"), BarColumn(bar_width=None), TextColumn("{task.completed:.0f}"))
+    bars, line = StageBars(*columns, expand=True), Text("", no_wrap=True, overflow="ellipsis")
+
+    class Bars:
+        def __init__(self) -> None:
+            self._estimate = Estimate()
+            self._tasks: dict[str, Any] = {}
+
+        def status(self, message: str) -> None:
+            line.plain = message
+
+        def update(self, progress: Progress) -> None:
+            now_s = time.monotonic()
+            self._estimate.add(progress.frames, now_s)
+            for stage in progress.stages:
+                if stage.name not in self._tasks:
+                    self._tasks[stage.name] = bars.add_task(stage.name, total=progress.n_frames)
+                bars.update(self._tasks[stage.name], completed=stage.frames)
+            line.plain = _total(progress, self._estimate, now_s)
+
+    with Live(Group(bars, line), console=Console(stderr=True), transient=True, refresh_per_second=4):
+        yield Bars()
+
+
+def _total(progress: Progress, estimate: Estimate, now_s: float) -> str:
+    """The total as a line of at most 40 columns for clips of up to 99,999 frames."""
+    rate, left_s = estimate.frames_per_s, estimate.left_s(progress.n_frames, now_s)
+    speed = "" if rate is None else f", {rate:.1f}/s"
+    left = "" if left_s is None else f", {duration(left_s)} left"
+    return f"{progress.frames}/{progress.n_frames} frames{speed}{left}"
+
+
+def duration(time_s: float) -> str:
+    """Return a time as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(time_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
