@@ -36,7 +36,7 @@ from lipstream.models.upsample_conv import merge_enlargements
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.runtime.compile import compiled_step
-from lipstream.runtime.device_stream import Lane
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import Sampling
 
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
@@ -312,20 +312,20 @@ def unfused(unet: UNet) -> UNet:
 
 def clip(setup: Setup, denoiser: Denoiser, windows: int = 1, *, ahead: bool = True, pinned: bool = True) -> Tensor:
     """All windows through encoding, denoising and decoding, so many a call, in the way of lipstream.pipeline."""
-    lanes, frames = [Lane(setup.device) for _ in range(3)], windows * NUM_FRAMES
+    streams, frames = [DeviceStream(setup.device) for _ in range(3)], windows * NUM_FRAMES
 
     @torch.inference_mode()
     def encode() -> Iterator[Conditioning]:
         for crops, audio in zip(setup.crops.split(frames), setup.audio.split(frames), strict=True):
-            with lanes[0].running():
-                pixels = conditioning.to_pixels(lanes[0].upload(crops) if pinned else crops.to(setup.device))
+            with streams[0].running():
+                pixels = conditioning.to_pixels(streams[0].upload(crops) if pinned else crops.to(setup.device))
                 seen = conditioning.condition(setup.vae, pixels, setup.mask, audio, NUM_FRAMES)
             yield seen
 
     @torch.inference_mode()
     def repaint(encoded: Iterable[Conditioning]) -> Iterator[Tensor]:
         for seen in encoded:
-            with lanes[1].running():
+            with streams[1].running():
                 faces = conditioning.decode(setup.vae, setup.sample(denoiser, seen))
                 faces = faces if pinned else faces.cpu()
             yield faces
@@ -333,8 +333,8 @@ def clip(setup: Setup, denoiser: Denoiser, windows: int = 1, *, ahead: bool = Tr
     @torch.inference_mode()
     def fetch(repainted: Iterable[Tensor]) -> Iterator[Tensor]:
         for faces in repainted:
-            with lanes[2].running():
-                faces = lanes[2].download(faces) if pinned else faces
+            with streams[2].running():
+                faces = streams[2].download(faces) if pinned else faces
             yield faces
 
     with ThreadGroup() as threads:

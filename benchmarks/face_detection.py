@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=75, help="held in memory: 6 MB each at 1080x1920")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--detector", default="mediapipe", choices=[n for n in get_args(DetectorName) if n != "auto"])
-    parser.add_argument("--search-every", type=int, nargs="+", default=[10, 25])
+    parser.add_argument("--detect-every", type=int, nargs="+", default=[10, 25])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
     args = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> None:
 
     runs: dict[str, Callable[[], object]] = {"library, frame by frame": lambda: [library(f.image) for f in frames]}
     found: dict[str, Faces] = {}
-    for every in (1, *args.search_every):
+    for every in (1, *args.detect_every):
         words = f"ours, every frame whole, {args.threads} threads" if every == 1 else f"ours, whole every {every}"
         runs[words] = lambda every=every: search(detector, frames, every, args.threads)
         found[words] = search(detector, frames, every, args.threads)

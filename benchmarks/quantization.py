@@ -145,7 +145,7 @@ def run_one(
     settings = SyncSettings(num_inference_steps=steps, crf=0)
     for _ in range(2):
         result = sync(sample.VIDEO, speech, out, settings, overwrite=True)
-    line = sync._line
+    line = sync._components
     networks = (line.model.unet, line.model.vae, line.model.audio_encoder)
     return {
         "seconds": sum(stage.seconds for stage in result.stages if stage.name in STAGES),

@@ -109,7 +109,7 @@ def test_faces_are_cut_out_and_pasted_back_as_on_whole_frames() -> None:
 
 
 def test_faces_are_found_where_the_library_finds_them() -> None:
-    told = run("benchmarks/face_detection.py", "--frames", "4", "--search-every", "2")
+    told = run("benchmarks/face_detection.py", "--frames", "4", "--detect-every", "2")
     assert told.count("4 of 4 with a face") == 2
 
 

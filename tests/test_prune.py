@@ -293,7 +293,7 @@ def test_a_sync_with_the_list_paints_what_the_search_saw(
     whole, detector = load_model("tiny", CPU, torch.float32), make_detector("mediapipe", CPU)
     lesser = load_model("tiny", CPU, torch.float32, pruned=tmp_path / "list.json")
     seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.found.names))
-    settings = SyncSettings(texture="painted")
+    settings = SyncSettings(texture="generated")
     result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4", settings)
     detector.close()
     assert result.settings["pruned_layers"] == len(pruned.found.dropped)

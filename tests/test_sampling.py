@@ -206,21 +206,21 @@ def test_a_resolution_that_a_model_cannot_encode() -> None:
 
 def test_presets() -> None:
     assert SyncSettings().sampling(20, 1.5) == Sampling(20, 1.5, "ddim", 1, (0.0, 1.0))
-    assert SyncSettings().frames_per_search() == 1
+    assert SyncSettings().frames_per_detection() == 1
     for name, preset in PRESETS.items():
         settings: Any = {"preset": name}
         sampling = SyncSettings(**settings).sampling(20, 1.5)
         chosen = asdict(preset)
         assert sampling.num_inference_steps == round(20 * chosen.pop("step_share"))
-        assert SyncSettings(**settings).frames_per_search() == chosen.pop("search_every")
+        assert SyncSettings(**settings).frames_per_detection() == chosen.pop("detect_every")
         assert {key: asdict(sampling)[key] for key in chosen} == chosen
         # What a model of one step makes does not change.
         one = SyncSettings(**settings).sampling(1, 1.5)
         assert (one.num_inference_steps, one.guided(0)) == (1, True)
-        told = replace(SyncSettings(**settings), num_inference_steps=7, step_cache=2, search_every=3, scheduler="ddim")
+        told = replace(SyncSettings(**settings), num_inference_steps=7, step_cache=2, detect_every=3, scheduler="ddim")
         assert told.sampling(20, 1.5).step_cache == 2
         assert told.sampling(20, 1.5).num_inference_steps == 7
-        assert told.frames_per_search() == 3
+        assert told.frames_per_detection() == 3
 
 
 @pytest.mark.parametrize(("name", "least"), [("balanced", 3.0), ("fast", 6.0)])

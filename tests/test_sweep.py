@@ -22,9 +22,9 @@ SWEEP = """
 baseline = "steps=20 guidance-scale=1.5"
 
 [[grid]]
-name = "steps {steps} seeds {search_every}"
+name = "steps {steps} seeds {detect_every}"
 steps = [4, 6]
-search_every = [1, 2]
+detect_every = [1, 2]
 detector = "mediapipe"
 
 [[setting]]
@@ -50,10 +50,10 @@ def written(folder: Path, text: str) -> Path:
 def test_a_sweep_spans_its_grids_and_lists_its_settings(tmp_path: Path) -> None:
     assert read_sweep(written(tmp_path, SWEEP)) == [
         ("baseline", ["steps=20", "guidance-scale=1.5"]),
-        ("steps 4 seeds 1", ["steps=4", "search_every=1", "detector=mediapipe"]),
-        ("steps 4 seeds 2", ["steps=4", "search_every=2", "detector=mediapipe"]),
-        ("steps 6 seeds 1", ["steps=6", "search_every=1", "detector=mediapipe"]),
-        ("steps 6 seeds 2", ["steps=6", "search_every=2", "detector=mediapipe"]),
+        ("steps 4 seeds 1", ["steps=4", "detect_every=1", "detector=mediapipe"]),
+        ("steps 4 seeds 2", ["steps=4", "detect_every=2", "detector=mediapipe"]),
+        ("steps 6 seeds 1", ["steps=6", "detect_every=1", "detector=mediapipe"]),
+        ("steps 6 seeds 2", ["steps=6", "detect_every=2", "detector=mediapipe"]),
         ("quick, compiled", ["preset=fast", "guidance_scale=1.0", "compile"]),
     ]
     settings = parse_settings(arguments("--sweep", tmp_path / "sweep.toml", "--threads", "3"))

@@ -94,10 +94,10 @@ def test_no_share_of_the_frame_is_plain_pasting() -> None:
 
 
 def test_who_chooses() -> None:
-    assert read_config("latentsync-1.6")[0].texture == "painted"  # the published computation
-    assert read_config("tiny")[0].texture == "kept"
+    assert read_config("latentsync-1.6")[0].texture == "generated"  # the published computation
+    assert read_config("tiny")[0].texture == "source"
     words, origin, _ = read_words("tiny")
-    with pytest.raises(ModelError, match="texture 'silk' is not one of painted, kept"):
+    with pytest.raises(ModelError, match="texture 'silk' is not one of generated, source"):
         ModelConfig.from_dict({**words, "texture": "silk"}, origin)
     with pytest.raises(SettingsError, match="texture"):
         SyncSettings(texture="silk")  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def measure_each(args: argparse.Namespace, precision: str, clip: tuple[Path, Pat
 def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args: argparse.Namespace) -> None:
     """Time the whole line, then the U-Net alone; print and add a row each."""
     video, speech = clip
-    line, device = sync._line, sync._line.device
+    line, device = sync._components, sync._components.device
     resolution, num_frames = line.model.config.resolution, line.model.config.num_frames
     out = video.with_name("out.mp4")
     with tempfile.TemporaryDirectory() as folder:

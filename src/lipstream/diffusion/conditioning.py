@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lipstream.models.load import vae_factor
 
-# Pixels per VAE call on CUDA and Metal: one image of 512 px or four of 256 px. Memory is in proportion to them, and so
-# many are 2.5 TFLOP to decode, enough to fill a GPU.
+# Pixels per VAE call on CUDA and Metal: one image of 512 px or four of 256 px. Memory is in proportion to them: counted
+# in fp16 at 512 px, encoding and decoding a window peak at 0.5 GiB each; with 16 images a call at 6 and 8. So many are
+# 2.5 TFLOP to decode, enough to fill a GPU.
 _PIXELS_PER_GPU_CALL = 512 * 512
 # On a CPU as many images are fastest as keep the widest layer's output, of about so many bytes, in its caches.
 _CACHED_BYTES = 8 * 2**20

@@ -1,4 +1,4 @@
-"""The straight line: a clip and a recording go in, a lip-synced clip comes out.
+"""The straight components: a clip and a recording go in, a lip-synced clip comes out.
 
     read -> detect -> track -> align -> windows -> denoise -> composite -> write
     speech -> features -------------------^
@@ -36,11 +36,11 @@ from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
 from lipstream.pipeline.generate import FaceGenerator
-from lipstream.pipeline.records import Aligned, Counts, Line, Matrix, Repainted
+from lipstream.pipeline.records import Aligned, Components, Counts, Matrix, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
-from lipstream.runtime.device_stream import Lane
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import SyncSettings
 
 T = TypeVar("T")
@@ -64,17 +64,17 @@ class Job:
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
 
 
-def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
+def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
     """Sync one clip and write it; the threads belong to the caller, who closes them.
 
     Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
     """
-    first_face = find_first_face(line, job, clocks.detect, threads)
-    budget = FrameBudget(threads, frames_in_flight(line, job))
+    first_face = find_first_face(components, job, clocks.detect, threads)
+    budget = FrameBudget(threads, frames_in_flight(components, job))
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
-        for picture, has_face in _pictures(line, job, speech, first_face, clocks, threads, budget):
+        for picture, has_face in _pictures(components, job, speech, first_face, clocks, threads, budget):
             with clocks.write.running():
                 writer.write(picture)
             del picture
@@ -89,26 +89,26 @@ def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
     return counts
 
 
-def frames_in_flight(line: Line, job: Job) -> int:
+def frames_in_flight(components: Components, job: Job) -> int:
     """Return how many frames a run may hold: as its memory allows, but as many as one call's windows need to fill up.
 
     Fewer would wait for one another for ever. A frame counts with its crop before and after.
     """
-    resolution = job.settings.resolution or line.model.config.resolution
+    resolution = job.settings.resolution or components.model.config.resolution
     crops = resolution * resolution * (3 + 4 * _FLOAT_BYTES)
-    allowed = line.frame_memory_bytes // (job.video.width * job.video.height * 3 + crops)
-    incomplete_groups = 2 * (line.geometry.frames - 1)
-    return max(allowed, FRAMES_PER_FACE * line.model.config.num_frames * line.batch + incomplete_groups + 1)
+    allowed = components.frame_memory_bytes // (job.video.width * job.video.height * 3 + crops)
+    incomplete_groups = 2 * (components.geometry.frames - 1)
+    return max(allowed, FRAMES_PER_FACE * components.model.config.num_frames * components.batch + incomplete_groups + 1)
 
 
-def find_first_face(line: Line, job: Job, clock: StageClock, threads: ThreadGroup) -> int:
+def find_first_face(components: Components, job: Job, clock: StageClock, threads: ThreadGroup) -> int:
     """Return the index of the first frame with a face, so that a clip without one fails before anything is encoded.
 
     The frames before it count as done for `clock`; the run itself searches the others. Raises NoFaceError when no
     frame that the run would show has a face, or when the first has none and no_face is "error".
     """
     n_searched = 0
-    with closing(_searched(line, job, clock, threads)) as searched:
+    with closing(_searched(components, job, clock, threads)) as searched:
         for has_face in searched:
             if has_face:
                 return n_searched
@@ -123,11 +123,11 @@ def find_first_face(line: Line, job: Job, clock: StageClock, threads: ThreadGrou
     )
 
 
-def _searched(line: Line, job: Job, clock: StageClock, threads: ThreadGroup) -> Generator[bool, None, None]:
+def _searched(components: Components, job: Job, clock: StageClock, threads: ThreadGroup) -> Generator[bool, None, None]:
     """Yield whether each frame of the source has a face: the first by itself, in most clips it has one."""
 
     def has_face(frame: Frame) -> bool:
-        return line.detector.detect(frame.image) is not None
+        return components.detector.detect(frame.image) is not None
 
     with threads.subgroup() as searching:
         frames = itertools.islice(read_frames(job.video.path), job.n_frames)
@@ -136,9 +136,9 @@ def _searched(line: Line, job: Job, clock: StageClock, threads: ThreadGroup) -> 
                 found = has_face(first)
             del first
             yield found
-        budget = FrameBudget(searching, frames_in_flight(line, job))
+        budget = FrameBudget(searching, frames_in_flight(components, job))
         counted = budget.spend(frames)
-        for found in searching.ordered_map(has_face, counted, line.threads, clock, lambda _: 0):
+        for found in searching.ordered_map(has_face, counted, components.threads, clock, lambda _: 0):
             budget.give_back()
             yield found
 
@@ -150,7 +150,7 @@ def _no_face_in(video: VideoInfo, index: int) -> NoFaceError:
 
 
 def _pictures(
-    line: Line,
+    components: Components,
     job: Job,
     speech: SharedSpeech,
     first_face: int,
@@ -159,36 +159,38 @@ def _pictures(
     budget: FrameBudget,
 ) -> Iterator[tuple[NDArray[np.uint8], bool]]:
     """Yield the frames of the output, and whether they have a generated face."""
-    geometry, num_frames, settings = line.geometry, line.model.config.num_frames, job.settings
-    resolution = settings.resolution or line.model.config.resolution
+    geometry, num_frames, settings = components.geometry, components.model.config.num_frames, job.settings
+    resolution = settings.resolution or components.model.config.resolution
 
     frames = budget.spend(timed(read_looped(job.video.path, job.n_frames, settings.loop), clocks.read))
-    stretches = _stretches(frames, settings.frames_per_search(), first_face)
+    stretches = _stretches(frames, settings.frames_per_detection(), first_face)
     n_new = partial(_n_new, first_face=first_face)
-    found = threads.ordered_map(partial(_detect, line.detector), stretches, line.threads, clocks.detect, n_new)
+    found = threads.ordered_map(
+        partial(_detect, components.detector), stretches, components.threads, clocks.detect, n_new
+    )
     tracked = _track(found, resolution, job)
-    aligned = by_groups(partial(align, resolution, line.lanes.align), tracked, geometry, clocks.align, threads)
+    aligned = by_groups(partial(align, resolution, components.streams.align), tracked, geometry, clocks.align, threads)
 
-    audio = timed(_audio_features(line, job, speech, threads), clocks.features)
+    audio = timed(_audio_features(components, job, speech, threads), clocks.features)
 
     windows = gather(aligned, audio, num_frames)
-    generator = FaceGenerator(line, settings, threads)
-    ready = generator.frames(batches(windows, line.batch), clocks)
-    pasted = by_groups(partial(composite, line.lanes.composite), ready, geometry, clocks.composite, threads)
+    generator = FaceGenerator(components, settings, threads)
+    ready = generator.frames(batches(windows, components.batch), clocks)
+    pasted = by_groups(partial(composite, components.streams.composite), ready, geometry, clocks.composite, threads)
     return arriving(pasted, clocks.write)
 
 
 def _stretches(
-    frames: Iterable[Frame], search_every: int, first_face: int
+    frames: Iterable[Frame], detect_every: int, first_face: int
 ) -> Iterator[tuple[Frame, Stretch | None, bool]]:
-    """Yield frames with the stretch of `search_every` that each belongs to, and whether it is to be searched.
+    """Yield frames with the stretch of `detect_every` that each belongs to, and whether it is to be searched.
 
     A stretch that begins before the first face has no face to go by: None.
     """
     stretch = None
     for frame in frames:
         index = frame.source_index
-        if index % search_every == 0:
+        if index % detect_every == 0:
             stretch = Stretch(index) if index >= first_face else None
         yield frame, stretch, not frame.is_repeat and index >= first_face
 
@@ -234,18 +236,18 @@ def by_groups(
     return itertools.chain.from_iterable(results)
 
 
-def align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
+def align(resolution: int, stream: DeviceStream, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
     """Crop the faces of frames."""
     found = [(frame.image, affine_matrix) for frame, affine_matrix in tracked if affine_matrix is not None]
     crops: Iterator[Tensor] = iter(())
     if found:
-        with lane.running():
+        with stream.running():
             images, affine_matrices = zip(*found, strict=True)
-            crops = iter(crop_faces(images, affine_matrices, resolution, lane))
+            crops = iter(crop_faces(images, affine_matrices, resolution, stream))
     return [Aligned(frame, matrix, None if matrix is None else next(crops)) for frame, matrix in tracked]
 
 
-def _audio_features(line: Line, job: Job, speech: SharedSpeech, threads: ThreadGroup) -> Iterator[Tensor]:
+def _audio_features(components: Components, job: Job, speech: SharedSpeech, threads: ThreadGroup) -> Iterator[Tensor]:
     """Yield the audio features of each frame, on the device."""
 
     def checked(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
@@ -253,27 +255,31 @@ def _audio_features(line: Line, job: Job, speech: SharedSpeech, threads: ThreadG
             threads.check()
             yield block
 
-    lane, at_once, encoder = line.lanes.features, line.model.config.num_frames, line.model.audio_encoder
+    stream, at_once, encoder = (
+        components.streams.features,
+        components.model.config.num_frames,
+        components.model.audio_encoder,
+    )
     maximum = job.speech.log_mel_max
     if maximum is None or encoder.config.n_mels != N_MELS:
         maximum = log_mel_maximum(checked(read_mono(job.speech.path)), encoder.config.n_mels)
-    attempts = line.networks.audio_encoder.attempts
+    attempts = components.networks.audio_encoder.attempts
     rows = feature_rows(lambda: checked(speech.mono()), encoder, attempts, maximum)
     features = frame_windows(rows, job.n_frames)
     while True:
-        with lane.running():
+        with stream.running():
             window = list(itertools.islice(features, at_once))
         if not window:
             return
         yield from window
 
 
-def composite(lane: Lane, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
+def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
     """Return the frames with their generated faces, and whether they have one."""
     faces = [(one.frame.image, one.face, one.affine_matrix) for one in repainted if one.face is not None]
     if faces:
-        with lane.running():
+        with stream.running():
             # The frames are the run's own (see Frame) and have been cropped already.
             images, crops, affine_matrices = zip(*faces, strict=True)
-            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, lane)
+            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, stream)
     return [(one.frame.image, one.face is not None) for one in repainted]

@@ -17,7 +17,7 @@ from lipstream.media.reader import Frame
 from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
-from lipstream.runtime.device_stream import Lane
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.runtime.precision import PrecisionFallback
 
 Matrix = NDArray[np.float32]
@@ -88,20 +88,20 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """One lane per stage, made once for all runs: memory that CUDA's allocator keeps is reused in its lane only."""
+class DeviceStreams:
+    """One stream per stage, made once for all runs: memory that CUDA's allocator keeps is reused in its stream only."""
 
-    align: Lane
-    features: Lane
-    encode: Lane
-    denoise: Lane
-    composite: Lane
+    align: DeviceStream
+    features: DeviceStream
+    encode: DeviceStream
+    denoise: DeviceStream
+    composite: DeviceStream
 
     @classmethod
-    def to(cls, device: torch.device, geometry: FaceGeometry) -> Lanes:
-        """Return lanes to the networks' device, and to where faces are cropped and pasted back."""
-        of_faces = {name: Lane(geometry.device) for name in ("align", "composite")}
-        return cls(**of_faces, **{name: Lane(device) for name in ("features", "encode", "denoise")})
+    def to(cls, device: torch.device, geometry: FaceGeometry) -> DeviceStreams:
+        """Return streams to the networks' device, and to where faces are cropped and pasted back."""
+        of_faces = {name: DeviceStream(geometry.device) for name in ("align", "composite")}
+        return cls(**of_faces, **{name: DeviceStream(device) for name in ("features", "encode", "denoise")})
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Line:
+class Components:
     """What a run is made of. threads: of detection. geometry: of align and composite. batch: windows per U-Net call.
 
     side_by_side: calls computed at the same time, each on a core of its own; None: one call at a time on all cores.
@@ -127,7 +127,7 @@ class Line:
     device: torch.device
     threads: int
     geometry: FaceGeometry
-    lanes: Lanes
+    streams: DeviceStreams
     batch: int
     side_by_side: int | None
     frame_memory_bytes: int

@@ -14,12 +14,12 @@ from torch import Tensor
 _METAL_TURN = threading.Lock()
 
 
-class Lane:
-    """One stage's queue of work on the device. What a stage computes in its lane is complete when it leaves it.
+class DeviceStream:
+    """One stage's queue of work on the device. What a stage computes in its stream is complete when it leaves it.
 
-    On CUDA a stream of its own: kernels and copies run at the same time as those of other lanes, and copies go through
-    pinned memory. Keep references to what came from another lane until this one is left: its memory may be reused
-    after that. On Metal lanes take turns; on a CPU a lane adds nothing.
+    On CUDA kernels and copies run at the same time as those of other streams, and copies go through pinned memory.
+    Keep references to what came from another stream until this one is left: its memory may be reused
+    after that. On Metal streams take turns; on a CPU a stream adds nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class Lane:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run what is inside in this lane, after what the thread has queued on the device before."""
+        """Run what is inside in this stream, after what the thread has queued on the device before."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
@@ -48,7 +48,7 @@ class Lane:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def download(self, tensor: Tensor) -> Tensor:
-        """Return a device tensor's copy on the CPU, complete when the lane is left. Call it inside `running`."""
+        """Return a device tensor's copy on the CPU, complete when the stream is left. Call it inside `running`."""
         if self._stream is None:
             return tensor.cpu()
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -36,7 +36,7 @@ from lipstream.pipeline.line import align, by_groups, composite
 from lipstream.pipeline.records import Aligned, Matrix, Repainted
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.runtime.device import face_geometry, face_threads, torch_device
-from lipstream.runtime.device_stream import Lane
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream_lab.bench import flops
 from lipstream_lab.bench.clips import Clip, Inputs, untouched
@@ -147,7 +147,7 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     config, geometry = parts.model.config, face_geometry(setting.runtime)
     crops = torch.stack(_crops(faces))
     painted = conditioning.to_pixels(crops // 2)
-    if (setting.sync.texture or config.texture) == "kept":
+    if (setting.sync.texture or config.texture) == "source":
         mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(crops.device)
         painted = keep_texture(painted, conditioning.to_pixels(crops), mask)
 
@@ -156,7 +156,7 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
         frames = [replace(face.frame, image=face.frame.image.copy()) for face in faces]
         return [Repainted(frames[i], face.affine_matrix, painted[i]) for i, face in enumerate(faces)]
 
-    into_frames = partial(composite, Lane(geometry.device))
+    into_frames = partial(composite, DeviceStream(geometry.device))
 
     def paste(items: list[Repainted]) -> Images:
         with ThreadGroup() as threads:
@@ -282,7 +282,7 @@ def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Alig
 def _cutting(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, Matrix | None]]], list[Aligned]]:
     """What cuts the faces out of frames, as the line does."""
     geometry = face_geometry(setting.runtime)
-    cut = partial(align, _resolution(setting, parts), Lane(geometry.device))
+    cut = partial(align, _resolution(setting, parts), DeviceStream(geometry.device))
 
     def cut_all(tracked: Iterable[tuple[Frame, Matrix | None]]) -> list[Aligned]:
         with ThreadGroup() as threads:

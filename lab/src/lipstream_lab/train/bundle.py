@@ -47,7 +47,7 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
         "scheduler": SCHEDULER_WORDS,
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
-        "texture": "kept",
+        "texture": "source",
         "unet": unet.unet_words(vae.config.latent_channels),
         "audio_encoder": unet.audio_words(),
         "files": {"unet": "unet.safetensors", "audio_encoder": "audio_encoder.safetensors", "vae": "vae"},
