@@ -17,6 +17,7 @@ from typing import NoReturn
 from lipstream.cli.console import BROKEN_PIPE, prepare_streams, say, start_logging, write_json
 from lipstream.cli.interrupts import Interrupts
 from lipstream.errors import LipstreamError, SettingsError
+from lipstream.face.libraries import hide_native_logs
 from lipstream.version import __version__
 
 
@@ -103,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = _parse(given)
             start_logging(quiet=args.quiet, verbose=args.verbose, debug=args.debug)
             _keep_freed_memory()
+            if not args.debug:
+                hide_native_logs()
             run: Callable[[argparse.Namespace, Interrupts], int] = args.command
             return run(args, interrupts)
         except BrokenPipeError:
