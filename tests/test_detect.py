@@ -1,12 +1,16 @@
-"""Which face is chosen, how each back end fills in a Face, and what is said where a back end is missing."""
+"""Which face is chosen, how each back end fills in a Face, and the errors where a back end is missing or fails."""
 
 from __future__ import annotations
 
+import http.server
+import io
+import logging
 import os
 import sys
 import threading
-import time
 import types
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +18,12 @@ import pytest
 import torch
 
 from lipstream.errors import ModelError
-from lipstream.evaluate.mouth import FaceMesh
 from lipstream.face import insightface as insight
-from lipstream.face import registry as detect
+from lipstream.face import quiet as libraries
 from lipstream.face.detector import Face, choose, is_near
-from lipstream.face.quiet import import_mend, native_logs_hidden, own_prints_dropped
-from lipstream.face.registry import DetectorStatus, detector_report, make_detector
+from lipstream.face.insightface import fetch_models
+from lipstream.face.quiet import hide_native_logs, import_problem, native_logs_hidden, own_prints_dropped
+from lipstream.face.registry import DetectorStatus, auto_detector, detector_report, make_detector
 
 
 def face(left: float, top: float, width: float, height: float, score: float = 0.9) -> Face:
@@ -73,18 +77,39 @@ def test_a_face_is_near_where_it_was_and_as_large(left, top, width, height, near
 # InsightFace, with a stand-in for the library
 
 
+class StandInSession:
+    """ONNX Runtime's session, with the threads that it was given."""
+
+    def __init__(self, file: str, options: types.SimpleNamespace, providers: list) -> None:
+        self.file, self.options, self.providers = file, options, providers
+
+    def get_session_options(self) -> types.SimpleNamespace:
+        return self.options
+
+
+def session_options() -> types.SimpleNamespace:
+    return types.SimpleNamespace(intra_op_num_threads=0, inter_op_num_threads=0)
+
+
 class StandInAnalysis:
-    """What FaceAnalysis looks like from outside, in 0.7 and 2.1: it prints, it prepares, it holds two models."""
+    """FaceAnalysis as it looks from outside in 0.7.3 and 2.1: it prints, it prepares, it holds two models."""
 
     instances: list[StandInAnalysis] = []  # noqa: RUF012
+    takes_options = True
 
-    def __init__(self, name: str, allowed_modules: list[str], providers: list) -> None:
+    def __init__(self, name: str, allowed_modules: list[str], providers: list, sess_options: object) -> None:
         print("find model:", name)
         self.name, self.providers = name, providers
-        self.det_model = types.SimpleNamespace(detect=self.detect)
-        self.models = dict.fromkeys(allowed_modules)
-        self.models["landmark_2d_106"] = types.SimpleNamespace(get=self.landmarks)
+        options = sess_options if self.takes_options else session_options()
+        sessions = {module: StandInSession(f"{module}.onnx", options, providers) for module in allowed_modules}
+        calls = {"detection": {"detect": self.detect}, "landmark_2d_106": {"get": self.landmarks}}
+        self.models = {
+            module: types.SimpleNamespace(session=session, model_file=session.file, **calls[module])
+            for module, session in sessions.items()
+        }
+        self.det_model = self.models["detection"]
         self.asked: list[list[float]] = []
+        self.pictures: list[np.ndarray] = []
         self.instances.append(self)
 
     def prepare(self, ctx_id: int, det_size: tuple[int, int]) -> None:
@@ -94,12 +119,12 @@ class StandInAnalysis:
     def detect(self, image: np.ndarray, max_num: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
         assert image.flags.c_contiguous
         assert (max_num, metric) == (0, "default")
-        self.seen = image
+        self.pictures.append(image)
         small, big = [300, 20, 390, 120, 0.9], [80, 20, 240, 220, 0.8]
         return np.array([small, big], np.float32), np.zeros((2, 5, 2), np.float32)
 
     def landmarks(self, image: np.ndarray, face: types.SimpleNamespace) -> None:
-        assert image is self.seen
+        assert image is self.pictures[-1]
         self.asked.append(face.bbox.tolist())
         points = np.full((106, 2), 999.0)
         points[[43, 48, 49, 51, 50]] = [[100.4, 50.6], [101.4, 50.6], [102.4, 50.6], [103.4, 50.6], [104.4, 50.6]]
@@ -108,44 +133,46 @@ class StandInAnalysis:
         face.landmark_2d_106 = points
 
 
+def write_files(tmp_path: Path, name: str) -> Path:
+    folder = tmp_path / ".insightface/models" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "2d106det.onnx").touch()
+    (folder / "det_500m.onnx").touch()
+    return folder
+
+
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
-    """A stand-in insightface whose files are present; answers of the network are refused."""
+    """A stand-in insightface whose files are present."""
     app = types.ModuleType("insightface.app")
     app.FaceAnalysis = StandInAnalysis
     common = types.ModuleType("insightface.app.common")
     common.Face = types.SimpleNamespace
     opencv = types.ModuleType("cv2")
     opencv.COLOR_RGB2BGR = 4
+    opencv.error = type("error", (Exception,), {})
     opencv.cvtColor = lambda image, code: np.ascontiguousarray(image[:, :, ::-1])
-    storage = types.ModuleType("insightface.utils.storage")
-    storage.BASE_REPO_URL = "http://models.invalid/files"
-    utils = types.ModuleType("insightface.utils")
-    utils.storage = storage
     errors = types.ModuleType("onnxruntime.capi.onnxruntime_pybind11_state")
     errors.InvalidProtobuf = type("InvalidProtobuf", (Exception,), {})
     runtime = types.ModuleType("onnxruntime")
     runtime.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    for module in (app, common, opencv, utils, storage, errors, runtime):
+    runtime.SessionOptions = session_options
+    runtime.InferenceSession = StandInSession
+    for module in (app, common, opencv, errors, runtime):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "insightface", types.ModuleType("insightface"))
     monkeypatch.setattr(StandInAnalysis, "instances", [])
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("buffalo_s", "buffalo_l"):
-        folder = tmp_path / ".insightface/models" / name
-        folder.mkdir(parents=True)
-        (folder / "2d106det.onnx").touch()
-        (folder / "det_500m.onnx").touch()
-    monkeypatch.setattr(insight, "_answers", lambda url: False)
+        write_files(tmp_path, name)
     return app
 
 
-def forget_files(tmp_path: Path, *, folder_too: bool) -> None:
+def forget_files(tmp_path: Path) -> None:
     folder = tmp_path / ".insightface/models/buffalo_s"
     for file in folder.iterdir():
         file.unlink()
-    if folder_too:
-        folder.rmdir()
+    folder.rmdir()
 
 
 def test_insightface_landmarks_are_means_of_rounded_points(library):
@@ -157,8 +184,9 @@ def test_insightface_landmarks_are_means_of_rounded_points(library):
     assert found.landmarks.dtype == np.float64
     assert found.box == (80, 20, 240, 220)
     assert found.score == pytest.approx(0.8)
-    assert StandInAnalysis.instances[0].seen[0, 0].tolist() == [0, 0, 200]  # BGR
-    assert StandInAnalysis.instances[0].asked == [[80, 20, 240, 220]]  # of the chosen face only
+    analysis = StandInAnalysis.instances[0]
+    assert analysis.pictures[-1][0, 0].tolist() == [0, 0, 200]  # BGR
+    assert analysis.asked[1:] == [[80, 20, 240, 220]]  # of the chosen face only
 
 
 def test_insightface_searches_the_whole_frame_for_a_held_face_too(library):
@@ -172,15 +200,17 @@ def test_insightface_without_a_usable_face_takes_no_landmarks(library, monkeypat
     analysis = StandInAnalysis.instances[0]
     none = np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
     monkeypatch.setattr(analysis.det_model, "detect", lambda image, max_num, metric: none)
+    before = len(analysis.asked)
     assert detector.detect(np.zeros((300, 400, 3), np.uint8)) is None
-    assert analysis.asked == []
+    assert len(analysis.asked) == before
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (79, 400), (3000, 49)])
 def test_insightface_is_not_asked_about_frames_without_room_for_a_face(library, shape):
     detector = make_detector("buffalo_s", "cpu")
+    before = len(StandInAnalysis.instances[0].pictures)
     assert detector.detect(np.zeros((*shape, 3), np.uint8)) is None
-    assert not hasattr(StandInAnalysis.instances[0], "seen")
+    assert len(StandInAnalysis.instances[0].pictures) == before
 
 
 @pytest.mark.parametrize(
@@ -191,121 +221,162 @@ def test_insightface_is_not_asked_about_frames_without_room_for_a_face(library, 
         ("cuda:1", [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"], 1),
     ],
 )
-def test_insightface_is_set_up_for_the_device_in_silence(library, capfd, device, providers, context):
+def test_insightface_is_set_up_for_the_device_in_silence(library, tmp_path, capfd, device, providers, context):
     detector = make_detector("buffalo_l", torch.device(device))
     analysis = StandInAnalysis.instances[0]
-    assert detector.name == analysis.name == "buffalo_l"
+    assert detector.name == "buffalo_l"
     assert (analysis.providers, analysis.ctx_id, analysis.det_size) == (providers, context, (512, 512))
     assert capfd.readouterr() == ("", "")
 
 
-def test_missing_files_without_a_network_name_the_folder_and_the_mend(library, tmp_path):
-    forget_files(tmp_path, folder_too=True)
-    with pytest.raises(ModelError, match=r"buffalo_s: the files in .*buffalo_s cannot be fetched .*mediapipe"):
-        make_detector("buffalo_s", "cpu")
+def test_a_folder_of_its_name_in_the_working_directory_is_not_the_model(library, tmp_path, monkeypatch):
+    (tmp_path / "here/buffalo_s").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    make_detector("buffalo_s", "cpu")
+    assert StandInAnalysis.instances[0].name == str(tmp_path / ".insightface/models/buffalo_s")
 
 
-def test_missing_files_are_left_to_the_library_to_fetch(library, tmp_path, monkeypatch):
-    forget_files(tmp_path, folder_too=True)
-    asked = []
-    monkeypatch.setattr(insight, "_answers", lambda url: asked.append(url) or True)
-    assert make_detector("auto", "cpu").name == "buffalo_s"
-    assert asked == ["http://models.invalid/files/buffalo_s.zip"]
+@pytest.mark.parametrize("takes_options", [True, False])
+def test_every_session_runs_in_the_thread_that_calls_it(library, monkeypatch, takes_options):
+    monkeypatch.setattr(StandInAnalysis, "takes_options", takes_options)
+    make_detector("buffalo_s", "cpu")
+    for module, model in StandInAnalysis.instances[0].models.items():
+        options = model.session.get_session_options()
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+        assert model.session.file == f"{module}.onnx"
+        assert model.session.providers == ["CPUExecutionProvider"]
 
 
-def test_an_unreachable_server_is_given_up_within_seconds(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    start = time.monotonic()
-    assert not insight._answers("http://127.0.0.1:9/buffalo_s.zip")
-    assert time.monotonic() - start < 6
+@pytest.mark.parametrize(("device", "most"), [("cuda", 2), ("cpu", 6)])
+def test_on_a_gpu_two_threads_call_at_once(library, monkeypatch, device, most):
+    detector = make_detector("buffalo_s", device)
+    analysis = StandInAnalysis.instances[0]
+    lock, inside, seen, full = threading.Lock(), [], [], threading.Barrier(most)
+
+    def counted(image: np.ndarray, max_num: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        with lock:
+            inside.append(None)
+            seen.append(len(inside))
+        full.wait(10)
+        with lock:
+            inside.pop()
+        return np.zeros((0, 5), np.float32), np.zeros((0, 5, 2), np.float32)
+
+    monkeypatch.setattr(analysis.det_model, "detect", counted)
+    image = np.zeros((300, 400, 3), np.uint8)
+    threads = [threading.Thread(target=detector.detect, args=(image,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert max(seen) == most
+    assert len(seen) == 6
 
 
 @pytest.mark.parametrize("failure", [AssertionError(), OSError("truncated"), "InvalidProtobuf"])
-def test_damaged_files_are_a_model_error(library, monkeypatch, tmp_path, failure):
+@pytest.mark.parametrize("when", ["__init__", "prepare", "detect", "landmarks"])
+def test_trouble_while_loading_is_a_model_error(library, monkeypatch, tmp_path, failure, when):
     if failure == "InvalidProtobuf":
         failure = sys.modules["onnxruntime.capi.onnxruntime_pybind11_state"].InvalidProtobuf("bad\nmodel")
 
-    def refuse(self, **words):
+    def refuse(self, *values, **options):
         raise failure
 
-    monkeypatch.setattr(StandInAnalysis, "__init__", refuse)
-    with pytest.raises(ModelError, match=r"buffalo_s: the files in .* cannot be used .*delete that folder") as error:
+    monkeypatch.setattr(StandInAnalysis, when, refuse)
+    with pytest.raises(ModelError, match=r"delete the folder and run `lipstream models download buffalo_s`") as error:
         make_detector("buffalo_s", "cpu")
+    assert error.value.file == str(tmp_path / ".insightface/models/buffalo_s")
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_landmark_model_is_a_model_error(library, monkeypatch):
-    prepare = StandInAnalysis.prepare
+@pytest.mark.parametrize("failure", [RuntimeError("no memory"), "error"])
+def test_trouble_with_a_frame_is_a_model_error(library, monkeypatch, failure):
+    detector = make_detector("buffalo_s", "cpu")
+    error = sys.modules["cv2"].error("no memory") if failure == "error" else failure
 
-    def without_landmarks(self, **words):
-        prepare(self, **words)
+    def refuse(*values, **options):
+        raise error
+
+    monkeypatch.setattr(StandInAnalysis.instances[0].models["landmark_2d_106"], "get", refuse)
+    with pytest.raises(ModelError, match=r"buffalo_s failed \(no memory\).*--detector mediapipe"):
+        detector.detect(np.zeros((300, 400, 3), np.uint8))
+
+
+def test_a_missing_landmark_model_is_a_model_error(library, monkeypatch):
+    make = StandInAnalysis.__init__
+
+    def without_landmarks(self, *values, **options):
+        make(self, *values, **options)
         del self.models["landmark_2d_106"]
 
-    monkeypatch.setattr(StandInAnalysis, "prepare", without_landmarks)
-    with pytest.raises(ModelError, match=r"cannot be used \(a model is missing\)"):
+    monkeypatch.setattr(StandInAnalysis, "__init__", without_landmarks)
+    with pytest.raises(ModelError, match=r"no model for landmark_2d_106"):
         make_detector("buffalo_s", "cpu")
 
 
 # Which one
 
 
-class StandInMediapipe:
-    name = "mediapipe"
-
-
-def test_auto_prefers_insightface_and_falls_back_to_mediapipe(library, monkeypatch, tmp_path):
-    monkeypatch.setattr(detect, "MediapipeDetector", StandInMediapipe)
+def test_auto_takes_buffalo_s_where_its_files_are(library, caplog):
+    assert auto_detector() == ("buffalo_s", "its files are on this machine")
     assert make_detector("auto", "cpu").name == "buffalo_s"
-    forget_files(tmp_path, folder_too=True)
+    assert caplog.records == []
+
+
+def test_auto_warns_that_it_takes_mediapipe_and_downloads_nothing(library, caplog, tmp_path):
+    forget_files(tmp_path)
     assert make_detector("auto", "cpu").name == "mediapipe"
-    assert make_detector("mediapipe", "cpu").name == "mediapipe"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "auto takes mediapipe: no buffalo_s, since its files are not in" in record.getMessage()
+    assert not (tmp_path / ".insightface/models/buffalo_s").exists()
 
 
-def test_auto_without_any_back_end_names_both_mends(monkeypatch):
-    for name in ("insightface", "insightface.app", "ai_edge_litert.interpreter"):
+def test_auto_without_insightface_takes_mediapipe(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert auto_detector() == ("mediapipe", "no buffalo_s, since onnxruntime is not installed")
+
+
+def test_a_named_detector_without_files_names_the_command_that_fetches_them(library, tmp_path):
+    forget_files(tmp_path)
+    with pytest.raises(ModelError, match=r"its files are not in .*buffalo_s") as error:
+        make_detector("buffalo_s", "cpu")
+    assert error.value.fix.startswith("lipstream models download buffalo_s (licence: non-commercial")
+
+
+def test_auto_without_any_back_end_is_a_model_error(monkeypatch):
+    for name in ("onnxruntime", "ai_edge_litert.interpreter"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModelError, match=r"lipstream\[insightface\].*lipstream\[mediapipe\]"):
+    with pytest.raises(ModelError, match=r"no face detector.*ai_edge_litert.interpreter.*onnxruntime"):
         make_detector("auto", "cpu")
 
 
-class NoLibGL:
-    """An importer for which OpenCV's system library is missing."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name in ("mediapipe", "cv2"):
-            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
-
-
-@pytest.fixture
-def without_libgl(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("mediapipe", "cv2"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(sys, "meta_path", [NoLibGL(), *sys.meta_path])
-
-
-def test_without_the_library_that_measures_mouths_the_mend_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(ModelError, match=r"mouths cannot be measured.*lipstream\[measure\]"):
-        FaceMesh()
-
-
-def test_a_missing_system_library_is_a_model_error_with_the_mend(without_libgl):
-    with pytest.raises(ModelError, match=r"libGL.so.1.*apt-get install libgl1"):
-        FaceMesh()
-
-
-def test_a_release_of_mediapipe_without_models_is_a_model_error(monkeypatch):
-    bare = types.ModuleType("mediapipe")
-    bare.__version__ = "0.10.99"
-    monkeypatch.setitem(sys.modules, "mediapipe", bare)
-    with pytest.raises(ModelError, match=r"0\.10\.99 holds no face models.*lipstream\[measure\]"):
-        FaceMesh()
-
-
-def test_import_mends():
+def test_import_problems_carry_the_fix():
     absent = ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-    assert import_mend("insightface", absent) == 'onnxruntime is not installed; pip install "lipstream[insightface]"'
-    assert "numpy" in import_mend("mediapipe", ImportError("numpy is too new"))
+    assert import_problem("lipstream[insightface]", absent) == (
+        "onnxruntime is not installed",
+        'pip install "lipstream[insightface]"',
+    )
+    message, fix = import_problem("ai-edge-litert", ImportError("numpy is\ntoo new"))
+    assert message == "ai-edge-litert cannot be imported (numpy is too new)"
+    assert fix == "pip install --force-reinstall ai-edge-litert"
+    assert "libgl1" in import_problem("lipstream[insightface]", ImportError("libGL.so.1: cannot open")).fix
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("built for numpy 1"), AttributeError("np.int"), ValueError("size changed")]
+)
+def test_a_library_that_breaks_at_its_import_is_a_model_error(library, monkeypatch, error):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cv2":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "cv2")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(ModelError, match="cannot be imported"):
+        make_detector("buffalo_s", "cpu")
+    assert auto_detector()[0] == "mediapipe"
 
 
 # The report
@@ -313,34 +384,150 @@ def test_import_mends():
 
 def test_report_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(detect, "_package_folder", lambda name: None)
+    for name in ("onnxruntime", "ai_edge_litert.interpreter"):
+        monkeypatch.setitem(sys.modules, name, None)
+    problem = 'onnxruntime is not installed. Fix: pip install "lipstream[insightface]"'
+    litert = "ai_edge_litert.interpreter is not installed. Fix: pip install ai-edge-litert"
     assert detector_report() == [
-        DetectorStatus(name, False, present, f'not installed; pip install "lipstream[{extra}]"')
-        for name, extra, present in [
-            ("buffalo_s", "insightface", False),
-            ("buffalo_l", "insightface", False),
-            ("mediapipe", "mediapipe", True),
-        ]
+        DetectorStatus("buffalo_s", False, False, problem, "non-commercial research only"),
+        DetectorStatus("buffalo_l", False, False, problem, "non-commercial research only"),
+        DetectorStatus("mediapipe", False, True, litert, "Apache 2.0"),
     ]
 
 
-def test_report_tells_present_files_from_absent_ones(library, monkeypatch, tmp_path):
-    monkeypatch.setattr(detect, "_package_folder", lambda name: tmp_path)
-    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
-    forget_files(tmp_path, folder_too=False)
+def test_report_tells_present_files_from_absent_ones(library, tmp_path):
+    forget_files(tmp_path)
     small, large, mediapipe = detector_report()
     assert (small.models_present, large.models_present) == (False, True)
-    assert "fetched at the first use" in small.problem
+    assert "lipstream models download buffalo_s (licence: non-commercial research only)" in small.problem
     assert large.problem is None
-    assert mediapipe == DetectorStatus("mediapipe", True, True, None)
+    assert mediapipe == DetectorStatus("mediapipe", True, True, None, "Apache 2.0")
 
 
-def test_report_names_a_missing_system_library(monkeypatch, tmp_path, without_libgl):
-    monkeypatch.setattr(detect, "_package_folder", lambda name: tmp_path)
-    assert all("libgl1" in status.problem for status in detector_report()[:2])
+# Downloads
 
 
-# Chatter
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `files`, and of those in `cut` the first half only."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012
+    cut: set[str] = set()  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        body = self.files.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if self.path in self.cut else body)
+
+    def log_message(self, *values: object) -> None:
+        pass
+
+
+def zipped(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, contents in files.items():
+            archive.writestr(name, contents)
+    return buffer.getvalue()
+
+
+GOOD = zipped(**{"2d106det.onnx": b"landmarks" * 50, "det_500m.onnx": b"boxes" * 50, "genderage.onnx": b"other"})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The address of a server that has buffalo_s.zip; no model is in the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(Server, "files", {"/buffalo_s.zip": GOOD})
+    monkeypatch.setattr(Server, "cut", set())
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=served.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+def test_models_are_fetched_after_their_licence_was_told(server, tmp_path):
+    lines: list[str] = []
+    folder = fetch_models("buffalo_s", lines.append, url=server)
+    assert folder == tmp_path / ".insightface/models/buffalo_s"
+    assert (folder / "det_500m.onnx").read_bytes() == b"boxes" * 50
+    assert [entry.name for entry in folder.parent.iterdir()] == ["buffalo_s"]
+    assert "non-commercial" in lines[0]
+    assert lines[1] == f"downloading {server}/buffalo_s.zip"
+
+
+def test_models_that_are_there_are_not_fetched_again(server, tmp_path):
+    write_files(tmp_path, "buffalo_s")
+    assert fetch_models("buffalo_s", lambda line: None, url="http://127.0.0.1:9") == insight.models_folder("buffalo_s")
+
+
+def test_an_incomplete_folder_is_completed(server, tmp_path):
+    folder = write_files(tmp_path, "buffalo_s")
+    (folder / "2d106det.onnx").unlink()
+    fetch_models("buffalo_s", lambda line: None, url=server)
+    assert (folder / "2d106det.onnx").read_bytes() == b"landmarks" * 50
+    assert (folder / "det_500m.onnx").read_bytes() == b"boxes" * 50
+
+
+def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "cut", {"/buffalo_s.zip"})
+
+
+def serve(contents: bytes | None):
+    def change(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Server, "files", {} if contents is None else {"/buffalo_s.zip": contents})
+
+    return change
+
+
+def pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(insight, "_SHA256", {"buffalo_s": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut, r"broke off"),
+        (serve(None), r"answers 404"),
+        (serve(b"<html>please log in</html>"), r"damaged, or not a zip archive"),
+        (serve(GOOD.replace(b"boxesboxes", b"boxesBOXES", 1)), r"damaged, or not a zip archive"),
+        (serve(zipped(**{"2d106det.onnx": b"", "../../det_10g.onnx": b""})), r"leads out of the folder"),
+        (serve(zipped(**{"2d106det.onnx": b"", "..\\det_10g.onnx": b""})), r"leads out of the folder"),
+        (serve(zipped(**{"2d106det.onnx": b"", "/tmp/det_10g.onnx": b""})), r"leads out of the folder"),
+        (serve(zipped(**{"genderage.onnx": b""})), r"no file det_\*"),
+        (pin, r"not the published archive"),
+    ],
+)
+def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, change, message):
+    change(monkeypatch)
+    with pytest.raises(ModelError, match=message):
+        fetch_models("buffalo_s", lambda line: None, url=server)
+    assert list(tmp_path.rglob("*.onnx")) == []
+    assert list((tmp_path / ".insightface/models").iterdir()) == []
+
+
+def test_an_unreachable_server_is_a_model_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(ModelError, match=r"127.0.0.1:9/buffalo_s.zip: the server cannot be reached"):
+        fetch_models("buffalo_s", lambda line: None, url="http://127.0.0.1:9")
+
+
+def test_a_folder_that_cannot_be_written_is_a_model_error(server, tmp_path):
+    (tmp_path / ".insightface").write_text("a file")
+    with pytest.raises(ModelError, match=r"buffalo_s: cannot be stored"):
+        fetch_models("buffalo_s", lambda line: None, url=server)
+
+
+# Output of the libraries
 
 
 def test_only_the_own_prints_are_dropped(capsys):
@@ -354,9 +541,26 @@ def test_only_the_own_prints_are_dropped(capsys):
     assert capsys.readouterr().out == "of another thread\nafter\n"
 
 
-def test_native_logs_are_dropped_and_the_rest_is_kept(capfd):
+@pytest.fixture
+def hiding(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Whether native logs are hidden; not yet."""
+    event = threading.Event()
+    monkeypatch.setattr(libraries, "_hiding", event)
+    return event
+
+
+def test_native_logs_are_dropped_for_a_program_that_asks_for_it(hiding, capfd):
+    hide_native_logs()
     with native_logs_hidden():
         os.write(2, b"W0000 00:00:1.5 7 file.cc:114] chatter\n")
         os.write(2, b"a traceback\n")
     os.write(2, b"W0000 after\n")
     assert capfd.readouterr().err == "a traceback\nW0000 after\n"
+
+
+def test_a_library_leaves_file_descriptors_alone(hiding, capfd):
+    before = os.fstat(2)
+    with native_logs_hidden():
+        assert os.fstat(2) == before
+        os.write(2, b"W0000 00:00:1.5 7 file.cc:114] chatter\n")
+    assert "chatter" in capfd.readouterr().err

@@ -98,7 +98,9 @@ def _detectors() -> list[Finding]:
     from lipstream.errors import ModelError
     from lipstream.face.registry import auto_detector, detector_report
 
-    findings = [Finding(s.name, s.problem is None, s.problem or "ready") for s in detector_report()]
+    findings = [
+        Finding(s.name, s.problem is None, s.problem or f"ready; its licence: {s.licence}") for s in detector_report()
+    ]
     try:
         name, reason = auto_detector()
     except ModelError as error:

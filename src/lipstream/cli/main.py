@@ -16,6 +16,7 @@ from lipstream.cli.commands import LAB, OWN, all_commands
 from lipstream.cli.console import BROKEN_PIPE, prepare_streams, say, start_logging, write_json
 from lipstream.cli.interrupts import Interrupts
 from lipstream.errors import LipstreamError, SettingsError
+from lipstream.face.quiet import hide_native_logs
 from lipstream.version import __version__
 
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = _parse(given)
             start_logging(quiet=args.quiet, verbose=args.verbose, debug=args.debug)
             _keep_freed_memory()
+            if not args.debug:
+                hide_native_logs()
             run: Callable[[argparse.Namespace, Interrupts], int] = args.command
             return run(args, interrupts)
         except BrokenPipeError:

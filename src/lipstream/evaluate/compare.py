@@ -22,7 +22,7 @@ from lipstream.errors import InputError, SettingsError
 from lipstream.evaluate.lip_metrics import MouthFinder
 from lipstream.evaluate.quality import Compared, Meter, Quality
 from lipstream.face.align import crop_face, face_size
-from lipstream.face.quiet import import_mend
+from lipstream.face.quiet import import_problem
 from lipstream.face.registry import Detector, make_detector
 from lipstream.face.tracking import FaceTrack
 from lipstream.lipsync import Progress, StageTime
@@ -232,7 +232,8 @@ def _bands(labels: Sequence[str], width: int, height: int) -> list[Image]:
         from PIL import Image as Pictures
         from PIL import ImageDraw, ImageFont
     except ImportError as error:
-        raise SettingsError(f"labels: {import_mend('measure', error)}") from error
+        problem = import_problem("lipstream[measure]", error)
+        raise SettingsError(f"labels: {problem.message}", fix=problem.fix) from error
     font = ImageFont.load_default(size=height * 0.6)
     bands = []
     for label in labels:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import ModelError
-from lipstream.face.quiet import import_mend, native_logs_hidden
+from lipstream.face.quiet import import_problem, native_logs_hidden
 
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
 """The mesh points on the inner edge of the lips, once round."""
@@ -66,7 +66,7 @@ def _import_solutions() -> Any:
     try:
         import mediapipe
     except ImportError as error:
-        raise ModelError(f"mouths cannot be measured: {import_mend('measure', error)}") from error
+        raise ModelError("mouths cannot be measured", fix=import_problem("mediapipe", error).fix) from error
     if not hasattr(mediapipe, "solutions"):
         raise ModelError(
             f"mouths cannot be measured: mediapipe {mediapipe.__version__} holds no face models; "

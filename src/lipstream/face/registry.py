@@ -1,87 +1,92 @@
-"""Choosing a face detector, and telling what each one still needs on this machine."""
+"""Choosing a face detector, and reporting what each one still needs on this machine."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from lipstream.errors import ModelError
 from lipstream.face.detector import Detector, Face, choose
-from lipstream.face.insightface import InsightFaceDetector, models_folder, models_present
+from lipstream.face.insightface import (
+    LICENCE,
+    InsightFaceDetector,
+    insightface_problem,
+    library_problem,
+    models_present,
+)
 from lipstream.face.mediapipe.detector import MediapipeDetector
-from lipstream.face.quiet import import_mend
+from lipstream.face.mediapipe.networks import litert_problem
+from lipstream.face.quiet import Problem
 from lipstream.settings import DetectorName
 
-__all__ = ["Detector", "DetectorStatus", "Face", "choose", "detector_report", "make_detector"]
+__all__ = ["Detector", "DetectorStatus", "Face", "auto_detector", "choose", "detector_report", "make_detector"]
+
+logger = logging.getLogger(__name__)
 
 
 def make_detector(name: DetectorName, device: torch.device | str) -> Detector:
-    """The face detector of that name, ready to use; mediapipe always runs on the CPU.
+    """Return the face detector of that name, ready to use; mediapipe always runs on the CPU.
 
-    `auto` is buffalo_s where InsightFace is installed and its files are present or can be fetched, else
-    mediapipe. Raises ModelError that tells what is missing and the mend.
+    `auto` is what `auto_detector` returns, with a warning unless that is buffalo_s. Nothing is downloaded. Raises
+    ModelError where a library or a file is missing or cannot be used.
     """
+    if name == "auto":
+        name, reason = auto_detector()
+        log = logger.info if name == "buffalo_s" else logger.warning
+        log("--detector auto takes %s: %s", name, reason)
     if name == "mediapipe":
         return MediapipeDetector()
-    if name != "auto":
-        return InsightFaceDetector(name, device)
-    try:
-        return InsightFaceDetector("buffalo_s", device)
-    except ModelError as first:
-        try:
-            return MediapipeDetector()
-        except ModelError as second:
-            raise ModelError(f"no face detector can be used: {first}; {second}") from second
+    return InsightFaceDetector(name, device)
+
+
+def auto_detector() -> tuple[DetectorName, str]:
+    """Return what `--detector auto` takes on this machine, and why. Loads no model and uses no network.
+
+    buffalo_s, which the published models were trained with, where InsightFace can be imported and the files are
+    present; else mediapipe. Raises ModelError where neither can be used.
+    """
+    insightface = insightface_problem("buffalo_s")
+    if insightface is None:
+        return "buffalo_s", "its files are on this machine"
+    litert = litert_problem()
+    if litert is None:
+        return "mediapipe", f"no buffalo_s, since {insightface.message}"
+    raise ModelError(
+        f"no face detector can be used: mediapipe, {litert.message}; buffalo_s, {insightface.message}", fix=litert.fix
+    )
 
 
 @dataclass(frozen=True)
 class DetectorStatus:
-    """Whether a detector can be used here; `problem` names what is missing and the mend, or is None."""
+    """Whether a detector can be used here; `problem` says what is missing and the fix, or is None.
+
+    installed: its libraries can be imported. licence: of its model files.
+    """
 
     name: str
     installed: bool
     models_present: bool
     problem: str | None
+    licence: str
 
 
 def detector_report() -> list[DetectorStatus]:
-    """The state of every detector, without loading one and without the network."""
+    """Return the state of every detector, without loading a model and without the network."""
     return [_insightface_status("buffalo_s"), _insightface_status("buffalo_l"), _mediapipe_status()]
 
 
 def _insightface_status(name: str) -> DetectorStatus:
-    installed = _package_folder("insightface") is not None and _package_folder("onnxruntime") is not None
-    present = models_present(name)
-    problem = _insightface_problem(installed)
-    if problem is None and not present:
-        problem = f"its files are not in {models_folder(name)}; they are fetched at the first use"
-    return DetectorStatus(name, installed, present, problem)
+    problem = insightface_problem(name)
+    return DetectorStatus(name, library_problem() is None, models_present(name), _described(problem), LICENCE)
 
 
 def _mediapipe_status() -> DetectorStatus:
-    installed = _package_folder("ai_edge_litert") is not None
-    problem = None if installed else _not_installed("mediapipe")
-    return DetectorStatus("mediapipe", installed, True, problem)  # its models come with lipstream
+    problem = litert_problem()
+    # Its model files are part of lipstream.
+    return DetectorStatus("mediapipe", problem is None, True, _described(problem), "Apache 2.0")
 
 
-def _package_folder(name: str) -> Path | None:
-    spec = importlib.util.find_spec(name)
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _not_installed(extra: str) -> str:
-    return f'not installed; pip install "lipstream[{extra}]"'
-
-
-def _insightface_problem(installed: bool) -> str | None:
-    if not installed:
-        return _not_installed("insightface")
-    try:
-        importlib.import_module("cv2")
-    except ImportError as error:
-        return import_mend("insightface", error)
-    return None
+def _described(problem: Problem | None) -> str | None:
+    return None if problem is None else f"{problem.message}. Fix: {problem.fix}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lipstream.errors import SettingsError
-from lipstream.face.quiet import import_mend
+from lipstream.face.quiet import import_problem
 from lipstream.media.atomic import check_beside, write_whole
 from lipstream_lab.bench.csv_rows import Row
 
@@ -75,5 +75,6 @@ def _figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise SettingsError(f"plot: {import_mend('measure', error)}") from error
+        problem = import_problem("lipstream[measure]", error)
+        raise SettingsError(f"plot: {problem.message}", fix=problem.fix) from error
     return Figure(figsize=_SIZE_INCHES, layout="constrained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import ModelError
-from lipstream.face.quiet import import_mend, native_logs_hidden
+from lipstream.face.quiet import IMPORT_ERRORS, Problem, import_problem, native_logs_hidden
 
 SIDE = 192
-"""Both networks look at squares of so many pixels."""
+"""Width and height of both networks' input, in pixels."""
 
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A network's file, and the numbers that it takes for black and for white."""
+    """A network's file, and the input values that stand for black and for white."""
 
     path: Path
     black: float
@@ -34,35 +35,52 @@ MESH = NetworkFile(_FOLDER / "face_landmark.tflite", black=0.0, white=1.0)
 
 
 class Network:
-    """One of the networks, for one thread at a time. Raises ModelError where LiteRT is missing."""
+    """One of the networks, for one thread at a time. Raises ModelError where LiteRT or the file cannot be used."""
 
     def __init__(self, file: NetworkFile) -> None:
-        interpreter = _interpreter_class()
-        with native_logs_hidden():
-            self._interpreter: Any = interpreter(model_path=str(file.path), num_threads=1)
-            self._interpreter.allocate_tensors()
+        problem = litert_problem()
+        if problem is not None:
+            raise ModelError(f"face detector mediapipe cannot be used: {problem.message}", fix=problem.fix)
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._path = file.path
+        try:
+            with native_logs_hidden():
+                self._interpreter: Any = Interpreter(model_path=str(file.path), num_threads=1)
+                self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise self._failed(error) from error
         self._black, self._level = np.float32(file.black), np.float32((file.white - file.black) / 255)
         self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
         self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
 
     def run(self, picture: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """What the network makes of an RGB picture (3, 192, 192) from 0 to 255, without the batch dimension."""
+        """Return the outputs for an RGB picture (3, 192, 192) from 0 to 255, without the batch dimension."""
         self._fill(picture)
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise self._failed(error) from error
         return [self._interpreter.get_tensor(index)[0] for index in self._outputs]
 
     def _fill(self, picture: NDArray[Any]) -> None:
-        # In a function of its own: the interpreter does not run while anyone holds on to its memory.
+        # In a function of its own: the interpreter refuses to run while its memory is referenced.
         for channel, plane in enumerate(picture):  # ten times as fast as all at once
             memory = self._input()[0, ..., channel]
             np.multiply(plane, self._level, out=memory)
             if self._black:
                 np.add(memory, self._black, out=memory)
 
+    def _failed(self, error: Exception) -> ModelError:
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        fix = "pip install --force-reinstall lipstream ai-edge-litert"
+        return ModelError(f"LiteRT cannot run this network ({reason})", file=self._path, fix=fix)
 
-def _interpreter_class() -> Any:
+
+def litert_problem() -> Problem | None:
+    """Return why LiteRT cannot be imported, or None."""
     try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ModelError(f"face detector mediapipe: {import_mend('mediapipe', error)}") from error
-    return Interpreter
+        importlib.import_module("ai_edge_litert.interpreter")
+    except IMPORT_ERRORS as error:
+        return import_problem("ai-edge-litert", error)
+    return None
