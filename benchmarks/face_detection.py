@@ -1,10 +1,11 @@
-"""Finding faces: the library called frame by frame on whole frames, beside ours, in one run and interleaved.
+"""Finding faces: frame by frame in one thread, in several, and searching the whole of some frames only, interleaved.
 
-Takes the first frames of --video, or the bundled sample on a 1080x1920 canvas, and finds their faces with the bare
-library, one frame after the other; with ours, every frame searched whole, several in flight; and with ours searching
-the whole of every Nth frame only. Says frames a second (median, least and most of the rounds), in how many frames a
-face is found, how far boxes and landmarks lie from those of the library's own networks on the whole frame, and that
-the number of threads changes nothing; adds a row a way to results.csv: python benchmarks/face_detection.py
+Takes the first frames of --video, or the bundled sample on a 1080x1920 canvas. The baseline is InsightFace's own
+analysis of whole frames where --detector is one of its models, else our search of whole frames in one thread; beside it
+ours with several frames in flight, and searching the whole of every Nth frame only. Says frames per second (median,
+least and most of the rounds), in how many frames a face is found, how far boxes and landmarks lie from those of the
+whole frame, and that the number of threads changes nothing; adds a row for each to results.csv:
+python benchmarks/face_detection.py
 """
 
 from __future__ import annotations
@@ -46,34 +47,37 @@ def main() -> None:
     args = parser.parse_args()
     frames = list(itertools.islice(read_frames(args.video) if args.video else canvas(), args.frames))
     detector = make_detector(args.detector, "cpu")
-    library = LIBRARIES[args.detector](args.detector)
-
-    runs: dict[str, Callable[[], object]] = {"library, frame by frame": lambda: [library(f.image) for f in frames]}
+    runs: dict[str, Callable[[], object]] = {}
+    if args.detector == "mediapipe":
+        runs["ours, every frame whole, 1 thread"] = lambda: search(detector, frames, 1, 1)
+    else:
+        library = insightface_library(args.detector)
+        runs["library, frame by frame"] = lambda: [library(f.image) for f in frames]
     found: dict[str, Faces] = {}
     for every in (1, *args.detect_every):
-        words = f"ours, every frame whole, {args.threads} threads" if every == 1 else f"ours, whole every {every}"
-        runs[words] = lambda every=every: search(detector, frames, every, args.threads)
-        found[words] = search(detector, frames, every, args.threads)
-        if described(search(detector, frames, every, 1)) != described(found[words]):
-            raise SystemExit(f"{words}: the number of threads changed the result")
+        label = f"ours, every frame whole, {args.threads} threads" if every == 1 else f"ours, whole every {every}"
+        runs[label] = lambda every=every: search(detector, frames, every, args.threads)
+        found[label] = search(detector, frames, every, args.threads)
+        if described(search(detector, frames, every, 1)) != described(found[label]):
+            raise SystemExit(f"{label}: the number of threads changed the result")
 
-    times: dict[str, list[float]] = {words: [] for words in runs}
-    for _, (words, run) in itertools.product(range(args.rounds), runs.items()):
+    times: dict[str, list[float]] = {label: [] for label in runs}
+    for _, (label, run) in itertools.product(range(args.rounds), runs.items()):
         begun_s = time.perf_counter()
         run()
-        times[words].append(time.perf_counter() - begun_s)
+        times[label].append(time.perf_counter() - begun_s)
     detector.close()
 
     height, width = frames[0].image.shape[:2]
     where = f"{width}x{height}, {args.video.name if args.video else 'bundled sample'}, {args.detector}"
     print(f"{where}, {len(frames)} frames, {args.rounds} rounds")
     whole = next(iter(found.values()))
-    for words, seconds in times.items():
+    for label, seconds in times.items():
         speed = describe(seconds, len(frames), statistics.median(next(iter(times.values()))))
-        note = f"{speed}, {compare(found[words], whole)}" if words in found else speed
-        print(f"{words:38} {note}")
+        note = f"{speed}, {compare(found[label], whole)}" if label in found else speed
+        print(f"{label:38} {note}")
         if not args.no_row:
-            settings = f"{where}, {words}, {note}"
+            settings = f"{where}, {label}, {note}"
             add_row(row("face detection", "", settings, len(frames), statistics.median(seconds)))
 
 
@@ -88,15 +92,6 @@ def search(detector: Detector, frames: Sequence[Frame], every: int, threads: int
         return list(group.ordered_map(find, range(len(frames)), threads, StageClock("detect")))
 
 
-def mediapipe_library(name: str) -> Callable[[NDArray[np.uint8]], object]:
-    """Both of mediapipe's networks on the whole frame: the detector, and the mesh of one face."""
-    import mediapipe
-
-    detection = mediapipe.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
-    mesh = mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1, refine_landmarks=True)
-    return lambda image: (detection.process(image), mesh.process(image))
-
-
 def insightface_library(name: str) -> Callable[[NDArray[np.uint8]], object]:
     """InsightFace's analysis of the whole frame, set up as the published code does."""
     from insightface.app import FaceAnalysis
@@ -106,11 +101,8 @@ def insightface_library(name: str) -> Callable[[NDArray[np.uint8]], object]:
     return lambda image: analysis.get(np.ascontiguousarray(image[:, :, ::-1]))
 
 
-LIBRARIES = {"mediapipe": mediapipe_library, "buffalo_s": insightface_library, "buffalo_l": insightface_library}
-
-
 def compare(faces: Faces, whole: Faces) -> str:
-    """In how many frames a face was found, and how far from where the whole frame's search found it."""
+    """Count the frames with a face, and say how far from where the whole frame's search found it."""
     pairs = [(face, other) for face, other in zip(faces, whole, strict=True) if face and other]
     boxes = [np.abs(np.subtract(face.box, other.box)).max() for face, other in pairs] or [0.0]
     points = [np.abs(face.landmarks - other.landmarks).max() for face, other in pairs] or [0.0]
@@ -127,12 +119,12 @@ def described(faces: Faces) -> list[object]:
     return [face and (face.box, face.score, face.landmarks.tolist()) for face in faces]
 
 
-def describe(seconds: Sequence[float], n_frames: int, library_s: float) -> str:
-    """Frames a second, the median of the rounds, the least and the most, beside the library's."""
+def describe(seconds: Sequence[float], n_frames: int, baseline_s: float) -> str:
+    """Frames per second, the median of the rounds, the least and the most, beside the baseline's."""
     rates = [n_frames / value for value in seconds]
     return (
-        f"{statistics.median(rates):.1f} frames a second ({min(rates):.1f} to {max(rates):.1f}), "
-        f"{library_s / statistics.median(seconds):.2f} times as fast"
+        f"{statistics.median(rates):.1f} frames per second ({min(rates):.1f} to {max(rates):.1f}), "
+        f"{baseline_s / statistics.median(seconds):.2f} times as fast"
     )
 
 

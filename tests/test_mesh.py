@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,13 +15,14 @@ import pytest
 import torch
 
 from lipstream.errors import ModelError
-from lipstream.face.mediapipe.boxes import places
+from lipstream.evaluate.mouth import INNER_LIPS, FaceMesh, mouth_opening
+from lipstream.face.align import crop_face, face_size
 from lipstream.face.mediapipe.detector import MediapipeDetector
-from lipstream.face.mediapipe.networks import DETECTION, Network
+from lipstream.face.mediapipe.networks import MESH, Network
+from lipstream.face.quiet import hide_native_logs
 from lipstream.face.registry import Detector, DetectorStatus, detector_report, make_detector
-from lipstream.imaging import affine_grid, bilinear_sample, lanczos4_resize
-
-pytest.importorskip("ai_edge_litert", exc_type=ImportError)
+from lipstream.face.tracking import FaceTrack
+from lipstream.imaging import affine_grid, bilinear_sample, invert_affine, lanczos4_resize
 
 
 @pytest.fixture(scope="module")
@@ -102,39 +102,6 @@ def test_it_takes_a_face_that_the_border_cuts(detector: Detector, portraits, cut
     assert found is None or found.box[2] + cut > 380
 
 
-def test_it_sees_a_face_where_the_library_sees_it(portraits):
-    frames = [portraits[0], np.pad(portraits[1], [(700, 100), (20, 90), (0, 0)])]
-    ours = Network(DETECTION)
-    with library().face_detection.FaceDetection(model_selection=1) as theirs:
-        for frame in frames:
-            (place,) = places(ours, frame)
-            (found,) = theirs.process(frame).detections
-            box, (height, width) = found.location_data.relative_bounding_box, frame.shape[:2]
-            middle = (box.xmin + box.width / 2) * width, (box.ymin + box.height / 2) * height
-            assert math.dist(middle, (place.x, place.y)) < 0.05 * place.side
-            assert place.side == pytest.approx(box.width * width, rel=0.05)
-            eyes = [(point.x * width, point.y * height) for point in found.location_data.relative_keypoints[:2]]
-            assert place.angle == pytest.approx(math.atan2(*np.subtract(eyes[1], eyes[0])[::-1]), abs=0.05)
-            assert place.score == pytest.approx(found.score[0], abs=0.05)
-
-
-def test_its_mesh_is_what_the_library_comes_to_when_it_follows_a_still_face(detector: Detector, portraits):
-    ours = detector.detect(portraits[0])
-    with library().face_mesh.FaceMesh() as theirs:
-        for _ in range(6):  # it seeks each frame's mesh where it found the last one's
-            (mesh,) = theirs.process(portraits[0]).multi_face_landmarks
-    height, width = portraits[0].shape[:2]
-    points = np.array([(point.x * width, point.y * height) for point in mesh.landmark])
-    assert np.abs(np.subtract(ours.box, [*points.min(axis=0), *points.max(axis=0)])).max() <= 1.5
-
-
-def library():
-    """mediapipe itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("mediapipe", exc_type=ImportError).solutions
-
-
 def test_it_does_not_find_a_held_face_elsewhere_or_of_another_size(detector: Detector, portraits):
     held = detector.detect(portraits[0])
     moved = np.roll(portraits[0], 60, axis=1)
@@ -197,18 +164,74 @@ def test_it_takes_flipped_and_read_only_frames(detector: Detector, portraits):
     assert detector.detect(mirrored).box == detector.detect(copy).box
 
 
-def test_without_litert_the_extra_is_named(monkeypatch):
+def test_without_litert_the_fix_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(ModelError, match=r"face detector mediapipe.*lipstream\[mediapipe\]"):
+    with pytest.raises(ModelError, match=r"face detector mediapipe cannot be used.*pip install ai-edge-litert"):
         make_detector("mediapipe", "cpu")
 
 
+def test_a_damaged_network_file_is_a_model_error(tmp_path):
+    (tmp_path / "cut.tflite").write_bytes(MESH.path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"cut.tflite: LiteRT cannot run this network"):
+        Network(replace(MESH, path=tmp_path / "cut.tflite"))
+
+
 def test_it_is_quiet(portraits, capfd):
+    hide_native_logs()
     detector = make_detector("mediapipe", "cpu")
     assert detector.detect(portraits[0]) is not None
     detector.close()
     assert capfd.readouterr() == ("", "")
 
 
+# The mesh on aligned crops
+
+
+@pytest.fixture(scope="module")
+def crops(detector: Detector, portraits) -> list[np.ndarray]:
+    matrices = [FaceTrack(256).update(0, False, detector.detect(image).landmarks) for image in portraits]
+    aligned = [crop_face(image, matrix, 256) for image, matrix in zip(portraits, matrices, strict=True)]
+    return [crop.permute(1, 2, 0).contiguous().numpy() for crop in aligned]
+
+
+def test_the_mesh_of_a_crop_is_that_of_the_frame(detector: Detector, portraits, crops):
+    mesh = FaceMesh()
+    for image, crop in zip(portraits, crops, strict=True):
+        found = detector.detect(image)
+        inverse = invert_affine(FaceTrack(256).update(0, False, found.landmarks))
+        points = mesh.points(crop) * np.array(face_size(256)) / 256 @ inverse[:, :2].T + inverse[:, 2]
+        box = [*points.min(axis=0), *points.max(axis=0)]
+        assert np.abs(np.subtract(box, found.box)).max() <= 4
+    mesh.close()
+
+
+def test_a_mouth_that_is_drawn_open_is_measured_wider(crops):
+    mesh = FaceMesh()
+    for crop in crops:
+        points = mesh.points(crop)
+        assert points.shape == (468, 2)
+        (left, top), (right, bottom) = (points[list(INNER_LIPS)].min(axis=0), points[list(INNER_LIPS)].max(axis=0))
+        x, y = round((left + right) / 2), round((top + bottom) / 2)
+        opened = crop.copy()
+        opened[y - 2 : y + 16, x - 22 : x + 22] = (40, 10, 10)
+        assert mouth_opening(mesh.points(opened)) > mouth_opening(points) + 0.02
+    mesh.close()
+
+
+def test_a_crop_without_a_face_has_no_points():
+    mesh = FaceMesh()
+    assert mesh.points(np.full((256, 256, 3), 128, np.uint8)) is None
+    mesh.close()
+
+
+def test_the_points_of_a_crop_are_the_same_in_any_thread_and_order(crops):
+    mesh = FaceMesh()
+    alone = [mesh.points(crop).tolist() for crop in crops]
+    with ThreadPoolExecutor(4) as pool:
+        together = [points.tolist() for points in pool.map(mesh.points, [*crops, *crops[::-1]])]
+    mesh.close()
+    assert together == alone + alone[::-1]
+
+
 def test_report_of_this_machine():
-    assert detector_report()[-1] == DetectorStatus("mediapipe", True, True, None)
+    assert detector_report()[-1] == DetectorStatus("mediapipe", True, True, None, "Apache 2.0")

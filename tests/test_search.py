@@ -1,12 +1,15 @@
-"""Searching the whole of some frames only: who is looked at where, in any number of threads."""
+"""Searching the whole of some frames only: what is searched where, in any number of threads."""
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from lipstream.errors import ModelError
+from lipstream.face import keyframes as search
 from lipstream.face.detector import Face
 from lipstream.face.keyframes import Stretch
 
@@ -28,8 +31,6 @@ class Witness:
 
     def detect(self, image: np.ndarray) -> Face | None:
         self.asked.append("whole")
-        if image.max() == 255:
-            raise RuntimeError("broken")
         return face(float(image[0, 0, 0])) if image.any() else None
 
     def detect_near(self, image: np.ndarray, held: Face) -> Face | None:
@@ -45,46 +46,67 @@ def frame(brightness: int) -> np.ndarray:
     return np.full(SHAPE, brightness, np.uint8)
 
 
-def search(detector: Witness, brightness: list[int]) -> list[Face | None]:
+def faces_of(detector: Witness, brightness: list[int]) -> list[Face | None]:
     stretch = Stretch(7)
     return [stretch.find(detector, 7 + index, frame(value)) for index, value in enumerate(brightness)]
 
 
 def test_only_the_first_frame_is_searched_whole():
     detector = Witness()
-    found = search(detector, [100, 101, 102, 103])
+    found = faces_of(detector, [100, 101, 102, 103])
     assert detector.asked == ["whole", "near", "near", "near"]
     assert [f.box[0] for f in found] == pytest.approx([100, 101.1, 102.1, 103.1])
 
 
-def test_a_face_that_left_is_sought_everywhere():
+def test_a_face_that_left_is_searched_for_everywhere():
     detector = Witness(reach=5)
-    found = search(detector, [100, 104, 110, 102])
+    found = faces_of(detector, [100, 104, 110, 102])
     assert detector.asked == ["whole", "near", "near", "whole", "near"]
     assert found[2].box[0] == 110
 
 
 def test_after_a_cut_the_whole_frame_is_searched():
     detector = Witness()
-    found = search(detector, [100, 140, 141, 105])
+    found = faces_of(detector, [100, 140, 141, 105])
     assert detector.asked == ["whole", "whole", "whole", "near"]
     assert found[1].box[0] == 140
 
 
 def test_without_a_face_to_hold_every_frame_is_searched_whole():
     detector = Witness()
-    found = search(detector, [0, 0, 20])
+    found = faces_of(detector, [0, 0, 20])
     assert found[:2] == [None, None]
     assert found[2].box[0] == 20
     assert detector.asked == ["whole"] * 3
 
 
-def test_a_fault_in_the_first_frame_reaches_those_that_wait_for_it():
-    stretch, detector = Stretch(0), Witness()
-    with pytest.raises(RuntimeError, match="broken"):
-        stretch.find(detector, 0, frame(255))
-    with pytest.raises(RuntimeError, match="broken"):
-        stretch.find(detector, 1, frame(100))
+@pytest.mark.parametrize("error", [RuntimeError("broken"), TimeoutError("broken")])
+def test_an_error_in_the_first_frame_reaches_those_that_wait_for_it(monkeypatch, error):
+    monkeypatch.setattr(search, "_WAIT_S", 5.0)
+    stretch, begun, fail = Stretch(0), threading.Event(), threading.Event()
+
+    class Failing(Witness):
+        def detect(self, image: np.ndarray) -> Face | None:
+            begun.set()
+            fail.wait(5)
+            raise error
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(stretch.find, Failing(), 0, frame(100))
+        assert begun.wait(5)
+        others = [pool.submit(stretch.find, Witness(), index, frame(100)) for index in (1, 2)]
+        fail.set()
+        for future in (first, *others):
+            with pytest.raises(type(error), match="broken"):
+                future.result(20)
+    with pytest.raises(type(error), match="broken"):
+        stretch.find(Witness(), 3, frame(100))
+
+
+def test_the_wait_for_the_first_frame_has_an_end(monkeypatch):
+    monkeypatch.setattr(search, "_WAIT_S", 0.05)
+    with pytest.raises(ModelError, match="face search of frame 7 has not ended"):
+        Stretch(7).find(Witness(), 8, frame(100))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])

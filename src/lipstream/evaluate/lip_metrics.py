@@ -20,9 +20,9 @@ _PROPORTIONS = np.array(face_size(_CROP_PX)) / max(face_size(_CROP_PX))
 
 
 class MouthFinder:
-    """Finds the points of a face in crops that are cut alike from every picture. Raises ModelError without mediapipe.
+    """Finds the points of a face in crops that are cut alike from every picture.
 
-    The detector stays its owner's; `close` lets go of the mesh alone.
+    The detector is not closed by `close`, only the mesh is. Raises ModelError where LiteRT cannot be used.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -30,18 +30,18 @@ class MouthFinder:
         self._mesh = FaceMesh()
 
     def points(self, image: Image, affine_matrix: NDArray[np.float32]) -> NDArray[np.float64] | None:
-        """Mesh points (478, 2) of the face that `affine_matrix` cuts out, in its proportions; None without one."""
+        """Return the mesh points (468, 2) of the face that `affine_matrix` cuts out, in its proportions, or None."""
         crop = crop_face(image, affine_matrix, _CROP_PX)
         points = self._mesh.points(crop.permute(1, 2, 0).numpy())
         return None if points is None else points * _PROPORTIONS
 
     def close(self) -> None:
-        """Let go of the mesh."""
+        """Free the mesh's networks."""
         self._mesh.close()
 
 
 class Mouths:
-    """Adds up how far the mouth of one video is from another's, frame by frame, in order.
+    """Accumulates how far the mouth of one video is from another's, frame by frame, in order.
 
     frames_without: those in which a face was not found in one of them; they count in nothing else.
     """
@@ -49,16 +49,16 @@ class Mouths:
     def __init__(self, finder: MouthFinder) -> None:
         self._finder = finder
         self._track = FaceTrack(_CROP_PX)
-        self._seen = 0
+        self._frames = 0
         self._distance = 0.0
         self._openings = Correlation()
         self.frames_without = 0
 
     def add(self, reference: Image, picture: Image, before: Image) -> None:
-        """Count one frame of both (h, w, 3). before: the frame that the face is sought in, for both alike."""
+        """Count one frame of both (h, w, 3). before: the frame in which the face of both is detected."""
         face = self._finder.detector.detect(before)
-        affine_matrix = self._track.update(self._seen, False, None if face is None else face.landmarks)
-        self._seen += 1
+        affine_matrix = self._track.update(self._frames, False, None if face is None else face.landmarks)
+        self._frames += 1
         if affine_matrix is None:
             self.frames_without += 1
             return
@@ -71,11 +71,11 @@ class Mouths:
         self._openings.add(mouth_opening(one), mouth_opening(other))
 
     def landmark_distance(self) -> float | None:
-        """Mean distance of the inner lips' points from the reference's, over the height of its face; None unseen."""
+        """Return the mean distance of the inner lips' points over the height of the reference's face, or None."""
         return None if self._openings.count == 0 else self._distance / self._openings.count
 
     def opening_correlation(self) -> float | None:
-        """Pearson's correlation of the two mouths' openings over time; None where one of them does not move."""
+        """Return Pearson's correlation of the two mouths' openings over time; None where one does not move."""
         return self._openings.value()
 
 
@@ -88,7 +88,7 @@ class Correlation:
         self._xx = self._yy = self._xy = 0.0
 
     def add(self, x: float, y: float) -> None:
-        """Take one pair."""
+        """Add one pair."""
         self.count += 1
         before_x, before_y = x - self._mean_x, y - self._mean_y
         self._mean_x += before_x / self.count
@@ -98,6 +98,6 @@ class Correlation:
         self._xy += before_x * (y - self._mean_y)
 
     def value(self) -> float | None:
-        """From -1 to 1; None where either is constant, or there are fewer than two pairs."""
+        """Return it, from -1 to 1; None where either is constant, or there are fewer than two pairs."""
         spread = math.sqrt(self._xx * self._yy)
         return None if spread == 0 else self._xy / spread

@@ -159,7 +159,7 @@ class _Loaded:
         return self._detectors[key]
 
     def finder(self, setting: Setting) -> MouthFinder:
-        """With the setting's own detector. Raises ModelError where mediapipe is missing."""
+        """With the setting's own detector. Raises ModelError where it cannot be used."""
         self._finder = self._finder or MouthFinder(self._detector(setting))
         return self._finder
 

@@ -78,7 +78,7 @@ def train_reader(clips: list[LatentClip], seed: int, steps: int = 600, batch: in
 
 
 def mesh_judge(vae: Any) -> Judge:
-    """A judge by mediapipe's face mesh. Raises ModelError where mediapipe is not installed."""
+    """Return a judge by the face mesh. Raises ModelError where LiteRT cannot be used."""
     face_mesh = FaceMesh()
 
     def judge(latents: Tensor) -> Tensor:

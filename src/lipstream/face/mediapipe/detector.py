@@ -5,10 +5,8 @@ Their 468-point mesh stands in for InsightFace's 106 points, which the published
 
 from __future__ import annotations
 
-import contextlib
 import math
-import queue
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from lipstream.face.detector import Face, choose, has_room_for_a_face, is_near
 from lipstream.face.mediapipe.boxes import LONGEST_WHOLE, Place, places, places_in_tiles
-from lipstream.face.mediapipe.networks import DETECTION, MESH, SIDE, Network
+from lipstream.face.mediapipe.networks import DETECTION, MESH, SIDE, Network, Pool
 
 # Mesh points that lie where the 106-point scheme has the points that the published alignment averages: the brows'
 # outer tips and upper edges; of the nose the lower bridge, the tip and both wings. On the aligned faces in the
@@ -45,7 +43,7 @@ _DETECTED_SHARE = 1 / 1.1
 
 
 @dataclass(frozen=True)
-class _Mesh:
+class Mesh:
     """Points (468, 2) in pixels of the frame, the place that they were sought at and the one that they are at."""
 
     points: NDArray[np.float64]
@@ -80,8 +78,7 @@ class MediapipeDetector:
     name = "mediapipe"
 
     def __init__(self) -> None:
-        self._idle: queue.SimpleQueue[_Networks] = queue.SimpleQueue()
-        self._idle.put(_Networks(Network(DETECTION), Network(MESH)))
+        self._pool = Pool(lambda: _Networks(Network(DETECTION), Network(MESH)))
 
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
         """The largest usable face of a uint8 RGB frame (h, w, 3), or None.
@@ -91,7 +88,7 @@ class MediapipeDetector:
         """
         if not has_room_for_a_face(image):
             return None
-        with self._borrowed() as networks:
+        with self._pool.borrowed() as networks:
             face = choose(_faces(networks.mesh, image, places(networks.detection, image)))
             if face is None and max(image.shape[:2]) > LONGEST_WHOLE:
                 face = choose(_faces(networks.mesh, image, places_in_tiles(networks.detection, image)))
@@ -104,26 +101,14 @@ class MediapipeDetector:
         """
         (left_x, left_y), (right_x, right_y) = held.landmarks[:2]
         place = _place_of(held.box, math.atan2(right_y - left_y, right_x - left_x), held.score)
-        with self._borrowed() as networks:
-            mesh = _mesh_at(networks.mesh, image, place)
+        with self._pool.borrowed() as networks:
+            mesh = mesh_at(networks.mesh, image, place)
         face = choose([_face(mesh.points, held.score)]) if mesh is not None and mesh.is_settled() else None
         return face if face is not None and is_near(face, held) else None
 
     def close(self) -> None:
-        """Let go of all networks. No thread may be in `detect`."""
-        while not self._idle.empty():
-            self._idle.get()
-
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[_Networks]:
-        try:
-            networks = self._idle.get_nowait()
-        except queue.Empty:
-            networks = _Networks(Network(DETECTION), Network(MESH))
-        try:
-            yield networks
-        finally:
-            self._idle.put(networks)
+        """Free all networks. No thread may be in `detect`."""
+        self._pool.close()
 
 
 def _faces(network: Network, image: NDArray[np.uint8], seen: Iterable[Place]) -> list[Face]:
@@ -132,7 +117,7 @@ def _faces(network: Network, image: NDArray[np.uint8], seen: Iterable[Place]) ->
     for place in sorted(seen, key=lambda place: -place.side):
         if any(_is_in(place, face) for face in faces):
             continue
-        mesh = _mesh_at(network, image, replace(place, side=place.side / _DETECTED_SHARE))
+        mesh = mesh_at(network, image, replace(place, side=place.side / _DETECTED_SHARE))
         if mesh is not None:
             faces.append(_face(mesh.points, place.score))
     return faces
@@ -143,7 +128,7 @@ def _is_in(place: Place, face: Face) -> bool:
     return left <= place.x <= right and top <= place.y <= bottom
 
 
-def _mesh_at(network: Network, image: NDArray[np.uint8], place: Place) -> _Mesh | None:
+def mesh_at(network: Network, image: NDArray[np.uint8], place: Place) -> Mesh | None:
     """The mesh of the face at a place; None where there is none."""
     cut = _cut(image, place)
     mesh = None if cut is None else _look(network, cut, place)
@@ -198,7 +183,7 @@ def _cut(image: NDArray[np.uint8], place: Place) -> _Cut | None:
     return _Cut(torch.from_numpy(pixels.numpy().astype(np.float32)), from_frame, place.x, place.y, reach)
 
 
-def _look(network: Network, cut: _Cut, place: Place) -> _Mesh | None:
+def _look(network: Network, cut: _Cut, place: Place) -> Mesh | None:
     """What the network sees at a place; None if that is no face."""
     scale = _MARGIN * place.side / SIDE
     across, down = scale * math.cos(place.angle), scale * math.sin(place.angle)
@@ -213,7 +198,7 @@ def _look(network: Network, cut: _Cut, place: Place) -> _Mesh | None:
         return None
     points = mesh.reshape(-1, 3)[:, :2].astype(np.float64) @ to_frame[:, :2].T + to_frame[:, 2]
     eyes = points[_RIGHT_EYE] - points[_LEFT_EYE]
-    return _Mesh(points, place, _place_of(_box(points), math.atan2(eyes[1], eyes[0]), place.score))
+    return Mesh(points, place, _place_of(_box(points), math.atan2(eyes[1], eyes[0]), place.score))
 
 
 def _grid(matrix: NDArray[np.float64], width: int, height: int) -> Tensor:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import queue
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import ModelError
 from lipstream.face.quiet import IMPORT_ERRORS, Problem, import_problem, native_logs_hidden
+
+T = TypeVar("T")
 
 SIDE = 192
 """Width and height of both networks' input, in pixels."""
@@ -84,3 +89,30 @@ def litert_problem() -> Problem | None:
     except IMPORT_ERRORS as error:
         return import_problem("ai-edge-litert", error)
     return None
+
+
+class Pool(Generic[T]):
+    """Lends things that serve one thread at a time; there are as many as threads ever borrowed at once."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._idle: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._idle.put(make())
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[T]:
+        """Return a context with one of them, made if all are lent."""
+        try:
+            lent = self._idle.get_nowait()
+        except queue.Empty:
+            lent = self._make()
+        try:
+            yield lent
+        finally:
+            self._idle.put(lent)
+
+    def close(self) -> None:
+        """Forget those that are not lent."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait()
