@@ -1,6 +1,6 @@
 """Videos side by side: a labelled film with the speech, the figures beside it, and a sheet of moments.
 
-Frames are taken at 25 a second, as a sync takes them, one moment of all videos at a time.
+Frames are taken at 25 per second, as a run takes them, and compared one moment of all videos at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Image = NDArray[np.uint8]
 
 LABELS = ("original", "lip-synced", "optimised")
 
-# Levels of 255 by which a compressed frame's pixels may differ from the original's though nothing was painted.
+# Levels of 255 by which a compressed frame's pixels may differ from the original's though nothing was generated there.
 _COMPRESSION = 8
 # What hardware that decodes H.264 goes up to; wider films are made smaller.
 _WIDEST_PX = 4096
@@ -59,7 +59,7 @@ class Side:
 class Comparison:
     """What was compared and what came of it. sound: the file that the film's is from, None where none has any.
 
-    quality: of the last video beside the one before it, where `untouched`, the first, was painted.
+    quality: of the last video beside the one before it, in the region of `untouched`, the first, that was generated.
     """
 
     output: Path
@@ -87,7 +87,7 @@ def compare_videos(
     """How far a video is from another of the same size, as far as the shortest goes; of mouths only with a finder.
 
     original: what both were made from, or None where the reference itself is; what differs from it by more than
-    compression changes was painted, and counts. Raises InputError for what cannot be read, or is of another size.
+    compression changes was generated, and counts. Raises InputError for what cannot be read, or is of another size.
     """
     meter = Meter(finder)
     for images in _moments([original or reference, reference, video]):
@@ -185,7 +185,7 @@ def _film(
 
 def _compared(images: Sequence[Image]) -> Compared:
     """A moment of the original, of what was made from it and, it may be, of what else was: the last beside the one."""
-    return Compared.painted(images[-2], images[-1], images[0], _COMPRESSION)
+    return Compared.generated(images[-2], images[-1], images[0], _COMPRESSION)
 
 
 def _moments(paths: Sequence[Path]) -> Iterator[list[Image]]:

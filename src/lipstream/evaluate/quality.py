@@ -30,7 +30,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Quality:
-    """How far pictures are from the reference's, over `frames` frames; None where it cannot be told.
+    """How far pictures are from the reference's, over `frames` frames; None where it cannot be measured.
 
     frames_without_face: those where a mouth was not found in one of the two, left out of landmark_distance and
     opening_correlation. All but these two look at the repainted region (see psnr_db). psnr_db: inf where all is equal.
@@ -67,7 +67,7 @@ def measure(
 def psnr_db(reference: Images, pictures: Images, untouched: Images | None = None, tolerance: int = 0) -> float | None:
     """Peak signal-to-noise ratio of uint8 pictures (h, w, 3) beside the reference's, dB; inf where they are equal.
 
-    untouched: the frames before anything was painted; only pixels that differ from them in either picture count,
+    untouched: the frames before anything was generated; only pixels that differ from them in either picture count,
     since the rest is equal whatever the settings. tolerance: levels of 255 by which a pixel may differ and still be
     untouched, for frames that were compressed. None where no pixel counts.
     """
@@ -101,7 +101,7 @@ def flicker(pictures: Images, counts: Iterable[NDArray[np.bool_]]) -> float | No
 
 
 class Compared(NamedTuple):
-    """A frame of both sides and the frame before it was painted (h, w, 3), and which pixels count: (h, w) bool."""
+    """A frame of both sides and the same frame of the source (h, w, 3), and which pixels count: (h, w) bool."""
 
     reference: Image
     picture: Image
@@ -109,7 +109,7 @@ class Compared(NamedTuple):
     counts: NDArray[np.bool_]
 
     @classmethod
-    def painted(cls, reference: Image, picture: Image, before: Image, tolerance: int) -> Compared:
+    def generated(cls, reference: Image, picture: Image, before: Image, tolerance: int) -> Compared:
         """With those pixels counting that differ from the frame before in either picture."""
         counts = _differs(reference, before, tolerance) | _differs(picture, before, tolerance)
         return cls(reference, picture, before, counts)
@@ -124,7 +124,7 @@ def compared(
             yield Compared(one, other, one, np.ones(one.shape[:2], np.bool_))
         return
     for one, other, before in zip(reference, pictures, untouched, strict=True):
-        yield Compared.painted(one, other, before, tolerance)
+        yield Compared.generated(one, other, before, tolerance)
 
 
 def _differs(image: Image, before: Image, tolerance: int) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """The frame's own texture, where the repainted face agrees with it.
 
-A face painted at the model's resolution has lost pores, stubble and hair, most of them where nothing was to change. So
-coarse pictures of both are compared: where they agree, what is finer is the frame's own, as sharp as it was filmed;
+A face generated at the model's resolution has lost pores, stubble and hair, most of them where nothing was to change.
+So blurred pictures of both are compared: where they agree, finer detail is the frame's own, as sharp as it was filmed;
 where they differ (the mouth, a jaw that moved) it is the model's. Not part of the published computation.
 """
 
@@ -23,21 +23,21 @@ _MOUTH_TOLERANCE, _TOLERANCE = 0.12, 0.3
 _REACH = 2 / 128
 
 
-def keep_texture(painted: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
-    """What to add to the frame, and the frame's share: (n, 4, res, res), for `paste_face`.
+def keep_texture(generated: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
+    """Return what to add to the frame, and the frame's share: (n, 4, res, res), for `paste_face`.
 
-    painted: new crops, pixels: the crops as they were, both (n, 3, res, res) in [-1, 1]. mask: (1, res, res), 1 = keep.
+    generated: new crops; pixels: the crops as filmed; both (n, 3, res, res) in [-1, 1]. mask: (1, res, res), 1 = keep.
     The fourth channel is the share w of the frame in [0, 1], 1 where the mask keeps it; the first three are the new
     face less w times the crop, so that w times the frame completes them.
     """
     side = pixels.shape[-1]
-    coarse_painted, coarse = _coarse(painted, side * _SIGMA), _coarse(pixels, side * _SIGMA)
+    coarse_generated, coarse = _coarse(generated, side * _SIGMA), _coarse(pixels, side * _SIGMA)
     reach = round(side * _REACH)
-    difference = (coarse_painted - coarse).abs().amax(1, keepdim=True) * (1 - mask)
+    difference = (coarse_generated - coarse).abs().amax(1, keepdim=True) * (1 - mask)
     difference = F.max_pool2d(difference, 2 * reach + 1, 1, reach)
     tolerance = _TOLERANCE + (_MOUTH_TOLERANCE - _TOLERANCE) * mouth_region(side).to(mask.device)
     share = torch.exp(-(_coarse(difference, side * _SIGMA) / tolerance).square())
-    textured = torch.lerp(painted, coarse_painted + (pixels - coarse), share)
+    textured = torch.lerp(generated, coarse_generated + (pixels - coarse), share)
     return torch.cat((textured - share * pixels, share), 1)
 
 

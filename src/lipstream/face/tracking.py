@@ -18,7 +18,7 @@ _NO_FACE = [math.nan] * 6
 class FaceTrack:
     """Turns the landmarks of successive frames into affine matrices. Call it in frame order, from one thread.
 
-    The alignment's residual is smoothed over time (a fifth of the previous one is kept) and starts anew after
+    The alignment's residual is smoothed over time (a fifth of the previous one is kept) and starts again after
     a frame without a face. Where a short video is looped, a repeated frame gets the matrix of its first pass,
     as published: 24 bytes are remembered for each source frame.
     """

@@ -1,6 +1,6 @@
 """A profile of every Python call in every thread, in the format that pstats reads.
 
-Up to Python 3.11 each thread gets a cProfile of its own. From 3.12 on cProfile hears the calls of all threads at once
+Up to Python 3.11 each thread gets a cProfile of its own. From 3.12 on cProfile sees the calls of all threads at once
 and takes them for those of one (it stands on sys.monitoring, where only one profiler may be active): its times are
 wrong as soon as two threads run. There a recorder in Python, one a thread, writes the same table, at a higher price a
 call.

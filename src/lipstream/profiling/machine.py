@@ -61,7 +61,7 @@ def wait_for(device: torch.device) -> None:
 
 
 class PeakMemory:
-    """Peak memory of the process and of its CUDA device since the last `reset`, MB; None where it cannot be told."""
+    """Peak memory of the process and of its CUDA device since the last `reset`, MB; None where not measurable."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """Let memory that is freed stay with the process, in one pool for all threads; call it before other threads start.
 
     Without it every tensor of some megabytes goes back to the system, and its pages are requested and zeroed again,
-    which takes up to a tenth of a sync's CPU time. One pool per thread, glibc's default, would keep more memory than is
+    which takes up to a tenth of a run's CPU time. One pool per thread, glibc's default, would keep more memory than is
     ever used at once. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

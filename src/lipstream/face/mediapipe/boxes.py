@@ -44,7 +44,7 @@ def places(network: Network, image: NDArray[np.uint8]) -> list[Place]:
     found, scores = network.run(_letterbox(image))
     seen = np.flatnonzero(scores >= 0)
     score = 1 / (1 + np.exp(-scores[seen, 0].astype(np.float64)))
-    # Centre, size and points are all told in pixels of the network's picture, counted from the place's own centre.
+    # Centre, size and points are all in pixels of the network's picture, counted from the place's own centre.
     numbers = found[seen].astype(np.float64).reshape(-1, 8, 2) / SIDE
     centres = (np.stack([seen % _GRID, seen // _GRID], axis=1) + 0.5) / _GRID
     numbers[:, [0, 2, 3, 4, 5, 6, 7]] += centres[:, None]
@@ -53,7 +53,7 @@ def places(network: Network, image: NDArray[np.uint8]) -> list[Place]:
 
 
 def places_in_tiles(network: Network, image: NDArray[np.uint8]) -> Iterator[Place]:
-    """As `places`, sought in squares half as long as the frame that overlap by half."""
+    """Find faces as `places` does, in squares half as long as the frame that overlap by half."""
     height, width = image.shape[:2]
     side = -(-max(height, width) // 2)
     for top in _tile_starts(height, side):

@@ -28,11 +28,11 @@ _NOSE = (195, 5, 4, 129, 358)
 _NOSE_WEIGHTS = np.array([0.5, 0.5, 1, 1, 1]) / 4
 _LEFT_EYE, _RIGHT_EYE = 33, 263
 
-# The mesh is sought in a square half as large again as the face.
+# The mesh network looks at a square half as large again as the face.
 _MARGIN = 1.5
 _MESH_CONFIDENCE = 0.5
-# Where the square lies moves the mesh by a pixel or two, so it is sought again round itself until it stays there within
-# seven thousandths of its size. Each time its size goes three quarters of its way (on footage and portraits alike).
+# Where the square lies moves the mesh by a pixel or two, so it is searched for again around its own place until it stays
+# there within seven thousandths of its size. Each time its size goes three quarters of its way, on footage and portraits.
 _SETTLED = 0.007
 _OVERSHOOT = 0.3
 _MOST_LOOKS = 5
@@ -44,22 +44,22 @@ _DETECTED_SHARE = 1 / 1.1
 
 @dataclass(frozen=True)
 class Mesh:
-    """Points (468, 2) in pixels of the frame, the place that they were sought at and the one that they are at."""
+    """Points (468, 2) in pixels of the frame, the place they were searched at and the one they were found at."""
 
     points: NDArray[np.float64]
-    sought: Place
+    searched: Place
     found: Place
 
     def is_settled(self) -> bool:
-        """Whether they are where they were sought."""
-        found, sought = self.found, self.sought
-        moved = max(abs(found.x - sought.x), abs(found.y - sought.y), abs(found.side - sought.side))
-        turned = abs(found.angle - sought.angle)
+        """Whether they were found where they were searched for."""
+        found, searched = self.found, self.searched
+        moved = max(abs(found.x - searched.x), abs(found.y - searched.y), abs(found.side - searched.side))
+        turned = abs(found.angle - searched.angle)
         return moved < _SETTLED * found.side and turned < 2 * _SETTLED
 
     def next_place(self) -> Place:
         """Where to seek them again."""
-        return replace(self.found, side=self.found.side * (self.found.side / self.sought.side) ** _OVERSHOOT)
+        return replace(self.found, side=self.found.side * (self.found.side / self.searched.side) ** _OVERSHOOT)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class MediapipeDetector:
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
         """The largest usable face of a uint8 RGB frame (h, w, 3), or None.
 
-        Small faces in a large frame are sought in overlapping tiles, where the whole frame shows no usable
+        Small faces in a large frame are searched for in overlapping tiles, where the whole frame shows no usable
         face.
         """
         if not has_room_for_a_face(image):
