@@ -31,8 +31,8 @@ _LEFT_EYE, _RIGHT_EYE = 33, 263
 # The mesh network looks at a square half as large again as the face.
 _MARGIN = 1.5
 _MESH_CONFIDENCE = 0.5
-# Where the square lies moves the mesh by a pixel or two, so it is searched for again around its own place until it stays
-# there within seven thousandths of its size. Each time its size goes three quarters of its way, on footage and portraits.
+# Where the square lies moves the mesh by a pixel or two, so it is searched for again around its own place until it
+# stays there within seven thousandths of its size. Each time its size goes three quarters of its way (as measured).
 _SETTLED = 0.007
 _OVERSHOOT = 0.3
 _MOST_LOOKS = 5
