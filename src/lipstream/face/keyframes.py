@@ -24,11 +24,11 @@ class _Found:
     thumbnail: NDArray[np.float32]
 
 
-class Stretch:
+class Segment:
     """Consecutive frames: the first is searched whole, the others only where the first one's face is.
 
     Those that show no face there, or another picture (a cut), are searched whole too. What is found in a frame
-    depends on it and the stretch's first frame alone, so frames may be searched in any number of threads.
+    depends on it and the segment's first frame alone, so frames may be searched in any number of threads.
     """
 
     def __init__(self, first: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,30 @@ from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.runtime.precision import PrecisionFallback
+from lipstream.settings import SyncSettings
 
 Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames and the speech of one run, wherever they come from.
+
+    name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
+    samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
+    `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
+    of the first frame that need be searched for a face.
+    """
+
+    name: str | Path
+    width: int
+    height: int
+    frames: Iterable[Frame]
+    samples: Iterable[NDArray[np.float32]]
+    log_mel_max: float
+    n_frames: int
+    settings: SyncSettings
+    first_face: int = 0
 
 
 @dataclass(frozen=True)
