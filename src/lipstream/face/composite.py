@@ -1,4 +1,4 @@
-"""Pasting a repainted face back into its frame: the published blending, only where the face reaches.
+"""Pasting a generated face back into its frame: the published blending, only where the face reaches.
 
 Follows LatentSync's restore_img in float32. Everything outside the rectangle that the warped face touches
 would be blended with weight zero, so it is never computed and the result is the same.
@@ -38,7 +38,7 @@ def resize_face(faces: Tensor) -> Tensor:
     """Decoded crops (..., c, resolution, resolution) at the face rectangle's size, bicubic with antialias.
 
     Of four channels (see `latent.texture`) at _FINER times that: the rectangle is narrower than the crop, and what the
-    model painted would be lost.
+    model generated would be lost.
     """
     width, height = (length * _finer(faces.shape[-3]) for length in face_size(faces.shape[-1]))
     flat = faces.float().reshape(-1, *faces.shape[-3:])
@@ -49,7 +49,7 @@ def resize_face(faces: Tensor) -> Tensor:
 def paste_faces(
     images: Sequence[NDArray[np.uint8]], faces: Tensor, affine_matrices: Sequence[NDArray[np.float32]], lane: Lane
 ) -> None:
-    """Blend faces into frames of one size, which are painted on.
+    """Blend faces into frames of one size, in place.
 
     The images are writable uint8 RGB (h, w, 3), n of them, at least one. `faces` is float (n, 3, h, w) in [-1, 1] at
     the face rectangle's size (see `resize_face`), on the lane's device, or has the frame's share as a fourth channel
@@ -69,8 +69,8 @@ def paste_faces(
     weights = _soft_masks(inner)
     targets = cut_out([torch.from_numpy(image) for image in images], corners, size)
     originals = lane.upload(targets).permute(0, 3, 1, 2).contiguous().float()
-    painted = _levels(warped, originals).mul_(inner[:, None])
-    blended = torch.lerp(originals, painted, weights[:, None])
+    generated = _levels(warped, originals).mul_(inner[:, None])
+    blended = torch.lerp(originals, generated, weights[:, None])
     new = lane.download(blended.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format))
     lane.wait()
     for image, (left, top), pixels in zip(images, corners, new.numpy(), strict=True):
@@ -96,10 +96,10 @@ def _finer(n_channels: int) -> int:
 
 def _levels(faces: Tensor, originals: Tensor) -> Tensor:
     """Faces (n, 3 or 4, h, w) as they lie on frames, `originals` (n, 3, h, w), 0 to 255; `faces` is overwritten."""
-    painted, share = faces[:, :3], faces[:, 3:]
+    generated, share = faces[:, :3], faces[:, 3:]
     if share.shape[1] == 0:
-        return painted.div_(2).add_(0.5).clamp_(0, 1).mul_(255)
-    return painted.sub_(share).add_(1).mul_(127.5).addcmul_(share, originals).clamp_(0, 255)
+        return generated.div_(2).add_(0.5).clamp_(0, 1).mul_(255)
+    return generated.sub_(share).add_(1).mul_(127.5).addcmul_(share, originals).clamp_(0, 255)
 
 
 def _touched(

@@ -63,7 +63,10 @@ class InsightFaceDetector:
         self._errors = _library_errors(self._cv2)
         providers, context = _providers(torch.device(device), onnxruntime.get_available_providers())
         self._callers = threading.BoundedSemaphore(_ALL_CALLERS if context < 0 else _CALLERS_ON_GPU)
-        with self._trouble_told(f"delete the folder and run `lipstream models download {name}`"), own_prints_dropped():
+        with (
+            self._as_model_error(f"delete the folder and run `lipstream models download {name}`"),
+            own_prints_dropped(),
+        ):
             self._analysis = _analysis(name, providers, context, onnxruntime)
             # The library builds some of its sessions at the first picture.
             black = np.zeros((*_DETECTION_SIZE, 3), np.uint8)
@@ -74,7 +77,7 @@ class InsightFaceDetector:
         """Return the largest usable face of a uint8 RGB frame (h, w, 3), or None."""
         if not has_room_for_a_face(image):
             return None
-        with self._trouble_told("use --detector mediapipe, or --device cpu"), self._callers:
+        with self._as_model_error("use --detector mediapipe, or --device cpu"), self._callers:
             bgr = self._cv2.cvtColor(np.ascontiguousarray(image), self._cv2.COLOR_RGB2BGR)
             chosen = choose(self._boxes(bgr))
             # Landmarks of the chosen face only; the library's own `get` takes those of every face in the frame.
@@ -104,7 +107,7 @@ class InsightFaceDetector:
         return _centres(found.landmark_2d_106)
 
     @contextlib.contextmanager
-    def _trouble_told(self, fix: str) -> Iterator[None]:
+    def _as_model_error(self, fix: str) -> Iterator[None]:
         try:
             yield
         except self._errors as error:
