@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.face.faces import Face, choose, has_room_for_a_face, is_near
-from lipstream.face.networks import DETECTION, MESH, SIDE, Network, Pool
+from lipstream.face.networks import DETECTION, MESH, SIDE, Network, Pool, Runs
 from lipstream.face.places import LONGEST_WHOLE, Place, places, places_in_tiles
 
 # Mesh points that lie where the 106-point scheme has the points that the published alignment averages: the brows'
@@ -110,7 +110,7 @@ class MediapipeDetector:
         self._pool.close()
 
 
-def _faces(network: Network, image: NDArray[np.uint8], found: Iterable[Place]) -> list[Face]:
+def _faces(network: Runs, image: NDArray[np.uint8], found: Iterable[Place]) -> list[Face]:
     """Return a face for every place that shows one, from the largest to the smallest, each face once."""
     faces: list[Face] = []
     for place in sorted(found, key=lambda place: -place.side):
@@ -127,7 +127,7 @@ def _is_in(place: Place, face: Face) -> bool:
     return left <= place.x <= right and top <= place.y <= bottom
 
 
-def mesh_at(network: Network, image: NDArray[np.uint8], place: Place) -> Mesh | None:
+def mesh_at(network: Runs, image: NDArray[np.uint8], place: Place) -> Mesh | None:
     """Return the mesh of the face at a place, or None."""
     cut = _cut(image, place)
     mesh = None if cut is None else _run(network, cut, place)
@@ -182,7 +182,7 @@ def _cut(image: NDArray[np.uint8], place: Place) -> _Cut | None:
     return _Cut(torch.from_numpy(pixels.numpy().astype(np.float32)), from_frame, place.x, place.y, reach)
 
 
-def _run(network: Network, cut: _Cut, place: Place) -> Mesh | None:
+def _run(network: Runs, cut: _Cut, place: Place) -> Mesh | None:
     """Run the network on a place; None if it shows no face."""
     scale = _MARGIN * place.side / SIDE
     across, down = scale * math.cos(place.angle), scale * math.sin(place.angle)
