@@ -25,7 +25,7 @@ def test_the_residual_is_smoothed_from_frame_to_frame():
         np.testing.assert_allclose(track.update(index, False, landmarks), expected, atol=1e-5)
 
 
-def test_smoothing_starts_anew_after_a_frame_without_a_face():
+def test_smoothing_starts_again_after_a_frame_without_a_face():
     track = FaceTrack(256)
     track.update(0, False, LANDMARKS[0])
     assert track.update(1, False, None) is None
@@ -36,8 +36,8 @@ def test_smoothing_starts_anew_after_a_frame_without_a_face():
 
 def test_a_repeated_frame_gets_the_matrix_of_its_first_pass():
     track = FaceTrack(256)
-    seen = [LANDMARKS[0], None, LANDMARKS[2], LANDMARKS[3]]
-    first = [track.update(index, False, landmarks) for index, landmarks in enumerate(seen)]
+    landmarks_of = [LANDMARKS[0], None, LANDMARKS[2], LANDMARKS[3]]
+    first = [track.update(index, False, landmarks) for index, landmarks in enumerate(landmarks_of)]
     for index in [3, 2, 1, 0, 0, 1, 2, 3]:
         again = track.update(index, True, LANDMARKS[5])
         if first[index] is None:

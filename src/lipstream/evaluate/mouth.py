@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from lipstream.face.align import face_size
 from lipstream.face.mediapipe.boxes import Place
 from lipstream.face.mediapipe.detector import mesh_at
-from lipstream.face.mediapipe.networks import MESH, Network, Pool
+from lipstream.face.mediapipe.lips import AttentionMesh
+from lipstream.face.mediapipe.networks import Pool
 
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
 """The mesh points on the inner edge of the lips, in order around it."""
@@ -20,9 +18,9 @@ INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 3
 _UPPER_LIP, _LOWER_LIP, _FOREHEAD, _CHIN = 13, 14, 10, 152
 _LEFT_CORNER, _RIGHT_CORNER = 78, 308
 
-# Where the mesh of an aligned face lies in the face rectangle, in its widths and heights: the mean of three speakers,
-# which all of their frames are within a tenth of.
-_X, _Y, _SIDE = 0.48, 0.45, 0.85
+# Where the mesh of an aligned face lies in the crop, in its widths and heights: the mean of three speakers, which all
+# of their frames are within a tenth of.
+_X, _Y, _SIDE = 0.48, 0.45, 0.9
 
 
 class FaceMesh:
@@ -32,23 +30,22 @@ class FaceMesh:
     """
 
     def __init__(self) -> None:
-        self._networks = Pool(lambda: Network(MESH))
+        self._meshes = Pool(AttentionMesh)
 
     def points(self, crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Return the points (468, 2) in pixels of a uint8 RGB crop (h, w, 3), or None where no face is found.
 
-        The crop is what `align.crop_face` returns: a face rectangle stretched to a square.
+        The crop is what `align.crop_face` returns: a face rectangle stretched to a square, not a face somewhere in it.
         """
-        face, stretch = _unstretched(crop)
-        height, width = face.shape[:2]
+        height, width = crop.shape[:2]
         place = Place(_X * width, _Y * height, _SIDE * max(width, height), 0.0, 1.0)
-        with self._networks.borrowed() as network:
-            mesh = mesh_at(network, face, place)
-        return None if mesh is None else mesh.points * [stretch, 1.0]
+        with self._meshes.borrowed() as mesh:
+            found = mesh_at(mesh, crop, place)
+        return None if found is None else found.points
 
     def close(self) -> None:
         """Free the networks. No thread may be in `points`."""
-        self._networks.close()
+        self._meshes.close()
 
 
 def mouth_opening(points: NDArray[np.floating[Any]]) -> float:
@@ -64,13 +61,3 @@ def mouth_width(points: NDArray[np.floating[Any]]) -> float:
 def face_height(points: NDArray[np.floating[Any]]) -> float:
     """Return the distance from forehead to chin, in the units of the mesh points (468, 2)."""
     return float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))
-
-
-def _unstretched(crop: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
-    """Return a crop with the face in its own proportions, which the network was trained on, and the stretch in x."""
-    height, width = crop.shape[:2]
-    rectangle_width, rectangle_height = face_size(height)
-    new_width = max(round(width * rectangle_width / rectangle_height), 1)
-    pixels = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None]
-    face = F.interpolate(pixels, size=(height, new_width), mode="bilinear", antialias=True)[0]
-    return face.permute(1, 2, 0).contiguous().numpy(), width / new_width

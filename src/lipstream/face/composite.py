@@ -1,4 +1,4 @@
-"""Pasting a repainted face back into its frame: the published blending, only where the face reaches.
+"""Pasting a generated face back into its frame: the published blending, only where the face reaches.
 
 Follows LatentSync's restore_img in float32. Everything outside the rectangle that the warped face touches
 would be blended with weight zero, so it is never computed and the result is the same.

@@ -12,7 +12,7 @@ from lipstream.errors import ModelError
 from lipstream.face.detector import Detector, Face
 
 _THUMBNAIL_SIDE = 24
-# The mean difference, in grey levels of 255, of thumbnails a second apart: in talking heads below 20.
+# The mean difference, in grey levels of 255, of thumbnails one second apart: in talking heads below 20.
 _CUT = 30.0
 # The search of a frame that takes longer than this is hung.
 _WAIT_S = 120.0

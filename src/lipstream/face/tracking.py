@@ -31,18 +31,18 @@ class FaceTrack:
     def update(
         self, source_index: int, is_repeat: bool, landmarks: NDArray[np.floating[Any]] | None
     ) -> NDArray[np.float32] | None:
-        """The affine matrix (2, 3) float32 of one frame, or None where it shows no face.
+        """Return the affine matrix (2, 3) float32 of one frame, or None where it shows no face.
 
         On the first pass source frames come as 0, 1, 2 ... with their landmarks (3, 2), None for no face. A
-        repeat may name any frame already seen; its landmarks are not looked at.
+        repeat may name any frame of the first pass; its landmarks are ignored.
         """
-        seen = len(self._matrices) // 6
+        count = len(self._matrices) // 6
         if is_repeat:
-            if not 0 <= source_index < seen:
-                raise ValueError(f"frame {source_index} is repeated before it was seen (of {seen} frames)")
+            if not 0 <= source_index < count:
+                raise ValueError(f"frame {source_index} is repeated before its first pass (of {count} frames)")
             return self._remembered(source_index)
-        if source_index != seen:
-            raise ValueError(f"frame {source_index} came where frame {seen} was expected")
+        if source_index != count:
+            raise ValueError(f"frame {source_index} came where frame {count} was expected")
         if landmarks is None:
             self._residual = None
             self._matrices.extend(_NO_FACE)

@@ -1,4 +1,4 @@
-"""Where in a picture mediapipe's full-range detector sees faces: squares to seek a mesh in.
+"""Where mediapipe's full-range detector finds faces in a picture: squares to run the mesh network on.
 
 The detector answers for a grid of 48 x 48 places; what its numbers mean is published with mediapipe.
 """
@@ -38,22 +38,22 @@ class Place:
 
 
 def places(network: Network, image: NDArray[np.uint8]) -> list[Place]:
-    """Where the network sees faces in a uint8 RGB picture (h, w, 3), the surest first."""
+    """Return where the network finds faces in a uint8 RGB picture (h, w, 3), by falling score."""
     height, width = image.shape[:2]
     longer = max(height, width)
     found, scores = network.run(_letterbox(image))
-    seen = np.flatnonzero(scores >= 0)
-    score = 1 / (1 + np.exp(-scores[seen, 0].astype(np.float64)))
-    # Centre, size and points are all in pixels of the network's picture, counted from the place's own centre.
-    numbers = found[seen].astype(np.float64).reshape(-1, 8, 2) / SIDE
-    centres = (np.stack([seen % _GRID, seen // _GRID], axis=1) + 0.5) / _GRID
+    positive = np.flatnonzero(scores >= 0)
+    score = 1 / (1 + np.exp(-scores[positive, 0].astype(np.float64)))
+    # Centre, size and points are all given in pixels of the network's picture, counted from the place's own centre.
+    numbers = found[positive].astype(np.float64).reshape(-1, 8, 2) / SIDE
+    centres = (np.stack([positive % _GRID, positive // _GRID], axis=1) + 0.5) / _GRID
     numbers[:, [0, 2, 3, 4, 5, 6, 7]] += centres[:, None]
     border = np.array([longer - width, longer - height]) / 2
     return [_place(face * longer, border, score) for face, score in _merged(numbers, score)]
 
 
 def places_in_tiles(network: Network, image: NDArray[np.uint8]) -> Iterator[Place]:
-    """Find faces as `places` does, in squares half as long as the frame that overlap by half."""
+    """As `places`, searched in squares half as long as the frame that overlap by half."""
     height, width = image.shape[:2]
     side = -(-max(height, width) // 2)
     for top in _tile_starts(height, side):
@@ -78,18 +78,18 @@ def _letterbox(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _merged(numbers: NDArray[np.float64], score: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64], float]]:
-    """One row of numbers (8, 2) and one score a face: of those that overlap the surest, their mean by score."""
+    """Yield numbers (8, 2) and a score per face: the mean, weighted by score, of those that overlap the best one."""
     left_top, right_bottom = numbers[:, 0] - numbers[:, 1] / 2, numbers[:, 0] + numbers[:, 1] / 2
     areas = numbers[:, 1].prod(axis=1)
     remaining = np.argsort(-score, kind="stable")
     while len(remaining):
-        surest = remaining[0]
-        shared = np.minimum(right_bottom[remaining], right_bottom[surest])
-        shared = (shared - np.maximum(left_top[remaining], left_top[surest])).clip(0).prod(axis=1)
-        same = shared / (areas[remaining] + areas[surest] - shared) > _SAME_FACE
+        best = remaining[0]
+        shared = np.minimum(right_bottom[remaining], right_bottom[best])
+        shared = (shared - np.maximum(left_top[remaining], left_top[best])).clip(0).prod(axis=1)
+        same = shared / (areas[remaining] + areas[best] - shared) > _SAME_FACE
         same[0] = True
         group, remaining = remaining[same], remaining[~same]
-        yield np.average(numbers[group], axis=0, weights=score[group]), float(score[surest])
+        yield np.average(numbers[group], axis=0, weights=score[group]), float(score[best])
 
 
 def _place(face: NDArray[np.float64], border: NDArray[np.float64], score: float) -> Place:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lipstream.face.detector import Face, choose, has_room_for_a_face, is_near
 from lipstream.face.mediapipe.boxes import LONGEST_WHOLE, Place, places, places_in_tiles
-from lipstream.face.mediapipe.networks import DETECTION, MESH, SIDE, Network, Pool
+from lipstream.face.mediapipe.networks import DETECTION, MESH, SIDE, Network, Pool, Runs
 
 # Mesh points that lie where the 106-point scheme has the points that the published alignment averages: the brows'
 # outer tips and upper edges; of the nose the lower bridge, the tip and both wings. On the aligned faces in the
@@ -28,37 +28,37 @@ _NOSE = (195, 5, 4, 129, 358)
 _NOSE_WEIGHTS = np.array([0.5, 0.5, 1, 1, 1]) / 4
 _LEFT_EYE, _RIGHT_EYE = 33, 263
 
-# The mesh network looks at a square half as large again as the face.
+# The network is given a square 1.5 times as large as the face.
 _MARGIN = 1.5
 _MESH_CONFIDENCE = 0.5
-# Where the square lies moves the mesh by a pixel or two, so it is searched for again around its own place until it
-# stays there within seven thousandths of its size. Each time its size goes three quarters of its way (as measured).
+# The square's position moves the mesh by a pixel or two, so the network is run again around the mesh until that moves
+# by less than 0.7 % of its size. Each time its size goes three quarters of its way (on footage and portraits alike).
 _SETTLED = 0.007
 _OVERSHOOT = 0.3
-_MOST_LOOKS = 5
+_MAX_RUNS = 5
 # Pixels are cut out for squares that may still grow or move by so much.
 _SLACK = 1.15
-# What the detector sees of a face is smaller than the mesh.
+# The detector's box of a face is smaller than the mesh's.
 _DETECTED_SHARE = 1 / 1.1
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Points (468, 2) in pixels of the frame, the place they were searched at and the one they were found at."""
+    """Points (468, 2) in pixels of the frame, the place that was searched and the one that they are at."""
 
     points: NDArray[np.float64]
     searched: Place
     found: Place
 
     def is_settled(self) -> bool:
-        """Whether they were found where they were searched for."""
+        """Return whether they are where they were searched for."""
         found, searched = self.found, self.searched
         moved = max(abs(found.x - searched.x), abs(found.y - searched.y), abs(found.side - searched.side))
         turned = abs(found.angle - searched.angle)
         return moved < _SETTLED * found.side and turned < 2 * _SETTLED
 
     def next_place(self) -> Place:
-        """Where to seek them again."""
+        """Return where to search for them next."""
         return replace(self.found, side=self.found.side * (self.found.side / self.searched.side) ** _OVERSHOOT)
 
 
@@ -71,7 +71,7 @@ class _Networks:
 class MediapipeDetector:
     """`Detector` with mediapipe's full-range face detection and face mesh. ModelError where LiteRT is missing.
 
-    Every frame is looked at by itself. A thread borrows a pair of networks for the length of a call; there are
+    Every frame is searched by itself. A thread borrows a pair of networks for the length of a call; there are
     as many pairs as threads ever called at once.
     """
 
@@ -81,10 +81,9 @@ class MediapipeDetector:
         self._pool = Pool(lambda: _Networks(Network(DETECTION), Network(MESH)))
 
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
-        """The largest usable face of a uint8 RGB frame (h, w, 3), or None.
+        """Return the largest usable face of a uint8 RGB frame (h, w, 3), or None.
 
-        Small faces in a large frame are searched for in overlapping tiles, where the whole frame shows no usable
-        face.
+        Small faces in a large frame are searched for in overlapping tiles, if the whole frame shows no usable face.
         """
         if not has_room_for_a_face(image):
             return None
@@ -95,7 +94,7 @@ class MediapipeDetector:
         return face
 
     def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
-        """The face that lies where `held` does, from the mesh alone; its score is that of `held`.
+        """Return the face that lies where `held` does, from the mesh alone; its score is that of `held`.
 
         Two thirds of the work of `detect`, and the same face within about a pixel.
         """
@@ -111,10 +110,10 @@ class MediapipeDetector:
         self._pool.close()
 
 
-def _faces(network: Network, image: NDArray[np.uint8], seen: Iterable[Place]) -> list[Face]:
-    """A face for every place that shows one, from the largest to the smallest, each face once."""
+def _faces(network: Runs, image: NDArray[np.uint8], found: Iterable[Place]) -> list[Face]:
+    """Return a face for every place that shows one, from the largest to the smallest, each face once."""
     faces: list[Face] = []
-    for place in sorted(seen, key=lambda place: -place.side):
+    for place in sorted(found, key=lambda place: -place.side):
         if any(_is_in(place, face) for face in faces):
             continue
         mesh = mesh_at(network, image, replace(place, side=place.side / _DETECTED_SHARE))
@@ -128,16 +127,16 @@ def _is_in(place: Place, face: Face) -> bool:
     return left <= place.x <= right and top <= place.y <= bottom
 
 
-def mesh_at(network: Network, image: NDArray[np.uint8], place: Place) -> Mesh | None:
-    """The mesh of the face at a place; None where there is none."""
+def mesh_at(network: Runs, image: NDArray[np.uint8], place: Place) -> Mesh | None:
+    """Return the mesh of the face at a place, or None."""
     cut = _cut(image, place)
-    mesh = None if cut is None else _look(network, cut, place)
-    for _ in range(_MOST_LOOKS - 1):
+    mesh = None if cut is None else _run(network, cut, place)
+    for _ in range(_MAX_RUNS - 1):
         if mesh is None or mesh.is_settled():
             break
         again = mesh.next_place()
         cut = cut if cut is not None and cut.holds(again) else _cut(image, again)
-        mesh = None if cut is None else _look(network, cut, again)
+        mesh = None if cut is None else _run(network, cut, again)
     if mesh is None or math.dist((mesh.found.x, mesh.found.y), (place.x, place.y)) >= place.side / 2:
         return None
     return mesh
@@ -157,17 +156,17 @@ class _Cut:
     reach: float
 
     def holds(self, place: Place) -> bool:
-        """Whether the square of a place lies in it."""
+        """Return whether the square of a place lies in it."""
         return max(abs(place.x - self.x), abs(place.y - self.y)) + _reach(place) <= self.reach
 
 
 def _reach(place: Place) -> float:
-    """How far the corners of the square, half as large again as the place, are from its centre in x or y."""
+    """Return how far the corners of the square, half as large again as the place, are from its centre in x or y."""
     return _MARGIN * place.side / 2 * (abs(math.cos(place.angle)) + abs(math.sin(place.angle)))
 
 
 def _cut(image: NDArray[np.uint8], place: Place) -> _Cut | None:
-    """The pixels for looks at a place and somewhat round it, no finer than the network sees; None outside the frame."""
+    """Return the pixels around a place, no finer than the network's input; None outside the frame."""
     reach = _SLACK * _reach(place)
     left, top = (max(math.floor(centre - reach), 0) for centre in (place.x, place.y))
     right, bottom = (max(math.ceil(centre + reach) + 1, 0) for centre in (place.x, place.y))
@@ -183,8 +182,8 @@ def _cut(image: NDArray[np.uint8], place: Place) -> _Cut | None:
     return _Cut(torch.from_numpy(pixels.numpy().astype(np.float32)), from_frame, place.x, place.y, reach)
 
 
-def _look(network: Network, cut: _Cut, place: Place) -> Mesh | None:
-    """What the network sees at a place; None if that is no face."""
+def _run(network: Runs, cut: _Cut, place: Place) -> Mesh | None:
+    """Run the network on a place; None if it shows no face."""
     scale = _MARGIN * place.side / SIDE
     across, down = scale * math.cos(place.angle), scale * math.sin(place.angle)
     to_frame = np.array([[across, -down, 0.0], [down, across, 0.0]])
@@ -202,7 +201,7 @@ def _look(network: Network, cut: _Cut, place: Place) -> Mesh | None:
 
 
 def _grid(matrix: NDArray[np.float64], width: int, height: int) -> Tensor:
-    """Where `matrix` sends the square's pixels, as grid_sample wants it: (1, 192, 192, 2), -1 to 1.
+    """Return where `matrix` sends the square's pixels, as grid_sample takes it: (1, 192, 192, 2), -1 to 1.
 
     In numpy: torch would split work as small as this among threads, which costs others more than it gains here.
     """

@@ -1,4 +1,4 @@
-"""mediapipe's two face networks, whose files come with lipstream, run by LiteRT on the CPU."""
+"""mediapipe's face networks, whose files come with lipstream, run by LiteRT on the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from lipstream.face.quiet import IMPORT_ERRORS, Problem, import_problem, native_
 T = TypeVar("T")
 
 SIDE = 192
-"""Width and height of both networks' input, in pixels."""
+"""Width and height of the pictures that the networks take, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ DETECTION = NetworkFile(_FOLDER / "face_detection_full_range_sparse.tflite", bla
 """Gives boxes and six points (2304, 16) and their scores (2304, 1), before the sigmoid."""
 MESH = NetworkFile(_FOLDER / "face_landmark.tflite", black=0.0, white=1.0)
 """Gives 468 points of three coordinates (1, 1, 1404) and a score (1, 1, 1), likewise."""
+MESH_WITH_FEATURES = NetworkFile(_FOLDER / "attention_mesh.tflite", black=0.0, white=1.0)
+"""Gives mesh and score as MESH does, and features (48, 48, 32)."""
+LIPS = NetworkFile(_FOLDER / "attention_lips.tflite", black=0.0, white=255.0)
+"""Takes features (32, 16, 16) around the lips as they are; gives 80 points (80, 2) in 64ths of the crop."""
+
+
+class Runs(Protocol):
+    """What finds a mesh in a picture: a Network, or several as one."""
+
+    def run(self, picture: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Return the outputs for an RGB picture (3, 192, 192) from 0 to 255, without the batch dimension."""
 
 
 class Network:
