@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.errors import Cancelled, OutOfMemoryError
 from lipstream.face.registry import Face
-from lipstream.lipsync import check_files
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
+from lipstream.pipeline.file_job import probe_inputs
 from lipstream.pipeline.records import Aligned
 from lipstream.pipeline.windows import batches, gather
 from lipstream.runtime.device import FaceGeometry
@@ -435,7 +435,7 @@ def test_a_closed_lipsync_refuses(model: Model, recorded: dict[str, NDArray[Any]
     detector.close = lambda: closed.append(True)  # type: ignore[method-assign]
     speech = write_speech(tmp_path / "speech.wav", 0.2)
     with LipSync(model, detector, RuntimeSettings(device="cpu", threads=1)) as line:
-        inputs = check_files(clip, speech, tmp_path / "out.mp4", overwrite=False)
+        inputs = probe_inputs(clip, speech, tmp_path / "out.mp4", overwrite=False)
         assert line(inputs.video, inputs.speech, tmp_path / "out.mp4", FAST).frames == 5
     line.close()
     assert closed == [True]
@@ -447,7 +447,7 @@ def test_what_is_probed_is_not_probed_again(
     sync: Callable[..., Any], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speech = write_speech(tmp_path / "speech.wav", 0.2)
-    inputs = check_files(clip, speech, tmp_path / "out.mp4", overwrite=False)
+    inputs = probe_inputs(clip, speech, tmp_path / "out.mp4", overwrite=False)
     monkeypatch.delattr("lipstream.lipsync.probe")
     monkeypatch.delattr("lipstream.lipsync.probe_speech")
     assert sync(inputs.video, inputs.speech, tmp_path / "out.mp4").frames == 5

@@ -22,7 +22,8 @@ from lipstream.errors import (
 from lipstream.version import __version__
 
 if TYPE_CHECKING:
-    from lipstream.lipsync import LipSync, Progress, StageTime, SyncResult
+    from lipstream.lipsync import LipSync
+    from lipstream.results import Progress, StageTime, SyncResult
     from lipstream.settings import RuntimeSettings, SyncSettings
 
 __all__ = [
@@ -45,9 +46,9 @@ __all__ = [
 
 _HOMES = {
     "LipSync": "lipstream.lipsync",
-    "Progress": "lipstream.lipsync",
-    "StageTime": "lipstream.lipsync",
-    "SyncResult": "lipstream.lipsync",
+    "Progress": "lipstream.results",
+    "StageTime": "lipstream.results",
+    "SyncResult": "lipstream.results",
     "RuntimeSettings": "lipstream.settings",
     "SyncSettings": "lipstream.settings",
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,24 +18,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.errors import Cancelled, SettingsError
 from lipstream.face.registry import Detector, make_detector
-from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
-from lipstream.media.reader import VideoInfo, probe
-from lipstream.media.writer import VideoWriter, check_output
+from lipstream.media.audio import SpeechInfo
+from lipstream.media.reader import VideoInfo
+from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline.build import build_components
 from lipstream.pipeline.clocks import Clocks
-from lipstream.pipeline.line import Job, run
-from lipstream.pipeline.records import Components, Counts
-from lipstream.pipeline.threads import ThreadGroup
+from lipstream.pipeline.file_job import file_job, probe_inputs
+from lipstream.pipeline.first_face import no_face_in
+from lipstream.pipeline.line import Job, crops, pictures, run
+from lipstream.pipeline.memory_clip import memory_clip, to_generated_crop
+from lipstream.pipeline.records import Clip, Components, Counts
+from lipstream.pipeline.threads import Stopped, ThreadGroup
+from lipstream.results import GeneratedCrop, Progress, StageTime, SyncResult
 from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import dtypes, torch_device
-from lipstream.runtime.memory import is_out_of_memory, out_of_memory
+from lipstream.runtime.memory import memory_errors
 from lipstream.runtime.options import RuntimeFields, with_options
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
-from lipstream.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,53 +46,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _PROGRESS_S = 0.5
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the inputs of a run are."""
-
-    video: VideoInfo
-    speech: SpeechInfo
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """Busy seconds of one stage, summed over its threads, and the frames it has done."""
-
-    name: str
-    seconds: float
-    frames: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come: frames written of `n_frames`, and what each stage has done."""
-
-    frames: int
-    n_frames: int
-    stages: tuple[StageTime, ...]
-
-
-@dataclass(frozen=True)
-class SyncResult:
-    """What one run did. real_time_factor: wall seconds per second of video; below 1 is faster than real time."""
-
-    output: Path
-    frames: int
-    duration_s: float
-    wall_s: float
-    real_time_factor: float
-    stages: tuple[StageTime, ...]
-    frames_with_face: int
-    frames_without: int
-    settings: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as the command line's JSON object."""
-        values = asdict(self)
-        faces = {name: values.pop(name) for name in ("frames_with_face", "frames_without")}
-        return {**values, "output": str(self.output), "faces": faces}
 
 
 class LipSync:
@@ -118,7 +74,7 @@ class LipSync:
         """
         settings = with_options(runtime or RuntimeSettings(), dict(options))
         device = torch_device(settings)
-        with _memory_errors(device):
+        with memory_errors(device):
             detector = make_detector(settings.detector, device)
             loaded = load_model(
                 model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned
@@ -164,7 +120,7 @@ class LipSync:
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
-        video: anything PyAV reads. audio: a recording, or a video with a sound track. Both may be what `check_files`
+        video: anything PyAV reads. audio: a recording, or a video with a sound track. Both may be what `probe_inputs`
         returned, so that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread,
         once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
         cancel: once set, ends the run within 2 s. clocks: to count on, for waits, CPU time and single calls. Raises
@@ -175,10 +131,10 @@ class LipSync:
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel) as components, _memory_errors(components.device):
+        with self._turn(cancel) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
-            inputs = _probed(video, audio, output, overwrite=overwrite)
-            job = self._job(components, inputs, output, settings, overwrite=overwrite)
+            inputs = probe_inputs(video, audio, output, overwrite=overwrite)
+            job = file_job(components, inputs, output, settings, overwrite=overwrite)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             counts = self._run(components, job, clocks, on_progress, cancel)
             frames = counts.frames_with_face + counts.frames_without
@@ -196,6 +152,81 @@ class LipSync:
                 settings=self._settings_used(components, settings),
             )
 
+    def frames(
+        self,
+        images: Iterable[NDArray[np.uint8]],
+        samples: NDArray[np.floating[Any]],
+        sample_rate_hz: int,
+        settings: SyncSettings | None = None,
+        *,
+        frame_rate_hz: int = FRAME_RATE_HZ,
+        cancel: threading.Event | None = None,
+    ) -> Generator[NDArray[np.uint8], None, None]:
+        """Yield the frames of a clip in memory with the mouth saying `samples`: (height, width, 3) uint8 RGB.
+
+        images: (height, width, 3) uint8 RGB at `frame_rate_hz`, which must be 25; asked for as they are needed, and
+        copied. samples: (n,) or (channels, n), 1.0 being full scale. round(25 n / sample_rate_hz) frames come out, the
+        same that a file of these images and samples would get before encoding; where the images end earlier,
+        `settings.loop` says how it goes on ("pingpong" needs a sequence). Settings of the encoder are ignored.
+
+        Work begins with the first frame asked for and runs ahead in bounded memory. Until the generator is exhausted or
+        closed, other calls of this LipSync wait. cancel: once set, the next frame raises Cancelled within 2 s.
+
+        Raises InputError, NoFaceError (after the last frame, if none had a face), SettingsError, ModelError,
+        OutOfMemoryError, Cancelled.
+        """
+        n_faces = n = 0
+        settings = settings or SyncSettings()
+        with self._in_memory(images, samples, sample_rate_hz, frame_rate_hz, settings, cancel) as parts:
+            for picture, has_face in pictures(*parts):
+                yield picture
+                n, n_faces = n + 1, n_faces + has_face
+            if not n_faces:
+                raise no_face_in("images", n)
+
+    def crops(
+        self,
+        images: Iterable[NDArray[np.uint8]],
+        samples: NDArray[np.floating[Any]],
+        sample_rate_hz: int,
+        settings: SyncSettings | None = None,
+        *,
+        frame_rate_hz: int = FRAME_RATE_HZ,
+        cancel: threading.Event | None = None,
+    ) -> Generator[GeneratedCrop, None, None]:
+        """Yield the generated face of each frame and its affine matrix in place of whole frames; else as `frames`.
+
+        The crops are as generated: `settings.texture` is ignored.
+        """
+        settings = replace(settings or SyncSettings(), texture="generated")
+        with self._in_memory(images, samples, sample_rate_hz, frame_rate_hz, settings, cancel) as parts:
+            for repainted in crops(*parts):
+                yield to_generated_crop(repainted)
+
+    @contextmanager
+    def _in_memory(
+        self,
+        images: Iterable[NDArray[np.uint8]],
+        samples: NDArray[np.floating[Any]],
+        sample_rate_hz: int,
+        frame_rate_hz: int,
+        settings: SyncSettings,
+        cancel: threading.Event | None,
+    ) -> Iterator[tuple[Components, Clip, Clocks, ThreadGroup]]:
+        """Hold the turn and the threads of a run over a clip in memory; give what `pictures` and `crops` take."""
+        if frame_rate_hz != FRAME_RATE_HZ:
+            raise SettingsError(f"frame_rate_hz = {frame_rate_hz}: must be {FRAME_RATE_HZ}", fix="resample the images")
+        with self._turn(cancel) as components, memory_errors(components.device):
+            clip = memory_clip(components, images, samples, sample_rate_hz, settings)
+            threads = self._threads = ThreadGroup()
+            with tuned_convolutions(components.device), threads:
+                if cancel is not None:
+                    threads.start(partial(_stop_when_set, cancel, threads), "cancel")
+                try:
+                    yield components, clip, Clocks.start(), threads
+                except Stopped:
+                    raise _cancelled() from None
+
     @contextmanager
     def _turn(self, cancel: threading.Event | None) -> Iterator[Components]:
         """Hold the lock, with nothing left at work from the call before."""
@@ -209,30 +240,6 @@ class LipSync:
             yield self._components
         finally:
             self._lock.release()
-
-    def _job(
-        self, components: Components, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool
-    ) -> Job:
-        video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
-
-        def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
-            return VideoWriter(
-                output,
-                width=video.width,
-                height=video.height,
-                frame_rate=FRAME_RATE_HZ,
-                color=video.color,
-                speech=inputs.speech,
-                speech_samples=samples,
-                n_frames=n_frames,
-                crf=settings.crf,
-                preset=settings.x264_preset,
-                sample_aspect_ratio=video.sample_aspect_ratio,
-                overwrite=overwrite,
-                metadata=ai_metadata(components.model.config.name),
-            )
-
-        return Job(video, inputs.speech, n_frames, settings, open_writer)
 
     def _run(
         self,
@@ -306,41 +313,6 @@ class LipSync:
         }
 
 
-def check_files(video: str | Path, audio: str | Path, output: str | Path, *, overwrite: bool) -> Inputs:
-    """Return what the inputs are; LipSync takes them in place of the paths.
-
-    Raises the InputError or OutputError that a run with these files would begin with.
-    """
-    return _probed(video, audio, output, overwrite=overwrite)
-
-
-def ai_metadata(model: str) -> dict[str, str]:
-    """Return what the written file says about itself."""
-    return {"comment": f"Made with AI: lip movements generated by lipstream {__version__} with the model {model}."}
-
-
-def _probed(
-    video: str | Path | VideoInfo, audio: str | Path | SpeechInfo, output: str | Path, *, overwrite: bool
-) -> Inputs:
-    inputs = Inputs(
-        video if isinstance(video, VideoInfo) else probe(video),
-        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum),
-    )
-    check_output(output, inputs=(inputs.video.path, inputs.speech.path), overwrite=overwrite)
-    return inputs
-
-
-@contextmanager
-def _memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn every kind of running out of memory into an OutOfMemoryError."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(error, device) from error
-
-
 def _wait(done: Future[Any], report: Callable[[], None], cancel: threading.Event | None) -> None:
     """Wait until a run is done or to be cancelled, reporting on a clock."""
     due_s = time.monotonic() + _PROGRESS_S
@@ -350,6 +322,12 @@ def _wait(done: Future[Any], report: Callable[[], None], cancel: threading.Event
         if time.monotonic() >= due_s:
             report()
             due_s = time.monotonic() + _PROGRESS_S
+
+
+def _stop_when_set(cancel: threading.Event, threads: ThreadGroup) -> None:
+    while not cancel.wait(_POLL_S):
+        threads.check()
+    threads.stop()
 
 
 def _raise_if_cancelled(cancel: threading.Event | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from lipstream.cli.console import say
 
 if TYPE_CHECKING:
-    from lipstream.lipsync import Progress
+    from lipstream.results import Progress
 
 Mode = Literal["auto", "bar", "plain", "json", "none"]
 

@@ -16,7 +16,7 @@ from lipstream.models.names import check_model
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
-    from lipstream.lipsync import SyncResult
+    from lipstream.results import SyncResult
 
 _DEMONSTRATION = (
     "lipstream: this is the bundled demonstration model `tiny`; --model latentsync-1.6 or latentsync-1.5 are the"
@@ -89,9 +89,10 @@ def _run(
     check_absent(output, (video, speech), overwrite=overwrite)
     with reporting(args.progress, quiet=args.quiet) as reporter:
         reporter.status("Starting ...")
-        from lipstream.lipsync import LipSync, check_files  # imports torch: seconds
+        from lipstream.lipsync import LipSync
+        from lipstream.pipeline.file_job import probe_inputs
 
-        inputs = check_files(video, speech, output, overwrite=overwrite)
+        inputs = probe_inputs(video, speech, output, overwrite=overwrite)
         reporter.status(f"Loading {model} on {runtime.device} ...")
         with LipSync.load(model, runtime) as sync:
             result = sync(

@@ -25,12 +25,12 @@ from lipstream.face.align import crop_face, face_size
 from lipstream.face.quiet import import_problem
 from lipstream.face.registry import Detector, make_detector
 from lipstream.face.tracking import FaceTrack
-from lipstream.lipsync import Progress, StageTime
 from lipstream.media.atomic import check_beside, write_whole
 from lipstream.media.audio import SpeechInfo, probe_speech
 from lipstream.media.images import resized, sheet, write_png
 from lipstream.media.reader import VideoInfo, VideoSource, probe, read_frames
 from lipstream.media.writer import VideoWriter, check_output
+from lipstream.results import Progress, StageTime
 from lipstream.settings import FRAME_RATE_HZ
 from lipstream.version import __version__
 

@@ -100,6 +100,28 @@ def read_mono(path: str | Path, sample_rate_hz: int = MODEL_SAMPLE_RATE_HZ) -> G
         yield from _to_mono(blocks, sample_rate_hz)
 
 
+def mono_of(samples: Samples, sample_rate_hz: int) -> Generator[Samples, None, None]:
+    """Yield samples in memory as `read_mono` yields a recording's: mono, 16 kHz, in blocks.
+
+    samples: (n,) or (channels, n), floating point, 1.0 being full scale. Raises InputError for another shape or type,
+    or no sample; logs one warning where some are not finite, which are silence.
+    """
+    planar = np.atleast_2d(np.asarray(samples))
+    if planar.ndim != 2 or planar.dtype.kind != "f" or planar.shape[1] == 0:
+        raise InputError(
+            f"samples of shape {np.shape(samples)} and type {planar.dtype} are not speech",
+            fix="give floating-point samples (n,) or (channels, n) in [-1, 1]",
+        )
+    is_valid = np.abs(planar) <= _LARGEST_SAMPLE
+    if not is_valid.all():
+        n_invalid = is_valid.size - int(np.count_nonzero(is_valid))
+        logger.warning("%d samples are not finite numbers or far too loud; they are replaced by silence", n_invalid)
+        planar = np.where(is_valid, planar, 0)
+    parts = (planar[:, i : i + sample_rate_hz] for i in range(0, planar.shape[1], sample_rate_hz))
+    blocks = (_Block(part.astype(np.float32), sample_rate_hz, "", 0) for part in parts)
+    yield from _to_mono(blocks, MODEL_SAMPLE_RATE_HZ)
+
+
 class SharedSpeech:
     """One decoding of a recording for two readers: the model, and the output's sound track some way behind it.
 

@@ -13,12 +13,14 @@ from typing import Any
 
 from lipstream.errors import OutputError
 from lipstream.face.registry import make_detector
-from lipstream.lipsync import LipSync, Progress, SyncResult, check_files
+from lipstream.lipsync import LipSync
 from lipstream.models.load import load_model
 from lipstream.pipeline.clocks import Clocks, StageClock
+from lipstream.pipeline.file_job import probe_inputs
 from lipstream.profiling import machine
 from lipstream.profiling.call_profile import CallProfiles
 from lipstream.profiling.trace import Trace
+from lipstream.results import Progress, SyncResult
 from lipstream.runtime.cpu import cores
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
@@ -114,7 +116,7 @@ def profile_sync(
     """
     folder = Path(folder)
     _prepare(folder, overwrite=overwrite)
-    check_files(video, speech, folder / CLIP, overwrite=overwrite)  # before the model is loaded, or downloaded
+    probe_inputs(video, speech, folder / CLIP, overwrite=overwrite)  # before the model is loaded, or downloaded
     begun_s = time.perf_counter()
     device = torch_device(runtime)
     detector = make_detector(runtime.detector, device)
