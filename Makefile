@@ -1,6 +1,7 @@
 # `make demo` and `make test` do everything: they make an environment, install into it and run.
 # PYTHON  another interpreter, 3.10 or later: make demo PYTHON=python3.12
 # TORCH   which torch to install, as pip's arguments: make test TORCH=torch==2.13.0
+# `make docs` builds the pages of docs/ as a site in build/site.
 # MATRIX  which environments `make test-matrix` runs (default all): make test-matrix MATRIX=newest-3.12
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ MATRIX ?=
 BIN := $(VENV)/bin
 export TORCH
 
-.PHONY: demo test test-matrix lint clean
+.PHONY: demo test test-matrix lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lipstream demo -o demo
@@ -25,6 +26,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs:
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install --quiet "mkdocs-material>=9.5"
+	build/docs-venv/bin/mkdocs build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -51,7 +57,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what tests and linting need into $(VENV)"
-	@$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet -e ".[dev]" -e ./lab
 	@touch $@
 
 clean:

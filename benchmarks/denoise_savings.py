@@ -26,16 +26,17 @@ from benchmarks.memory import add_row
 from benchmarks.rows import DTYPES, row, timed_s
 from torch import Tensor
 
-from lipstream.accelerate.compile import compiled_step
-from lipstream.lanes import Lane
-from lipstream.latent import conditioning, denoise
-from lipstream.latent.conditioning import Conditioning
-from lipstream.models.enlarging import merge_enlargements
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import Denoiser, UNetDenoiser, initial_noise, sample
 from lipstream.models.load import read_config, vae_factor
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_config import UNetConfig
+from lipstream.models.upsample_conv import merge_enlargements
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.runtime.compile import compiled_step
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import Sampling
 
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
@@ -66,9 +67,9 @@ class Setup:
     def windows(self) -> int:
         return len(self.crops) // NUM_FRAMES
 
-    def sample(self, denoiser: denoise.Denoiser, seen: Conditioning | None = None) -> Tensor:
+    def sample(self, denoiser: Denoiser, seen: Conditioning | None = None) -> Tensor:
         sampling = Sampling(self.steps, self.guidance_scale)
-        return denoise.sample(denoiser, SCHEDULER_WORDS, self.noise, seen or self.seen, sampling)
+        return sample(denoiser, SCHEDULER_WORDS, self.noise, seen or self.seen, sampling)
 
 
 def main() -> None:
@@ -130,9 +131,9 @@ def by_turns(
 def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[], tuple[Denoise, Denoise]]]]:
     """Each saving's name, and what makes the two ways: without it and with it. Made when it is their turn."""
     unet = setup.unet
-    ours = denoise.UNetDenoiser(unet)
+    ours = UNetDenoiser(unet)
 
-    def pair(without: denoise.Denoiser, with_: denoise.Denoiser) -> tuple[Denoise, Denoise]:
+    def pair(without: Denoiser, with_: Denoiser) -> tuple[Denoise, Denoise]:
         return lambda: setup.sample(without), lambda: setup.sample(with_)
 
     yield "audio keys and values once", lambda: pair(HearsEveryStep(unet), ours)
@@ -140,9 +141,9 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     yield "silence is its bias", lambda: pair(SilenceComputed(unet), BranchesApart(unet))
     yield "prefix shared by both branches", lambda: pair(BranchesApart(unet), ours)
     yield "windows in one call", lambda: (lambda: by_calls(setup, ours), lambda: setup.sample(ours))
-    yield "channels last", lambda: pair(denoise.UNetDenoiser(rows_first(unet)), ours)
-    yield "fused projections", lambda: pair(denoise.UNetDenoiser(unfused(unet)), ours)
-    yield "enlarging convolutions merged", lambda: pair(ours, denoise.UNetDenoiser(merged(unet)))
+    yield "channels last", lambda: pair(UNetDenoiser(rows_first(unet)), ours)
+    yield "fused projections", lambda: pair(UNetDenoiser(unfused(unet)), ours)
+    yield "enlarging convolutions merged", lambda: pair(ours, UNetDenoiser(merged(unet)))
     yield "enlarging convolutions merged, VAE", lambda: decoding(setup, merged(setup.vae))
     line = partial(clip, setup, ours)
     if setup.device.type == "cpu":
@@ -155,10 +156,10 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     yield "all of these", lambda: all_of_these(setup, ours)
     if with_compile:
         frames = len(setup.crops)
-        yield "torch.compile", lambda: pair(ours, denoise.UNetDenoiser(unet, compiled_step(unet, frames)))
+        yield "torch.compile", lambda: pair(ours, UNetDenoiser(unet, compiled_step(unet, frames)))
 
 
-def all_of_these(setup: Setup, ours: denoise.Denoiser) -> tuple[Denoise, Denoise]:
+def all_of_these(setup: Setup, ours: Denoiser) -> tuple[Denoise, Denoise]:
     plain = AsPublished(rows_first(unfused(setup.unet)))
     return lambda: by_calls(setup, plain), lambda: setup.sample(ours)
 
@@ -187,7 +188,7 @@ def coding(setup: Setup) -> tuple[Denoise, Denoise]:
     return windows_at_once, lambda: conditioning.decode(vae, conditioning.encode(vae, pixels))
 
 
-def side_by_side(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:
+def side_by_side(setup: Setup, denoiser: Denoiser) -> Tensor:
     """As `clip`, in the way of lipstream.pipeline for small models on a CPU: a window a core."""
 
     @torch.inference_mode()
@@ -201,7 +202,7 @@ def side_by_side(setup: Setup, denoiser: denoise.Denoiser) -> Tensor:
         return torch.cat(list(threads.ordered_map(repaint, windows, os.cpu_count() or 1, StageClock("denoise"))))
 
 
-class Unsaved(denoise.UNetDenoiser):
+class Unsaved(UNetDenoiser):
     """Keeps what conditions a call, to compute from it again at every step."""
 
     def __init__(self, unet: UNet) -> None:
@@ -241,7 +242,7 @@ class ConvolvesEveryStep(Unsaved):
         )
 
 
-class BranchesApart(denoise.UNetDenoiser):
+class BranchesApart(UNetDenoiser):
     """Both branches from the first layer on."""
 
     def prepare(self, conditioning: Conditioning) -> Prepared:
@@ -254,7 +255,7 @@ class BranchesApart(denoise.UNetDenoiser):
         return super().__call__(torch.cat((latents, latents)), timestep, prepared, guided, deep)
 
 
-class SilenceComputed(denoise.UNetDenoiser):
+class SilenceComputed(UNetDenoiser):
     """Both branches as one batch, half of it with zeros for audio."""
 
     def prepare(self, conditioning: Conditioning) -> Prepared:
@@ -280,7 +281,7 @@ class AsPublished(Unsaved):
         return noise.float(), latents[:0]
 
 
-def by_calls(setup: Setup, denoiser: denoise.Denoiser, windows: int = 1) -> Tensor:
+def by_calls(setup: Setup, denoiser: Denoiser, windows: int = 1) -> Tensor:
     """Latents of all windows, so many of them in a call."""
     return torch.cat([setup.sample(denoiser, seen) for seen in each_call(setup.seen, windows)])
 
@@ -309,24 +310,22 @@ def unfused(unet: UNet) -> UNet:
     return apart.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def clip(
-    setup: Setup, denoiser: denoise.Denoiser, windows: int = 1, *, ahead: bool = True, pinned: bool = True
-) -> Tensor:
+def clip(setup: Setup, denoiser: Denoiser, windows: int = 1, *, ahead: bool = True, pinned: bool = True) -> Tensor:
     """All windows through encoding, denoising and decoding, so many a call, in the way of lipstream.pipeline."""
-    lanes, frames = [Lane(setup.device) for _ in range(3)], windows * NUM_FRAMES
+    streams, frames = [DeviceStream(setup.device) for _ in range(3)], windows * NUM_FRAMES
 
     @torch.inference_mode()
     def encode() -> Iterator[Conditioning]:
         for crops, audio in zip(setup.crops.split(frames), setup.audio.split(frames), strict=True):
-            with lanes[0].running():
-                pixels = conditioning.to_pixels(lanes[0].upload(crops) if pinned else crops.to(setup.device))
+            with streams[0].running():
+                pixels = conditioning.to_pixels(streams[0].upload(crops) if pinned else crops.to(setup.device))
                 seen = conditioning.condition(setup.vae, pixels, setup.mask, audio, NUM_FRAMES)
             yield seen
 
     @torch.inference_mode()
     def repaint(encoded: Iterable[Conditioning]) -> Iterator[Tensor]:
         for seen in encoded:
-            with lanes[1].running():
+            with streams[1].running():
                 faces = conditioning.decode(setup.vae, setup.sample(denoiser, seen))
                 faces = faces if pinned else faces.cpu()
             yield faces
@@ -334,8 +333,8 @@ def clip(
     @torch.inference_mode()
     def fetch(repainted: Iterable[Tensor]) -> Iterator[Tensor]:
         for faces in repainted:
-            with lanes[2].running():
-                faces = lanes[2].download(faces) if pinned else faces
+            with streams[2].running():
+                faces = streams[2].download(faces) if pinned else faces
             yield faces
 
     with ThreadGroup() as threads:
@@ -377,7 +376,7 @@ def fill_setup(unet: UNet, vae: Any, mask: Tensor, windows: int, steps: int, gui
         crops=crops,
         mask=mask,
         audio=audio,
-        noise=denoise.initial_noise(config.out_channels, size, size, seed=0).to(weight.device),
+        noise=initial_noise(config.out_channels, size, size, seed=0).to(weight.device),
         seen=conditioning.condition(vae, pixels, mask, audio, NUM_FRAMES),
         device=weight.device,
         steps=steps,

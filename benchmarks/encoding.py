@@ -20,7 +20,7 @@ import torch
 from benchmarks.memory import add_row
 from benchmarks.rows import row
 
-from lipstream.measure.quality import psnr_db
+from lipstream.evaluate.quality import psnr_db
 from lipstream.media.reader import Frame, VideoInfo, probe, read_frames
 from lipstream.media.writer import VideoWriter
 from lipstream.settings import X264Preset

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from face_geometry import HEIGHT, WIDTH, row
-from lipstream import sample
-from lipstream.face.detect import Detector, Face, make_detector
-from lipstream.face.search import Stretch
+from lipstream.bundled import sample
+from lipstream.face.keyframes import Stretch
+from lipstream.face.registry import Detector, Face, make_detector
 from lipstream.media.reader import Frame, read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=75, help="held in memory: 6 MB each at 1080x1920")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--detector", default="mediapipe", choices=[n for n in get_args(DetectorName) if n != "auto"])
-    parser.add_argument("--search-every", type=int, nargs="+", default=[10, 25])
+    parser.add_argument("--detect-every", type=int, nargs="+", default=[10, 25])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
     args = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
         library = insightface_library(args.detector)
         runs["library, frame by frame"] = lambda: [library(f.image) for f in frames]
     found: dict[str, Faces] = {}
-    for every in (1, *args.search_every):
+    for every in (1, *args.detect_every):
         label = f"ours, every frame whole, {args.threads} threads" if every == 1 else f"ours, whole every {every}"
         runs[label] = lambda every=every: search(detector, frames, every, args.threads)
         found[label] = search(detector, frames, every, args.threads)

@@ -31,11 +31,11 @@ import whole_frame
 from lipstream import __version__
 from lipstream.face.align import crop_face, crop_faces, similarity_transform, template
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.mesh import MediapipeDetector
-from lipstream.lanes import Lane
+from lipstream.face.mediapipe.detector import MediapipeDetector
 from lipstream.media.reader import read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup, grouped
+from lipstream.runtime.device_stream import DeviceStream
 from memory import add_row
 
 WIDTH, HEIGHT = 1080, 1920
@@ -70,7 +70,7 @@ def main() -> None:
     height, width = items[0].image.shape[:2]
     where = f"{width}x{height}, {args.video.name if args.video else 'synthetic'}, {args.resolution} px"
     print(f"{where}, {len(items)} frames, {args.rounds} rounds")
-    for name, whole, ours in ways(args.resolution, Lane(torch.device(args.device))):
+    for name, whole, ours in ways(args.resolution, DeviceStream(torch.device(args.device))):
         expected, alone = [whole(item) for item in items], [ours([item.copy()])[0] for item in items]
         together = ours([item.copy() for item in items])
         psnr_db = min(psnr(*pair) for pair in zip(expected * 2, alone + together, strict=True))
@@ -88,20 +88,20 @@ Whole = Callable[[Item], NDArray[np.uint8]]
 Ours = Callable[[Sequence[Item]], list[NDArray[np.uint8]]]
 
 
-def ways(resolution: int, lane: Lane) -> Iterator[tuple[str, Whole, Ours]]:
+def ways(resolution: int, stream: DeviceStream) -> Iterator[tuple[str, Whole, Ours]]:
     """Of aligning and of restoring: its name, the whole-frame way, and ours, which paints on the frames it is given."""
-    cpu = Lane(torch.device("cpu"))
+    cpu = DeviceStream(torch.device("cpu"))
 
     def align(items: Sequence[Item]) -> list[NDArray[np.uint8]]:
         images, matrices = [item.image for item in items], [item.affine_matrix for item in items]
-        where = lane if len(items) > 1 else cpu
+        where = stream if len(items) > 1 else cpu
         with where.running():
             crops = crop_faces(images, matrices, resolution, where).cpu()
         return list(crops.permute(0, 2, 3, 1).numpy())
 
     def restore(items: Sequence[Item]) -> list[NDArray[np.uint8]]:
         images, matrices = [item.image for item in items], [item.affine_matrix for item in items]
-        where = lane if len(items) > 1 else cpu
+        where = stream if len(items) > 1 else cpu
         with where.running():
             faces = resize_face(where.upload(torch.stack([item.crop for item in items])))
             paste_faces(images, faces, matrices, where)

@@ -26,20 +26,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream import LipSync, SyncSettings, sample
+from lipstream import LipSync, SyncSettings
+from lipstream.bundled import sample
+from lipstream.diffusion.mask import face_mask
+from lipstream.evaluate.mouth import FaceMesh, mouth_opening
 from lipstream.face.align import crop_face
-from lipstream.face.detect import make_detector
-from lipstream.face.mouth import FaceMesh, mouth_opening
-from lipstream.face.track import FaceTrack
-from lipstream.latent.mask import face_mask
+from lipstream.face.registry import make_detector
+from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
 from lipstream.models.load import read_config
 from lipstream.settings import Texture
-from lipstream.train.curves import write_sheet
-from lipstream.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, read_shifts
-from lipstream.train.losses import laplacian, psnr_db
-from lipstream.train.talking import n_training_frames
+from lipstream_lab.train.curves import write_sheet
+from lipstream_lab.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, read_shifts
+from lipstream_lab.train.dataset import n_training_frames
+from lipstream_lab.train.losses import laplacian, psnr_db
 
 RATE_HZ, FRAME_RATE_HZ = 16000, 25
 SAMPLES = RATE_HZ // FRAME_RATE_HZ

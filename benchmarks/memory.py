@@ -25,7 +25,8 @@ import av
 import numpy as np
 import torch
 
-from lipstream import __version__, sample
+from lipstream import __version__
+from lipstream.bundled import sample
 from lipstream.media.color import ColorTags
 from lipstream.media.writer import VideoWriter
 

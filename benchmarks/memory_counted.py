@@ -31,15 +31,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lipstream.latent import conditioning, denoise
-from lipstream.models.eight_bit import hold_float8, hold_int8
+from lipstream.audio_features.features import tokens_per_frame
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.models.group_norm import replace_group_norms
 from lipstream.models.load import read_config
+from lipstream.models.quantized_layers import hold_float8, hold_int8
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.settings import Sampling
-from lipstream.speech.features import tokens_per_frame
 
 META = torch.device("meta")
 MODELS = {"latentsync-1.5": 256, "latentsync-1.6": 512}
@@ -185,7 +186,7 @@ def count(model: str, precision: str, *, guided: bool, windows: int = 1) -> Coun
     latents = noise.expand(n, -1, -1, -1)
     conditions = conditioning.Conditioning(torch.empty(n, 9, size, size, device=META), audio, NUM_FRAMES)
     sampling = Sampling(1, config.guidance_scale if guided else 1.0)
-    denoiser = denoise.UNetDenoiser(unet)
+    denoiser = UNetDenoiser(unet)
     mel = torch.empty(1, 80, 3000, device=META, dtype=PRECISIONS[precision])
     encoded = pixels.nbytes + audio.nbytes + conditions.channels.nbytes
     return Counted(
@@ -194,7 +195,7 @@ def count(model: str, precision: str, *, guided: bool, windows: int = 1) -> Coun
         audio_encoder=held_bytes(audio_encoder),
         features=peak_bytes(lambda: audio_encoder(mel)),
         encode=peak_bytes(lambda: conditioning.condition(vae, pixels, mask, audio, NUM_FRAMES)),
-        denoise=peak_bytes(lambda: denoise.sample(denoiser, config.scheduler, noise, conditions, sampling)),
+        denoise=peak_bytes(lambda: sample(denoiser, config.scheduler, noise, conditions, sampling)),
         decode=peak_bytes(lambda: conditioning.decode(vae, latents)),
         waiting=WAITING_ENCODED * encoded + WAITING_DECODED * pixels.nbytes,
     )

@@ -34,10 +34,11 @@ from benchmarks.rows import row, timed_s
 from numpy.typing import NDArray
 from torch import nn
 
-from lipstream import LipSync, SyncSettings, sample
-from lipstream.models.eight_bit import Float8Linear, hold_int8, int8_tensors
+from lipstream import LipSync, SyncSettings
+from lipstream.bundled import sample
 from lipstream.models.load import verify_model
 from lipstream.models.quantize import write_quantized
+from lipstream.models.quantized_layers import Float8Linear, hold_int8, int8_tensors
 
 STAGES = ("features", "encode", "denoise")
 # Rows, inputs and outputs of linear layers: attention and feed-forward of the published U-Net, 16 frames of 256 px.
@@ -144,7 +145,7 @@ def run_one(
     settings = SyncSettings(num_inference_steps=steps, crf=0)
     for _ in range(2):
         result = sync(sample.VIDEO, speech, out, settings, overwrite=True)
-    line = sync._line
+    line = sync._components
     networks = (line.model.unet, line.model.vae, line.model.audio_encoder)
     return {
         "seconds": sum(stage.seconds for stage in result.stages if stage.name in STAGES),

@@ -11,7 +11,7 @@ import torch
 from face_helpers import picture, turned
 from lipstream.face.align import crop_face, crop_faces, face_size, similarity_transform, template
 from lipstream.imaging import lanczos4_resize
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import DeviceStream
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -123,9 +123,9 @@ def scattered() -> tuple[list[np.ndarray], list[np.ndarray]]:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
 def test_many_frames_at_once_are_as_each_alone(device):
     images, matrices = scattered()
-    lane = Lane(torch.device(device))
-    with lane.running():
-        crops = crop_faces(images, matrices, 64, lane)
+    stream = DeviceStream(torch.device(device))
+    with stream.running():
+        crops = crop_faces(images, matrices, 64, stream)
     assert crops.device.type == device
     alone = torch.stack([crop_face(image, matrix, 64) for image, matrix in zip(images, matrices, strict=True)])
     difference = (crops.cpu().int() - alone.int()).abs()

@@ -109,12 +109,14 @@ def test_faces_are_cut_out_and_pasted_back_as_on_whole_frames() -> None:
 
 
 def test_faces_are_found_where_the_library_finds_them() -> None:
-    told = run("benchmarks/face_detection.py", "--frames", "4", "--search-every", "2")
+    told = run("benchmarks/face_detection.py", "--frames", "4", "--detect-every", "2")
     assert told.count("4 of 4 with a face") == 2
 
 
 def test_presets_of_the_encoder_are_compared() -> None:
-    told = run("-m", "benchmarks.encoding", "--video", ROOT / "src/lipstream/sample/astronaut.mp4", "--frames", "5")
+    told = run(
+        "-m", "benchmarks.encoding", "--video", ROOT / "src/lipstream/bundled/sample/astronaut.mp4", "--frames", "5"
+    )
     sizes = {line.split("x264 ")[1].split(",")[0]: line for line in told.splitlines()}
     assert list(sizes) == ["medium", "fast", "faster"]
     assert all("PSNR 4" in line for line in sizes.values())

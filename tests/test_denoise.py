@@ -17,14 +17,15 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 from torch._inductor.exc import TritonMissing
 
-from lipstream.accelerate.compile import RecordedStep, compiled_step
 from lipstream.cli import main
+from lipstream.diffusion import batching, conditioning
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
 from lipstream.errors import SettingsError
-from lipstream.lanes import Lane
-from lipstream.latent import batch, conditioning, denoise
-from lipstream.latent.conditioning import Conditioning
 from lipstream.models.load import read_config
 from lipstream.models.unet import Prepared, UNet
+from lipstream.runtime.compile import RecordedStep, compiled_step
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import RuntimeSettings, Sampling
 from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
@@ -54,7 +55,7 @@ def inference() -> Iterator[None]:
 
 
 def sample_as_published(unet: UNet, inputs: Inputs, noise: Tensor, steps: int, guidance_scale: float) -> Tensor:
-    """Every step computes everything, and both branches of guidance as one batch."""
+    """Every step computes everything, and both branches of guidance as one batching."""
     scheduler: Any = DDIMScheduler.from_config(dict(SCHEDULER_WORDS))
     scheduler.set_timesteps(steps)
     latents = noise.expand(len(inputs.audio), -1, -1, -1)
@@ -76,9 +77,9 @@ def test_sampling_gives_what_the_plain_way_gives(
     unet: UNet, windows: int, num_frames: int, guidance_scale: float
 ) -> None:
     inputs = make_inputs(windows, num_frames)
-    noise = denoise.initial_noise(4, 8, 8, seed=3)
-    latents = denoise.sample(
-        denoise.UNetDenoiser(unet),
+    noise = initial_noise(4, 8, 8, seed=3)
+    latents = sample(
+        UNetDenoiser(unet),
         SCHEDULER_WORDS,
         noise,
         Conditioning(inputs.channels, inputs.audio, num_frames),
@@ -91,7 +92,7 @@ def test_sampling_gives_what_the_plain_way_gives(
 def test_half_precision_steps_stay_half_inside_and_full_between() -> None:
     unet = make_unet().to(torch.bfloat16)
     inputs = make_inputs(1, 4)
-    denoiser = denoise.UNetDenoiser(unet)
+    denoiser = UNetDenoiser(unet)
     prepared = denoiser.prepare(Conditioning(inputs.channels, inputs.audio, 4))
     assert prepared.conv_in_features.dtype == torch.bfloat16
     assert denoiser(inputs.latents, torch.tensor(1), prepared, True)[0].dtype == torch.float32
@@ -148,15 +149,15 @@ def test_a_gpu_takes_the_pixels_of_one_large_image_in_a_call() -> None:
 
 def test_windows_that_fit() -> None:
     gb = 10**9
-    assert batch.windows_that_fit(1 * gb, 3 * gb) == 1
-    assert batch.windows_that_fit(16 * gb, 4 * gb) == 2
-    assert batch.windows_that_fit(16 * gb, 4 * gb, beside_bytes=2 * gb) == 1
-    assert batch.windows_that_fit(1 * gb, 1 * gb, beside_bytes=20 * gb) == 1
-    assert batch.windows_that_fit(1000 * gb, 1 * gb) == batch.MOST_WINDOWS
+    assert batching.windows_that_fit(1 * gb, 3 * gb) == 1
+    assert batching.windows_that_fit(16 * gb, 4 * gb) == 2
+    assert batching.windows_that_fit(16 * gb, 4 * gb, beside_bytes=2 * gb) == 1
+    assert batching.windows_that_fit(1 * gb, 1 * gb, beside_bytes=20 * gb) == 1
+    assert batching.windows_that_fit(1000 * gb, 1 * gb) == batching.MOST_WINDOWS
 
 
 def test_a_cpu_takes_one_window_a_call() -> None:
-    assert batch.windows_a_call("auto", None, CPU) == 1  # type: ignore[arg-type]
+    assert batching.windows_a_call("auto", None, CPU) == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -164,13 +165,13 @@ def test_a_cpu_takes_one_window_a_call() -> None:
     [({"threads": 1}, 1), ({"threads": 3}, 3), ({"threads": 64}, 4), ({"threads": 3, "compile": True}, None)],
 )
 def test_small_networks_are_called_side_by_side_on_a_cpu(unet: UNet, words: Any, calls: int | None) -> None:
-    assert batch.calls_side_by_side(unet, RuntimeSettings(device="cpu", **words)) == calls
+    assert batching.calls_side_by_side(unet, RuntimeSettings(device="cpu", **words)) == calls
 
 
 def test_large_networks_take_all_cores(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = sum(tensor.numel() for tensor in unet.state_dict().values())
-    monkeypatch.setattr(batch, "_SMALL", numbers)
-    assert batch.calls_side_by_side(unet, RuntimeSettings(device="cpu", threads=3)) is None
+    monkeypatch.setattr(batching, "_SMALL", numbers)
+    assert batching.calls_side_by_side(unet, RuntimeSettings(device="cpu", threads=3)) is None
 
 
 @pytest.fixture
@@ -249,7 +250,7 @@ def test_a_third_resolution_compiles_and_past_the_limit_the_plain_step_is_taken(
             run(size)
     assert len(traced) == 6
     assert not [record for record in caplog.records if record.name.startswith("lipstream")]
-    monkeypatch.setattr("lipstream.accelerate.compile._MAX_GRAPHS", 6)
+    monkeypatch.setattr("lipstream.runtime.compile._MAX_GRAPHS", 6)
     run(10)
     run(12)
     assert len(traced) == 6
@@ -306,18 +307,18 @@ def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=[needs_cuda, pytest.mark.gpu])])
 def test_a_lane_brings_there_and_back(device: torch.device) -> None:
-    lane = Lane(device)
+    stream = DeviceStream(device)
     given = torch.arange(6).view(2, 3)
-    with lane.running():
-        there = lane.upload(given)
-        back = lane.download(there * 2)
+    with stream.running():
+        there = stream.upload(given)
+        back = stream.download(there * 2)
     assert there.device.type == device.type
     assert back.device == CPU
     assert torch.equal(back, given * 2)
 
 
 def test_lanes_on_metal_take_turns() -> None:
-    first, second = (Lane(torch.device("mps")) for _ in range(2))
+    first, second = (DeviceStream(torch.device("mps")) for _ in range(2))
     entered = threading.Event()
 
     def enter() -> None:
@@ -354,6 +355,4 @@ def test_words_for_the_batch() -> None:
     assert RuntimeSettings(batch="auto").batch == "auto"
     with pytest.raises(SettingsError, match="batch"):
         RuntimeSettings(batch=0)
-    with pytest.raises(SystemExit) as stop:
-        main(["sync", "a.mp4", "b.wav", "--batch", "many"])
-    assert stop.value.code == 2
+    assert main(["sync", "a.mp4", "b.wav", "--batch", "many"]) == 2

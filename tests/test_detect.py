@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from lipstream.errors import ModelError
-from lipstream.face import insight, libraries
-from lipstream.face.detect import DetectorStatus, auto_detector, detector_report, make_detector
-from lipstream.face.faces import Face, choose, is_near
-from lipstream.face.insight import fetch_models
-from lipstream.face.libraries import hide_native_logs, import_problem, native_logs_hidden, own_prints_dropped
+from lipstream.face import insightface as insight
+from lipstream.face import quiet as libraries
+from lipstream.face.detector import Face, choose, is_near
+from lipstream.face.insightface import fetch_models
+from lipstream.face.quiet import hide_native_logs, import_problem, native_logs_hidden, own_prints_dropped
+from lipstream.face.registry import DetectorStatus, auto_detector, detector_report, make_detector
 
 
 def face(left: float, top: float, width: float, height: float, score: float = 0.9) -> Face:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lipstream.latent import conditioning
-from lipstream.models.enlarging import EnlargingConv, merge_enlargements
+from lipstream.diffusion import conditioning
 from lipstream.models.load import load_model
+from lipstream.models.upsample_conv import EnlargingConv, merge_enlargements
 from unet_helpers import make_inputs, make_unet
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lipstream.models.locate import DATA
+from lipstream.models.locate import CONFIGS
 
 NAME = "latentsync-1.6"
 REPO, VAE_REPO = "ByteDance/LatentSync-1.6", "stabilityai/sd-vae-ft-mse"
@@ -113,7 +113,7 @@ def hub() -> Iterator[StandIn]:
 def data(tmp_path: Path) -> Path:
     """lipstream's data with 1.6 pinned to FILES."""
     folder = tmp_path / "data"
-    shutil.copytree(DATA / "configs", folder / "configs")
+    shutil.copytree(CONFIGS, folder / "configs")
     path = folder / "configs" / f"{NAME}.json"
     values = json.loads(path.read_text())
     pinned = {
@@ -129,7 +129,7 @@ import json, sys
 from pathlib import Path
 from lipstream.errors import ModelError
 from lipstream.models import locate
-locate.DATA = Path(sys.argv[1])
+locate.CONFIGS = Path(sys.argv[1]) / "configs"
 try:
     folder = locate.download_model(sys.argv[2], **json.loads(sys.argv[3]), announce=print)
 except ModelError as error:

@@ -204,7 +204,7 @@ def test_a_folder_without_configuration_says_what_to_write(folder: Path) -> None
         load(folder)
     with pytest.raises(ModelError, match="neither a folder nor one of the models tiny"):
         load(folder / "nowhere")
-    with pytest.raises(ModelError, match=r"did you mean --model latentsync-1\.[56]"):
+    with pytest.raises(ModelError, match=r"did you mean latentsync-1\.[56]"):
         load_model("latentsync-2", CPU, torch.float32)
     (folder / "lipstream.json").write_text("{")
     with pytest.raises(ModelError, match="not readable as JSON"):

@@ -22,15 +22,16 @@ import pytest
 import torch
 
 from cli_helpers import error_line, run
-from lipstream import SettingsError, sample
-from lipstream.measure import bench, flops
-from lipstream.measure.calls import CallProfiles, PythonProfile
-from lipstream.measure.cli import add_bench_arguments, parse_settings, run_bench
-from lipstream.measure.rows import Row, add_to_csv
-from lipstream.measure.subjects import StageName
-from lipstream.measure.trace import Trace
+from lipstream import SettingsError
+from lipstream.bundled import sample
 from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
+from lipstream.profiling.call_profile import CallProfiles, PythonProfile
+from lipstream.profiling.trace import Trace
+from lipstream_lab.bench import bench, flops
+from lipstream_lab.bench.cases import StageName
+from lipstream_lab.bench.csv_rows import Row, add_to_csv
+from lipstream_lab.cli import add_bench_arguments, parse_settings, run_bench
 
 N_FRAMES = 20
 

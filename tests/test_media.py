@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from lipstream.errors import InputError
-from lipstream.media import looping
+from lipstream.media import loop
 from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono, read_planar
 from lipstream.media.color import ColorTags
 from lipstream.media.frame_rate import Timed, constant_rate
-from lipstream.media.looping import read_looped
+from lipstream.media.loop import read_looped
 from lipstream.media.reader import Picture, probe, read_frames
 from lipstream.settings import Loop
 from media_helpers import (
@@ -210,16 +210,16 @@ def test_pingpong_in_containers_that_seek_badly(name: str, tmp_path: Path) -> No
 
 def test_backwards_no_more_is_held_than_allowed(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    load = looping._Stretches.load
+    load = loop._Stretches.load
 
-    def watched(self: looping._Stretches, start: int, stop: int) -> dict[int, Picture]:
+    def watched(self: loop._Stretches, start: int, stop: int) -> dict[int, Picture]:
         pictures = load(self, start, stop)
         held.append(len(pictures))
         n_bytes = sum(plane.buffer_size for picture in pictures.values() for plane in picture.frame.planes)
         assert n_bytes <= 9 * FRAME_BYTES
         return pictures
 
-    monkeypatch.setattr(looping._Stretches, "load", watched)
+    monkeypatch.setattr(loop._Stretches, "load", watched)
     list(read_looped(long_gop, 100, "pingpong", max_held_bytes=9 * FRAME_BYTES))
     assert sum(held) == 50 and max(held) > 4
     held.clear()
@@ -228,24 +228,24 @@ def test_backwards_no_more_is_held_than_allowed(long_gop: Path, monkeypatch: pyt
 
 
 def test_a_seek_that_brings_wrong_pictures_is_noticed(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: looping._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def wrong(self: loop._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
         frame = av.VideoFrame.from_ndarray(numbered_image(999), format="rgb24").reformat(format="yuv420p")
         return {ordinal: Picture(ordinal, pts, frame) for pts, ordinal in wanted.items()}
 
-    monkeypatch.setattr(looping._Stretches, "_decode_by_time", wrong)
+    monkeypatch.setattr(loop._Stretches, "_decode_by_time", wrong)
     frames = list(read_looped(long_gop, 100, "pingpong", max_held_bytes=20 * FRAME_BYTES))
     assert [number_of(f.image) for f in frames] == [*range(50), *reversed(range(50))]
 
 
 def test_a_seek_that_failed_once_is_not_tried_again(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leads_s: list[int] = []
-    decode = looping._Stretches._decode_by_time
+    decode = loop._Stretches._decode_by_time
 
-    def watched(self: looping._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def watched(self: loop._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
         leads_s.append(lead_s)
         return {} if lead_s == 0 else decode(self, wanted, lead_s)
 
-    monkeypatch.setattr(looping._Stretches, "_decode_by_time", watched)
+    monkeypatch.setattr(loop._Stretches, "_decode_by_time", watched)
     frames = list(read_looped(long_gop, 100, "pingpong", max_held_bytes=10 * FRAME_BYTES))
     assert [number_of(f.image) for f in frames] == [*range(50), *reversed(range(50))]
     assert len(leads_s) > 5 and leads_s == [0] + [1] * (len(leads_s) - 1)
@@ -255,13 +255,13 @@ def test_checksums_are_computed_only_for_videos_that_are_read_twice(
     long_gop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[int] = []
-    checksum = looping._checksum
+    checksum = loop._checksum
 
     def watched(image: np.ndarray) -> int:
         checked.append(number_of(image))
         return checksum(image)
 
-    monkeypatch.setattr(looping, "_checksum", watched)
+    monkeypatch.setattr(loop, "_checksum", watched)
     assert len(list(read_looped(long_gop, 20, "pingpong"))) == 20
     assert not checked
     assert len(list(read_looped(long_gop, 60, "pingpong"))) == 60
@@ -293,8 +293,8 @@ def test_hold_trim_and_stopping_early(long_gop: Path) -> None:
     assert [f.is_repeat for f in held[48:]] == [False, False, True, True, True]
     assert np.array_equal(held[52].image, held[49].image)
     assert len(list(read_looped(long_gop, 53, "trim"))) == 50
-    for loop in ("pingpong", "hold", "trim"):
-        assert [f.index for f in read_looped(long_gop, 10, loop)] == [*range(10)]
+    for mode in ("pingpong", "hold", "trim"):
+        assert [f.index for f in read_looped(long_gop, 10, mode)] == [*range(10)]
 
 
 @pytest.mark.parametrize("loop", ["pingpong", "hold"])

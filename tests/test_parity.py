@@ -13,18 +13,19 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.mask import face_mask
+from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.face.align import crop_face, face_size
 from lipstream.face.composite import paste_face, resize_face
-from lipstream.face.track import FaceTrack
-from lipstream.latent import conditioning, denoise
-from lipstream.latent.mask import face_mask
+from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import read_mono
 from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.settings import Sampling
-from lipstream.speech.features import feature_rows, frame_windows
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,8 @@ def test_a_clip_through_the_latent_core(goldens: Path, unet: UNet) -> None:
     ):
         pixels = conditioning.to_pixels(faces)
         latents.append(
-            denoise.sample(
-                denoise.UNetDenoiser(unet),
+            sample(
+                UNetDenoiser(unet),
                 config.scheduler,
                 io["noise"][:, :, 0],
                 conditioning.condition(vae, pixels, mask, audio, len(faces)),

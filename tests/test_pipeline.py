@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.errors import Cancelled, OutOfMemoryError
-from lipstream.face.detect import Face
+from lipstream.face.registry import Face
 from lipstream.lipsync import check_files
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
@@ -280,8 +280,8 @@ def test_the_whole_frame_is_searched_as_often_as_asked(
     for threads in (1, 4):
         detector = KnownFace(recorded["landmarks"][0])
         sync = LipSync(model, detector, RuntimeSettings(device="cpu", threads=threads))
-        result = sync(clip, speech, tmp_path / f"{threads}.mp4", replace(FAST, search_every=8))
-        assert result.settings["search_every"] == 8
+        result = sync(clip, speech, tmp_path / f"{threads}.mp4", replace(FAST, detect_every=8))
+        assert result.settings["detect_every"] == 8
         assert detector.calls == 1 + 3  # frames 0, 8 and 16 of 20; the last five are repeats
         written.append(read_images(tmp_path / f"{threads}.mp4"))
     np.testing.assert_array_equal(*written)
@@ -314,7 +314,7 @@ def test_savings_in_denoising_are_told_and_the_same_for_any_threads(
 
     own = sync(clip, speech, tmp_path / "own.mp4").settings
     assert (own["scheduler"], own["step_cache"], own["guidance_interval"]) == ("ddim", 1, (0.0, 1.0))
-    assert (own["resolution"], own["search_every"]) == (64, 1)
+    assert (own["resolution"], own["detect_every"]) == (64, 1)
 
 
 def slow_steps(model: Model, monkeypatch: pytest.MonkeyPatch, step_s: float) -> threading.Event:
@@ -504,9 +504,9 @@ def test_no_face_is_told_without_an_encode(
     dark, face = np.full_like(recorded["frames"][0], 8), recorded["frames"][0]
     speech = write_speech(tmp_path / "speech.wav", 4)
     late = write_clip(tmp_path / "late.mp4", [dark] * 20 + [face] * 5)
-    for search_every in (1, 8):
-        settings = replace(FAST, search_every=search_every, loop="trim")
-        result = sync(late, speech, tmp_path / f"late-{search_every}.mp4", settings=settings)
+    for detect_every in (1, 8):
+        settings = replace(FAST, detect_every=detect_every, loop="trim")
+        result = sync(late, speech, tmp_path / f"late-{detect_every}.mp4", settings=settings)
         assert (result.frames_with_face, result.frames_without) == (5, 20)
         assert [stage.frames for stage in result.stages] == [25] * 8
     with pytest.raises(NoFaceError, match="no usable face in frame 0"):

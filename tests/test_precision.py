@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
-from lipstream.accelerate.precision import PrecisionFallback
-from lipstream.models.eight_bit import Float8Linear, hold_float8
 from lipstream.models.load import load_model
+from lipstream.models.quantized_layers import Float8Linear, hold_float8
 from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import Dtypes, dtypes
+from lipstream.runtime.precision import PrecisionFallback
 from models_helpers import make_model_folder
 from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
 from unet_helpers import make_inputs, make_unet
@@ -228,7 +228,7 @@ def test_higher_precision_is_loaded_on_first_need_and_kept(caplog: pytest.LogCap
 def test_higher_precision_that_does_not_fit_on_the_device_runs_on_the_cpu(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lipstream.accelerate.precision.free_caches", lambda device: None)
+    monkeypatch.setattr("lipstream.runtime.precision.free_caches", lambda device: None)
     loaded: list[tuple[torch.dtype, str]] = []
     attempts = fallback(loaded, CUDA).attempts(0, 15)
     assert [next(attempts), next(attempts)] == ["first", "torch.float16 on cpu"]

@@ -14,17 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipstream import LipSync, ModelError, OutputError, SettingsError, SyncSettings, pipeline, sample
-from lipstream.face.detect import make_detector
-from lipstream.measure import flops
-from lipstream.measure.cli import add_prune_arguments, run_prune
-from lipstream.measure.inputs import prepare
-from lipstream.measure.prune import Pruned, PruneSettings, drop_in_turn, search, table
-from lipstream.measure.subjects import Parts, Setting, make_sampling
+from lipstream import LipSync, ModelError, OutputError, SettingsError, SyncSettings, pipeline
+from lipstream.bundled import sample
+from lipstream.face.registry import make_detector
 from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, drop, parts, read_list, without
 from lipstream.models.unet import UNet
 from lipstream.settings import RuntimeSettings
+from lipstream_lab.bench import flops
+from lipstream_lab.bench.cases import Parts, Setting, make_sampling
+from lipstream_lab.bench.clips import prepare
+from lipstream_lab.cli import add_prune_arguments, run_prune
+from lipstream_lab.prune.search import Pruned, PruneSettings, drop_in_turn, search, table
 from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 TIMESTEP = torch.tensor(401)
@@ -292,7 +293,7 @@ def test_a_sync_with_the_list_paints_what_the_search_saw(
     whole, detector = load_model("tiny", CPU, torch.float32), make_detector("mediapipe", CPU)
     lesser = load_model("tiny", CPU, torch.float32, pruned=tmp_path / "list.json")
     seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.found.names))
-    settings = SyncSettings(texture="painted")
+    settings = SyncSettings(texture="generated")
     result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4", settings)
     detector.close()
     assert result.settings["pruned_layers"] == len(pruned.found.dropped)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lipstream.face.faces import Face
-from lipstream.measure.mouths import Correlation, MouthFinder
-from lipstream.measure.quality import flicker, measure, psnr_db, ssim
+from lipstream.evaluate.lip_metrics import Correlation, MouthFinder
+from lipstream.evaluate.quality import flicker, measure, psnr_db, ssim
+from lipstream.face.detector import Face
 
 Image = NDArray[np.uint8]
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from cli_helpers import error_line, run
 from lipstream import LipSync, ModelError, OutputError, RuntimeSettings
-from lipstream.models.eight_bit import (
+from lipstream.models.load import Model, load_model, verify_model
+from lipstream.models.quantize import write_quantized
+from lipstream.models.quantized_layers import (
     Int8Conv,
     dequantize_weight,
     hold_int8,
     int8_tensors,
     quantize_weight,
 )
-from lipstream.models.load import Model, load_model, verify_model
-from lipstream.models.quantize import write_quantized
 from lipstream.runtime.device import dtypes
 from models_helpers import make_model_folder
 from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech

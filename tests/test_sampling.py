@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from lipstream import words
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
+from lipstream.diffusion.scheduler import make_scheduler
 from lipstream.errors import SettingsError
-from lipstream.latent import denoise
-from lipstream.latent.conditioning import Conditioning
-from lipstream.latent.schedule import make_scheduler
-from lipstream.measure import flops
 from lipstream.models.load import load_model, read_config
 from lipstream.models.unet import UNet
 from lipstream.settings import PRESETS, Sampling, SchedulerName, SyncSettings
+from lipstream_lab.bench import flops
 from unet_helpers import make_inputs, make_unet
 
 PUBLISHED = read_config("latentsync-1.5")[0].scheduler
@@ -71,7 +71,7 @@ class Gaussian:
 
 def run(denoiser: Any, model_words: Mapping[str, Any], sampling: Sampling) -> Tensor:
     frame = Conditioning(torch.zeros(1, 9, 16, 16), torch.zeros(1, 1, 1), 1)
-    return denoise.sample(denoiser, model_words, denoise.initial_noise(4, 16, 16, seed=1), frame, sampling)
+    return sample(denoiser, model_words, initial_noise(4, 16, 16, seed=1), frame, sampling)
 
 
 def error(model_words: Mapping[str, Any], scheduler: SchedulerName, steps: int) -> float:
@@ -79,7 +79,7 @@ def error(model_words: Mapping[str, Any], scheduler: SchedulerName, steps: int) 
     denoiser = Gaussian(model_words)
     latents = run(denoiser, model_words, Sampling(steps, 1.0, scheduler))
     assert len(denoiser.calls) == steps
-    return float((latents - denoiser.solution(denoise.initial_noise(4, 16, 16, seed=1))).square().mean().sqrt())
+    return float((latents - denoiser.solution(initial_noise(4, 16, 16, seed=1))).square().mean().sqrt())
 
 
 @EACH_WORDS
@@ -164,7 +164,7 @@ def unet() -> UNet:
 def sampled(unet: UNet, sampling: Sampling) -> Tensor:
     inputs = make_inputs(2, 4)
     seen = Conditioning(inputs.channels, inputs.audio, 4)
-    return denoise.sample(denoise.UNetDenoiser(unet), PUBLISHED, denoise.initial_noise(4, 8, 8, 3), seen, sampling)
+    return sample(UNetDenoiser(unet), PUBLISHED, initial_noise(4, 8, 8, 3), seen, sampling)
 
 
 def test_an_interval_of_everything_and_of_nothing(unet: UNet) -> None:
@@ -206,21 +206,21 @@ def test_a_resolution_that_a_model_cannot_encode() -> None:
 
 def test_presets() -> None:
     assert SyncSettings().sampling(20, 1.5) == Sampling(20, 1.5, "ddim", 1, (0.0, 1.0))
-    assert SyncSettings().frames_per_search() == 1
+    assert SyncSettings().frames_per_detection() == 1
     for name, preset in PRESETS.items():
         settings: Any = {"preset": name}
         sampling = SyncSettings(**settings).sampling(20, 1.5)
         chosen = asdict(preset)
         assert sampling.num_inference_steps == round(20 * chosen.pop("step_share"))
-        assert SyncSettings(**settings).frames_per_search() == chosen.pop("search_every")
+        assert SyncSettings(**settings).frames_per_detection() == chosen.pop("detect_every")
         assert {key: asdict(sampling)[key] for key in chosen} == chosen
         # What a model of one step makes does not change.
         one = SyncSettings(**settings).sampling(1, 1.5)
         assert (one.num_inference_steps, one.guided(0)) == (1, True)
-        told = replace(SyncSettings(**settings), num_inference_steps=7, step_cache=2, search_every=3, scheduler="ddim")
+        told = replace(SyncSettings(**settings), num_inference_steps=7, step_cache=2, detect_every=3, scheduler="ddim")
         assert told.sampling(20, 1.5).step_cache == 2
         assert told.sampling(20, 1.5).num_inference_steps == 7
-        assert told.frames_per_search() == 3
+        assert told.frames_per_detection() == 3
 
 
 @pytest.mark.parametrize(("name", "least"), [("balanced", 3.0), ("fast", 6.0)])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lipstream.errors import ModelError
-from lipstream.face import search
-from lipstream.face.faces import Face
-from lipstream.face.search import Stretch
+from lipstream.face import keyframes as search
+from lipstream.face.detector import Face
+from lipstream.face.keyframes import Segment
 
 SHAPE = (96, 128, 3)
 
@@ -47,8 +47,8 @@ def frame(brightness: int) -> np.ndarray:
 
 
 def faces_of(detector: Witness, brightness: list[int]) -> list[Face | None]:
-    stretch = Stretch(7)
-    return [stretch.find(detector, 7 + index, frame(value)) for index, value in enumerate(brightness)]
+    segment = Segment(7)
+    return [segment.find(detector, 7 + index, frame(value)) for index, value in enumerate(brightness)]
 
 
 def test_only_the_first_frame_is_searched_whole():
@@ -83,7 +83,7 @@ def test_without_a_face_to_hold_every_frame_is_searched_whole():
 @pytest.mark.parametrize("error", [RuntimeError("broken"), TimeoutError("broken")])
 def test_an_error_in_the_first_frame_reaches_those_that_wait_for_it(monkeypatch, error):
     monkeypatch.setattr(search, "_WAIT_S", 5.0)
-    stretch, begun, fail = Stretch(0), threading.Event(), threading.Event()
+    segment, begun, fail = Segment(0), threading.Event(), threading.Event()
 
     class Failing(Witness):
         def detect(self, image: np.ndarray) -> Face | None:
@@ -92,21 +92,21 @@ def test_an_error_in_the_first_frame_reaches_those_that_wait_for_it(monkeypatch,
             raise error
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(stretch.find, Failing(), 0, frame(100))
+        first = pool.submit(segment.find, Failing(), 0, frame(100))
         assert begun.wait(5)
-        others = [pool.submit(stretch.find, Witness(), index, frame(100)) for index in (1, 2)]
+        others = [pool.submit(segment.find, Witness(), index, frame(100)) for index in (1, 2)]
         fail.set()
         for future in (first, *others):
             with pytest.raises(type(error), match="broken"):
                 future.result(20)
     with pytest.raises(type(error), match="broken"):
-        stretch.find(Witness(), 3, frame(100))
+        segment.find(Witness(), 3, frame(100))
 
 
 def test_the_wait_for_the_first_frame_has_an_end(monkeypatch):
     monkeypatch.setattr(search, "_WAIT_S", 0.05)
     with pytest.raises(ModelError, match="face search of frame 7 has not ended"):
-        Stretch(7).find(Witness(), 8, frame(100))
+        Segment(7).find(Witness(), 8, frame(100))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
@@ -114,11 +114,11 @@ def test_the_number_of_threads_changes_nothing(threads):
     brightness = [int(value) for value in np.random.default_rng(0).integers(80, 120, 60)]
 
     def run(threads: int) -> list[float]:
-        stretches = [Stretch(start) for start in range(0, 60, 10)]
+        segments = [Segment(start) for start in range(0, 60, 10)]
         detector = Witness(reach=15)
 
         def find(index: int) -> float:
-            return stretches[index // 10].find(detector, index, frame(brightness[index])).box[0]
+            return segments[index // 10].find(detector, index, frame(brightness[index])).box[0]
 
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(find, range(60)))

@@ -17,7 +17,7 @@ from lipstream.settings import RuntimeSettings, Settings, SyncSettings
     "settings",
     [
         SyncSettings(),
-        SyncSettings(num_inference_steps=7, guidance_scale=2, guidance_interval=(0, 0.5), texture="painted", seed=3),
+        SyncSettings(num_inference_steps=7, guidance_scale=2, guidance_interval=(0, 0.5), texture="generated", seed=3),
         RuntimeSettings(),
         RuntimeSettings(device="cpu", batch="auto", vae_precision="bf16", pruned="some/list.json", compile=True),
     ],
@@ -41,7 +41,7 @@ def test_values_come_in_the_declared_type() -> None:
         (SyncSettings, {"num_inference_steps": 20.5}, "num_inference_steps = 20.5: must be a whole number"),
         (SyncSettings, {"num_inference_steps": "20"}, "num_inference_steps = '20': must be a whole number"),
         (SyncSettings, {"num_inference_steps": 101}, "must be from 1 to 100"),
-        (SyncSettings, {"search_every": True}, "search_every = True: must be a whole number"),
+        (SyncSettings, {"detect_every": True}, "detect_every = True: must be a whole number"),
         (SyncSettings, {"crf": None}, "crf = None"),
         (SyncSettings, {"guidance_scale": float("nan")}, "must be a number"),
         (SyncSettings, {"guidance_interval": 0.5}, "guidance_interval = 0.5: must be two numbers"),

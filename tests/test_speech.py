@@ -11,14 +11,14 @@ import torch
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from lipstream.audio_features import mel
+from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.errors import ModelError
 from lipstream.media import audio
 from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono
 from lipstream.media.writer import VideoWriter
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from lipstream.speech import mel
-from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.speech.mel import log_mel_maximum
 from media_helpers import write_wav
 
 

@@ -12,19 +12,19 @@ import pytest
 
 from cli_helpers import error_line, run
 from lipstream import InputError, SettingsError
-from lipstream.measure import bench
-from lipstream.measure.cli import add_bench_arguments, parse_settings
-from lipstream.measure.pareto import pareto_front
-from lipstream.measure.rows import Row
-from lipstream.measure.sweep import read_sweep
+from lipstream_lab.bench import bench
+from lipstream_lab.bench.csv_rows import Row
+from lipstream_lab.bench.pareto import pareto_front
+from lipstream_lab.bench.sweep import read_sweep
+from lipstream_lab.cli import add_bench_arguments, parse_settings
 
 SWEEP = """
 baseline = "steps=20 guidance-scale=1.5"
 
 [[grid]]
-name = "steps {steps} seeds {search_every}"
+name = "steps {steps} seeds {detect_every}"
 steps = [4, 6]
-search_every = [1, 2]
+detect_every = [1, 2]
 detector = "mediapipe"
 
 [[setting]]
@@ -50,10 +50,10 @@ def written(folder: Path, text: str) -> Path:
 def test_a_sweep_spans_its_grids_and_lists_its_settings(tmp_path: Path) -> None:
     assert read_sweep(written(tmp_path, SWEEP)) == [
         ("baseline", ["steps=20", "guidance-scale=1.5"]),
-        ("steps 4 seeds 1", ["steps=4", "search_every=1", "detector=mediapipe"]),
-        ("steps 4 seeds 2", ["steps=4", "search_every=2", "detector=mediapipe"]),
-        ("steps 6 seeds 1", ["steps=6", "search_every=1", "detector=mediapipe"]),
-        ("steps 6 seeds 2", ["steps=6", "search_every=2", "detector=mediapipe"]),
+        ("steps 4 seeds 1", ["steps=4", "detect_every=1", "detector=mediapipe"]),
+        ("steps 4 seeds 2", ["steps=4", "detect_every=2", "detector=mediapipe"]),
+        ("steps 6 seeds 1", ["steps=6", "detect_every=1", "detector=mediapipe"]),
+        ("steps 6 seeds 2", ["steps=6", "detect_every=2", "detector=mediapipe"]),
         ("quick, compiled", ["preset=fast", "guidance_scale=1.0", "compile"]),
     ]
     settings = parse_settings(arguments("--sweep", tmp_path / "sweep.toml", "--threads", "3"))

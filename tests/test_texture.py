@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from face_helpers import picture
+from lipstream.diffusion.mask import face_mask, mouth_region
 from lipstream.errors import ModelError, SettingsError
 from lipstream.face.align import crop_face, similarity_transform, template
 from lipstream.face.composite import paste_face, resize_face
-from lipstream.latent.mask import face_mask, mouth_region
-from lipstream.latent.texture import keep_texture
+from lipstream.face.texture import keep_texture
 from lipstream.models.catalogue import ModelConfig
 from lipstream.models.load import read_config, read_words
 from lipstream.settings import SyncSettings
@@ -94,10 +94,10 @@ def test_no_share_of_the_frame_is_plain_pasting() -> None:
 
 
 def test_who_chooses() -> None:
-    assert read_config("latentsync-1.6")[0].texture == "painted"  # the published computation
-    assert read_config("tiny")[0].texture == "kept"
+    assert read_config("latentsync-1.6")[0].texture == "generated"  # the published computation
+    assert read_config("tiny")[0].texture == "source"
     words, origin, _ = read_words("tiny")
-    with pytest.raises(ModelError, match="texture 'silk' is not one of painted, kept"):
+    with pytest.raises(ModelError, match="texture 'silk' is not one of generated, source"):
         ModelConfig.from_dict({**words, "texture": "silk"}, origin)
     with pytest.raises(SettingsError, match="texture"):
         SyncSettings(texture="silk")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lipstream.face.align import similarity_transform, template
-from lipstream.face.track import FaceTrack
+from lipstream.face.tracking import FaceTrack
 
 LANDMARKS = [np.array([[100.0 + k, 80.0], [150.0, 82.0 + k], [126.0, 110.0 + 3 * k]]) for k in range(6)]
 

@@ -11,12 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from lipstream.errors import SettingsError
-from lipstream.latent.mask import face_mask
-from lipstream.models.load import load_model
-from lipstream.models.names import NAMES
-from lipstream.speech.features import feature_rows, frame_windows
 from lipstream.train import (
     augment,
     bundle,
@@ -32,8 +26,14 @@ from lipstream.train import (
     unet,
     vae,
 )
-from lipstream.train.loop import LoopSettings, Run, load_average, read_log
-from lipstream.train.spoken import Spoken
+
+from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.diffusion.mask import face_mask
+from lipstream.errors import SettingsError
+from lipstream.models.load import load_model
+from lipstream.models.names import NAMES
+from lipstream_lab.train.loop import LoopSettings, Run, load_average, read_log
+from lipstream_lab.train.speech_samples import Spoken
 
 CPU = torch.device("cpu")
 POLYGON = [(8, 24), (8, 40), (32, 60), (56, 40), (56, 24)]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.face.align import crop_face
-from lipstream.face.detect import make_detector
-from lipstream.face.track import FaceTrack
-from lipstream.media.picture import resized, sheet, write_png
+from lipstream.face.registry import make_detector
+from lipstream.face.tracking import FaceTrack
+from lipstream.media.images import resized, sheet, write_png
 
 Image = NDArray[np.uint8]
 

@@ -1,7 +1,8 @@
 """Cut mediapipe's face_landmark_with_attention.tflite into the two networks that lipstream runs.
 
-Between them the original has operations of mediapipe's own, which LiteRT lacks and `lipstream.face.lips` does in numpy;
-the heads of the eyes are left out: python tools/cut_attention_mesh.py FILE FOLDER
+Between them the original has operations of mediapipe's own, which LiteRT lacks and
+`lipstream.face.mediapipe.attention` does in numpy; the heads of the eyes are left out:
+python tools/cut_attention_mesh.py FILE FOLDER
 """
 
 from __future__ import annotations

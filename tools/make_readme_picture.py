@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from lipstream import sample
+from lipstream.bundled import sample
 
 HEIGHT = 256
 EVERY = 2  # of 25 frames a second

@@ -31,8 +31,8 @@ from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipstream import LipSync, SyncSettings
-from lipstream.latent import denoise
-from lipstream.latent.conditioning import Conditioning
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import Denoiser, UNetDenoiser, initial_noise, sample
 from lipstream.models.catalogue import CONFIG_NAME, ModelConfig
 from lipstream.models.load import Model, read_config
 from lipstream.models.unet import UNet
@@ -91,7 +91,7 @@ def measure_each(args: argparse.Namespace, precision: str, clip: tuple[Path, Pat
 def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args: argparse.Namespace) -> None:
     """Time the whole line, then the U-Net alone; print and add a row each."""
     video, speech = clip
-    line, device = sync._line, sync._line.device
+    line, device = sync._components, sync._components.device
     resolution, num_frames = line.model.config.resolution, line.model.config.num_frames
     out = video.with_name("out.mp4")
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +131,7 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
 @torch.inference_mode()
 def unet_alone(
     model: Model,
-    denoiser: denoise.Denoiser,
+    denoiser: Denoiser,
     windows: int,
     settings: SyncSettings,
     device: torch.device,
@@ -143,12 +143,12 @@ def unet_alone(
     generator = torch.Generator().manual_seed(0)
     channels = torch.randn(n, config.unet.in_channels - config.unet.out_channels, size, size, generator=generator)
     audio = torch.randn(n, AUDIO_TOKENS, config.unet.cross_attention_dim, generator=generator)
-    noise = denoise.initial_noise(config.unet.out_channels, size, size, seed=0).to(device)
+    noise = initial_noise(config.unet.out_channels, size, size, seed=0).to(device)
     seen = Conditioning(channels.to(device), audio.to(device), config.num_frames)
     sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
 
     def sample() -> None:
-        denoise.sample(denoiser, config.scheduler, noise, seen, sampling)
+        sample(denoiser, config.scheduler, noise, seen, sampling)
 
     sample()
     seconds = [timed_s(sample, device) for _ in range(rounds)]
@@ -163,7 +163,7 @@ def count_flop(model: Model, seen: Conditioning, sampling: Sampling) -> int:
         given = Conditioning(torch.empty(seen.channels.shape), torch.empty(seen.audio.shape), seen.num_frames)
         noise = torch.empty(1, config.unet.out_channels, *seen.channels.shape[-2:])
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        denoise.sample(denoise.UNetDenoiser(twin), config.scheduler, noise, given, sampling)
+        sample(UNetDenoiser(twin), config.scheduler, noise, given, sampling)
     return int(counter.get_total_flops())
 
 

@@ -44,13 +44,14 @@ from benchmarks.rows import DTYPES, row
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from lipstream.accelerate.compile import compiled_step
-from lipstream.latent import conditioning, denoise
-from lipstream.latent.batch import windows_a_call
-from lipstream.latent.conditioning import Conditioning
-from lipstream.latent.mask import face_mask
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.batching import windows_a_call
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.mask import face_mask
+from lipstream.diffusion.sampling import UNetDenoiser
 from lipstream.models.checkpoint import read_tensors
 from lipstream.models.load import Model, load_model
+from lipstream.runtime.compile import compiled_step
 
 SAME = 1e-3  # of the latents, as a share of their size
 UNET_FILE = "latentsync/models/unet.py"
@@ -123,7 +124,7 @@ def compare(network: Callable[..., Any], resolution: int, args: argparse.Namespa
     windows = windows_a_call(args.batch if args.batch == "auto" else int(args.batch), model, device)
     windows = min(windows, args.windows)
     step = compiled_step(model.unet, windows * NUM_FRAMES) if args.compile else None
-    ours = denoise.UNetDenoiser(model.unet, step)
+    ours = UNetDenoiser(model.unet, step)
     theirs = fill_published(network, model)
     mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution)
     torch.manual_seed(0)  # the same crops whether the model was made in this run or before

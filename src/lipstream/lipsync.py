@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.errors import Cancelled, SettingsError
-from lipstream.face.detect import Detector, make_detector
+from lipstream.face.registry import Detector, make_detector
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline.build import build_line
+from lipstream.pipeline.build import build_components
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.line import Job, run
-from lipstream.pipeline.records import Counts, Line
+from lipstream.pipeline.records import Components, Counts
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import is_out_of_memory, out_of_memory
 from lipstream.runtime.options import RuntimeFields, with_options
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
-from lipstream.speech.mel import log_mel_maximum
 from lipstream.version import __version__
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class LipSync:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._threads = ThreadGroup()  # of the last call
-        self._line: Line | None = build_line(model, detector, runtime)
-        self._log_loaded(self._line)
+        self._components: Components | None = build_components(model, detector, runtime)
+        self._log_loaded(self._components)
 
     @classmethod
     def load(
@@ -139,14 +139,14 @@ class LipSync:
     def close(self) -> None:
         """Free the networks and the detector, after the call that is at work. Closing twice is allowed."""
         with self._lock:
-            if self._line is None:
+            if self._components is None:
                 return
             while not self._threads.join(_POLL_S):
                 pass
-            line, self._line = self._line, None
-            line.detector.close()
-            device = line.device
-            del line
+            components, self._components = self._components, None
+            components.detector.close()
+            device = components.device
+            del components
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -175,12 +175,12 @@ class LipSync:
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel) as line, _memory_errors(line.device):
+        with self._turn(cancel) as components, _memory_errors(components.device):
             begun_s = time.perf_counter()
             inputs = _probed(video, audio, output, overwrite=overwrite)
-            job = self._job(line, inputs, output, settings, overwrite=overwrite)
+            job = self._job(components, inputs, output, settings, overwrite=overwrite)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
-            counts = self._run(line, job, clocks, on_progress, cancel)
+            counts = self._run(components, job, clocks, on_progress, cancel)
             frames = counts.frames_with_face + counts.frames_without
             wall_s = time.perf_counter() - begun_s
             logger.info("%s: %d frames in %.1f s", output, frames, wall_s)
@@ -193,24 +193,26 @@ class LipSync:
                 stages=_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
-                settings=self._settings_used(line, settings),
+                settings=self._settings_used(components, settings),
             )
 
     @contextmanager
-    def _turn(self, cancel: threading.Event | None) -> Iterator[Line]:
+    def _turn(self, cancel: threading.Event | None) -> Iterator[Components]:
         """Hold the lock, with nothing left at work from the call before."""
         while not self._lock.acquire(timeout=_POLL_S):
             _raise_if_cancelled(cancel)
         try:
             while not self._threads.join(_POLL_S):
                 _raise_if_cancelled(cancel)
-            if self._line is None:
+            if self._components is None:
                 raise SettingsError("this LipSync is closed", fix="load the model again with LipSync.load")
-            yield self._line
+            yield self._components
         finally:
             self._lock.release()
 
-    def _job(self, line: Line, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool) -> Job:
+    def _job(
+        self, components: Components, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool
+    ) -> Job:
         video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
 
         def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
@@ -227,14 +229,14 @@ class LipSync:
                 preset=settings.x264_preset,
                 sample_aspect_ratio=video.sample_aspect_ratio,
                 overwrite=overwrite,
-                metadata=ai_metadata(line.model.config.name),
+                metadata=ai_metadata(components.model.config.name),
             )
 
         return Job(video, inputs.speech, n_frames, settings, open_writer)
 
     def _run(
         self,
-        line: Line,
+        components: Components,
         job: Job,
         clocks: Clocks,
         on_progress: Callable[[Progress], None] | None,
@@ -247,16 +249,17 @@ class LipSync:
                 on_progress(Progress(clocks.write.frames, job.n_frames, _times(clocks)))
 
         report()
-        writers: list[VideoWriter] = []
+        begin_output, writers = job.open_writer, list[VideoWriter]()
 
         def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
-            writers.append(job.open_writer(samples))
+            writers.append(begin_output(samples))
             return writers[0]
 
         threads = self._threads = ThreadGroup()
         try:
-            with tuned_convolutions(line.device), threads:
-                done = threads.call(lambda: run(line, replace(job, open_writer=open_writer), clocks, threads), "write")
+            with tuned_convolutions(components.device), threads:
+                job = replace(job, open_writer=open_writer)
+                done = threads.call(lambda: run(components, job, clocks, threads), "write")
                 _wait(done, report, cancel)
         finally:
             if threads.unfinished():  # the writing thread among them, perhaps
@@ -268,36 +271,36 @@ class LipSync:
         report()
         return counts
 
-    def _log_loaded(self, line: Line) -> None:
+    def _log_loaded(self, components: Components) -> None:
         logger.info(
             "model %s on %s: U-Net %s, VAE %s, audio encoder %s; detector %s, %d threads; %d windows per call",
-            line.model.config.name,
-            line.device,
-            *(str(dtype).removeprefix("torch.") for dtype in _all_dtypes(line.model)),
-            line.detector.name,
-            line.threads,
-            line.batch,
+            components.model.config.name,
+            components.device,
+            *(str(dtype).removeprefix("torch.") for dtype in _all_dtypes(components.model)),
+            components.detector.name,
+            components.threads,
+            components.batch,
         )
 
-    def _settings_used(self, line: Line, settings: SyncSettings) -> dict[str, Any]:
+    def _settings_used(self, components: Components, settings: SyncSettings) -> dict[str, Any]:
         """Return the settings with every choice made: what the result really ran with."""
-        model, config = line.model, line.model.config
+        model, config = components.model, components.model.config
         unet, vae, audio_encoder = (str(dtype).removeprefix("torch.") for dtype in _all_dtypes(model))
         return {
             "model": config.name,
             **asdict(settings),
             **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
             "resolution": settings.resolution or config.resolution,
-            "search_every": settings.frames_per_search(),
+            "detect_every": settings.frames_per_detection(),
             "texture": settings.texture or config.texture,
-            "device": str(line.device),
+            "device": str(components.device),
             "precision": unet,
             "vae_precision": vae,
             "audio_precision": audio_encoder,
             "quantize": model.source.quantize,
-            "detector": line.detector.name,
-            "threads": line.threads,
-            "batch": line.batch,
+            "detector": components.detector.name,
+            "threads": components.threads,
+            "batch": components.batch,
             "compile": self._runtime.compile,
             "pruned_layers": len(model.source.left_out),
         }

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from lipstream.errors import SettingsError
 from lipstream.validation import coerced
 
-Texture = Literal["painted", "kept"]
+Texture = Literal["generated", "source"]
 Loop = Literal["pingpong", "hold", "trim"]
 NoFace = Literal["pass", "error"]
 PresetName = Literal["exact", "balanced", "fast"]
@@ -98,15 +98,15 @@ class Preset:
     scheduler: SchedulerName
     step_cache: int
     guidance_interval: tuple[float, float]
-    search_every: int
+    detect_every: int
 
 
 PRESETS: dict[str, Preset] = {
-    "exact": Preset(step_share=1.0, scheduler="ddim", step_cache=1, guidance_interval=WHOLE_INTERVAL, search_every=1),
+    "exact": Preset(step_share=1.0, scheduler="ddim", step_cache=1, guidance_interval=WHOLE_INTERVAL, detect_every=1),
     "balanced": Preset(
-        step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=WHOLE_INTERVAL, search_every=1
+        step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=WHOLE_INTERVAL, detect_every=1
     ),
-    "fast": Preset(step_share=0.2, scheduler="unipc", step_cache=1, guidance_interval=(0.0, 0.5), search_every=25),
+    "fast": Preset(step_share=0.2, scheduler="unipc", step_cache=1, guidance_interval=(0.0, 0.5), detect_every=25),
 }
 
 
@@ -135,10 +135,10 @@ class SyncSettings(Settings):
     guidance_interval: guidance only in steps whose position, 0 for the first and below 1 for the last, is from the
     first number up to the second. resolution: of the crop, px, a multiple of 64. seed: of the noise. loop: what the
     video does when the speech is longer. no_face: pass a frame without a face through, or stop at it (published
-    behaviour). search_every: the face is searched for in the whole of every frame (1), or in the whole of every Nth and
-    round its place in the others: half as fast again, but landmarks differ by a pixel or two. texture: all generated
-    ("painted", published behaviour), or the frame's own ("kept") where the generated face agrees with it. crf: x264's
-    constant rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
+    behaviour). detect_every: the face is searched for in the whole of every frame (1), or in the whole of every Nth and
+    round its place in the others: half as fast again, but landmarks differ by a pixel or two. texture: "generated"
+    (published behaviour), or the frame's own ("source") where the generated face agrees with it. crf: x264's constant
+    rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
     """
 
     preset: PresetName = setting("exact", "how much denoising work is saved", group="quality")
@@ -179,7 +179,7 @@ class SyncSettings(Settings):
     no_face: NoFace = setting(
         "pass", "a frame without a face: pass it through unchanged, or stop", group="input and output"
     )
-    search_every: int | None = setting(
+    detect_every: int | None = setting(
         None,
         "search the whole frame for the face every Nth frame only: landmarks move by a pixel or two",
         group="speed",
@@ -220,9 +220,9 @@ class SyncSettings(Settings):
             guidance_interval=self._or_preset("guidance_interval"),
         )
 
-    def frames_per_search(self) -> int:
-        """Return `search_every`, with None decided."""
-        return int(self._or_preset("search_every"))
+    def frames_per_detection(self) -> int:
+        """Return `detect_every`, with None decided."""
+        return int(self._or_preset("detect_every"))
 
     def _or_preset(self, name: str) -> Any:
         """Return a field as it is set, or else as the preset has it."""

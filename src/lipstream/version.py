@@ -1,3 +1,3 @@
-"""The version, for the package, its metadata and the files it writes."""
+"""The version of lipstream."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

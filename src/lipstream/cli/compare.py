@@ -12,7 +12,7 @@ from lipstream.cli.options import option_groups
 from lipstream.cli.progress import add_progress_option, reporting
 
 if TYPE_CHECKING:
-    from lipstream.measure.compare import Comparison
+    from lipstream.evaluate.compare import Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Compare, and print the figures."""
     with reporting(args.progress, quiet=args.quiet) as reporter:
         reporter.status("Starting ...")
-        from lipstream.measure.compare import compare
+        from lipstream.evaluate.compare import compare
 
         videos = [args.a, args.b, *([args.c] if args.c else [])]
         labels = None if args.labels is None else [label.strip() for label in args.labels.split(",")]

@@ -96,7 +96,7 @@ def _device() -> Finding:
 
 def _detectors() -> list[Finding]:
     from lipstream.errors import ModelError
-    from lipstream.face.detect import auto_detector, detector_report
+    from lipstream.face.registry import auto_detector, detector_report
 
     findings = [
         Finding(s.name, s.problem is None, s.problem or f"ready; its licence: {s.licence}") for s in detector_report()

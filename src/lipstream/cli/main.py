@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from lipstream.cli.commands import LAB, OWN, all_commands
 from lipstream.cli.console import BROKEN_PIPE, prepare_streams, say, start_logging, write_json
 from lipstream.cli.interrupts import Interrupts
 from lipstream.errors import LipstreamError, SettingsError
-from lipstream.face.libraries import hide_native_logs
+from lipstream.face.quiet import hide_native_logs
 from lipstream.version import __version__
 
 
@@ -27,52 +26,6 @@ class _Interrupted(LipstreamError):
 
 class _InternalError(LipstreamError):
     code = "internal"
-
-
-@dataclass(frozen=True)
-class _Command:
-    """A command. module: has its two functions; imported when it is called, since some need torch."""
-
-    help: str
-    module: str
-    add_arguments: str = "add_arguments"
-    run: str = "run"
-
-    def parser(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Add the arguments to a parser."""
-        module = importlib.import_module(self.module)
-        getattr(module, self.add_arguments)(parser)
-        messages = next((g for g in parser._action_groups if g.title == "messages"), parser)
-        messages.add_argument("-q", "--quiet", action="store_true", help="errors only")
-        messages.add_argument("-v", "--verbose", action="store_true", help="say what is done and with what")
-        messages.add_argument("--debug", action="store_true", help="everything any library logs; tracebacks")
-        parser.set_defaults(command=getattr(module, self.run))
-        return parser
-
-
-_COMMANDS = {
-    "sync": _Command("lip-sync a video to a recording", "lipstream.cli.sync", "add_sync_arguments", "run_sync"),
-    "demo": _Command(
-        "lip-sync the bundled sample with the bundled model; no network",
-        "lipstream.cli.sync",
-        "add_demo_arguments",
-        "run_demo",
-    ),
-    "models": _Command("list, download, verify and quantize models", "lipstream.cli.models"),
-    "doctor": _Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
-    "compare": _Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),
-    "profile": _Command(
-        "show where the time goes: stages, calls, a trace", "lipstream.measure.cli", "add_profile_arguments", "profile"
-    ),
-    "bench": _Command(
-        "compare settings: speed, memory and quality", "lipstream.measure.cli", "add_bench_arguments", "bench"
-    ),
-    "prune": _Command(
-        "find the layers that a model can spare", "lipstream.measure.cli", "add_prune_arguments", "prune"
-    ),
-    "train": _Command("make a model: data, vae, unet, finish, bundle", "lipstream.train.cli"),
-    "completion": _Command("print a shell's completion script", "lipstream.cli.completion"),
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,25 +81,25 @@ def full_parser() -> argparse.ArgumentParser:
     """Return a parser of all commands with all their options; needs every command's module."""
     parser = _top_parser()
     commands = parser.add_subparsers(metavar="COMMAND")
-    for name, command in _COMMANDS.items():
-        command.parser(commands.add_parser(name, help=command.help, description=_sentence(command.help)))
+    for name, command in all_commands().items():
+        command.fill(commands.add_parser(name, help=command.help, description=_sentence(command.help)))
     return parser
 
 
 def _parse(given: Sequence[str]) -> argparse.Namespace:
     """Parse with the named command's module alone, so that --help and errors are quick."""
     name = given[0] if given else ""
-    command = _COMMANDS.get(name)
+    command = OWN.get(name) or all_commands().get(name)
     if command is None:
         parser = _top_parser()
         commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-        for known, one in _COMMANDS.items():
+        for known, one in all_commands().items():
             commands.add_parser(known, help=one.help)
         if given and not name.startswith("-"):
             raise _unknown_command(given)
         parser.parse_args(given)
         raise SettingsError("no COMMAND given", fix="see lipstream --help")
-    return command.parser(_Parser(prog=f"lipstream {name}", description=_sentence(command.help))).parse_args(given[1:])
+    return command.fill(_Parser(prog=f"lipstream {name}", description=_sentence(command.help))).parse_args(given[1:])
 
 
 def _top_parser() -> _Parser:
@@ -156,14 +109,16 @@ def _top_parser() -> _Parser:
 
 
 def _unknown_command(given: Sequence[str]) -> SettingsError:
-    name = given[0]
-    near = difflib.get_close_matches(name, _COMMANDS)
+    name, known = given[0], all_commands()
+    near = difflib.get_close_matches(name, known)
+    if name in LAB:
+        return SettingsError(f"{name!r} is a command of lipstream-lab", fix="pip install lipstream-lab")
     if near:
         fix = f"did you mean lipstream {near[0]}?"
     elif len(given) > 1 and Path(name).suffix:
         fix = f"did you mean lipstream sync {shlex.join(given)}?"
     else:
-        fix = f"use one of {', '.join(_COMMANDS)}; see lipstream --help"
+        fix = f"use one of {', '.join(known)}; see lipstream --help"
     return SettingsError(f"{name!r} is not a command", fix=fix)
 
 
@@ -172,7 +127,7 @@ def _sentence(help: str) -> str:
 
 
 def _keep_freed_memory() -> None:
-    from lipstream.allocator import keep_freed_memory
+    from lipstream.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
 

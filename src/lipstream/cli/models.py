@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(actions, "list", _list, "what there is, and what is on this machine")
 
     download = _add(actions, "download", _download, "fetch a model, or go on where a download broke off")
-    download.add_argument("model", choices=(*NAMES, *DETECTOR_MODELS), help="a model, or an InsightFace detector")
+    names = ", ".join((*NAMES, *DETECTOR_MODELS))
+    download.add_argument("model", metavar="NAME|FOLDER", help=f"{names}, or a folder that lacks its VAE")
     download.add_argument("--from", dest="repo", metavar="REPO", help="another hub repository with the same files")
     download.add_argument("--revision", metavar="REV", help="another commit; its files are not checked")
 
@@ -66,10 +67,11 @@ def _list(args: argparse.Namespace) -> None:
 
 def _download(args: argparse.Namespace) -> None:
     if args.model in DETECTOR_MODELS:
-        from lipstream.face.insight import fetch_models
+        from lipstream.face.insightface import fetch_models
 
         folder = fetch_models(args.model, _announce)
     else:
+        check_model(args.model)
         from lipstream.models.load import download_model
 
         folder = download_model(args.model, repo=args.repo, revision=args.revision, announce=_announce)

@@ -60,7 +60,7 @@ def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Lip-sync the bundled sample with the bundled model."""
-    from lipstream import sample
+    from lipstream.bundled import sample
 
     folder = Path(args.output)
     try:

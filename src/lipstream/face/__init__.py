@@ -1,0 +1,1 @@
+"""Faces in frames: find, track, crop, paste back."""

@@ -24,7 +24,7 @@ from lipstream.imaging import (
     lanczos4_resize,
     warped_bounds,
 )
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import DeviceStream
 
 _GREY = 127.0
 # More than float32 is off by, so that whole numbers are not truncated to the next lower ones.
@@ -79,13 +79,13 @@ def crop_faces(
     images: Sequence[NDArray[np.uint8] | Tensor],
     affine_matrices: Sequence[NDArray[np.float32]],
     resolution: int,
-    lane: Lane,
+    stream: DeviceStream,
 ) -> Tensor:
-    """The aligned faces of frames of one size: uint8 RGB (n, 3, resolution, resolution), on the lane's device.
+    """The aligned faces of frames of one size: uint8 RGB (n, 3, resolution, resolution), on the stream's device.
 
     The images are uint8 RGB (h, w, 3), n of them, at least one; the matrices (2, 3). The face rectangle is sampled
     bilinearly with grey outside the frame and truncated to uint8, then resized with Lanczos. Only the pixels that the
-    face touches leave the frame. To be called inside the lane's `running`.
+    face touches leave the frame. To be called inside the stream's `running`.
     """
     frames = [as_image(image) for image in images]
     width, height = face_size(resolution)
@@ -94,7 +94,7 @@ def crop_faces(
     bounds = np.array([warped_bounds(inverse, 0, 0, width - 1, height - 1) for inverse in inverses])
     low, high = np.floor(bounds[:, 0]).astype(np.int64) - 1, np.ceil(bounds[:, 1]).astype(np.int64) + 2
     corners, size = equal_rectangles(low, high, (frames[0].shape[1], frames[0].shape[0]))
-    pixels = lane.upload(cut_out(frames, corners, size)).permute(0, 3, 1, 2).float()
+    pixels = stream.upload(cut_out(frames, corners, size)).permute(0, 3, 1, 2).float()
 
     # The rectangle cut out may end where the frame goes on; what lies there is beyond the face's reach.
     inverses[:, :, 2] -= corners
@@ -106,4 +106,4 @@ def crop_faces(
 
 def crop_face(image: NDArray[np.uint8] | Tensor, affine_matrix: NDArray[np.float32], resolution: int) -> Tensor:
     """The aligned face of one frame, on the CPU: uint8 RGB (3, resolution, resolution). See `crop_faces`."""
-    return crop_faces([image], [affine_matrix], resolution, Lane(torch.device("cpu")))[0]
+    return crop_faces([image], [affine_matrix], resolution, DeviceStream(torch.device("cpu")))[0]

@@ -26,7 +26,7 @@ from lipstream.imaging import (
     invert_affine,
     warped_bounds,
 )
-from lipstream.lanes import Lane
+from lipstream.runtime.device_stream import DeviceStream
 
 # The published code fills with 127 also here, where the face is in [-1, 1]: white once clamped.
 _FILL = 127.0
@@ -47,13 +47,16 @@ def resize_face(faces: Tensor) -> Tensor:
 
 
 def paste_faces(
-    images: Sequence[NDArray[np.uint8]], faces: Tensor, affine_matrices: Sequence[NDArray[np.float32]], lane: Lane
+    images: Sequence[NDArray[np.uint8]],
+    faces: Tensor,
+    affine_matrices: Sequence[NDArray[np.float32]],
+    stream: DeviceStream,
 ) -> None:
     """Blend faces into frames of one size, in place.
 
     The images are writable uint8 RGB (h, w, 3), n of them, at least one. `faces` is float (n, 3, h, w) in [-1, 1] at
-    the face rectangle's size (see `resize_face`), on the lane's device, or has the frame's share as a fourth channel
-    (see `latent.texture`); the matrices (2, 3) are those the crops were taken with. To be called inside the lane's
+    the face rectangle's size (see `resize_face`), on the stream's device, or has the frame's share as a fourth channel
+    (see `latent.texture`); the matrices (2, 3) are those the crops were taken with. To be called inside the stream's
     `running`.
     """
     finer = _finer(faces.shape[1])
@@ -68,11 +71,11 @@ def paste_faces(
     inner = erode(reach, before=1, after=0)
     weights = _soft_masks(inner)
     targets = cut_out([torch.from_numpy(image) for image in images], corners, size)
-    originals = lane.upload(targets).permute(0, 3, 1, 2).contiguous().float()
+    originals = stream.upload(targets).permute(0, 3, 1, 2).contiguous().float()
     generated = _levels(warped, originals).mul_(inner[:, None])
     blended = torch.lerp(originals, generated, weights[:, None])
-    new = lane.download(blended.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format))
-    lane.wait()
+    new = stream.download(blended.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format))
+    stream.wait()
     for image, (left, top), pixels in zip(images, corners, new.numpy(), strict=True):
         image[top : top + size[1], left : left + size[0]] = pixels
 
@@ -86,7 +89,7 @@ def paste_face(
     blending.
     """
     restored = image if in_place else np.array(image)
-    paste_faces([restored], face[None], [affine_matrix], Lane(torch.device("cpu")))
+    paste_faces([restored], face[None], [affine_matrix], DeviceStream(torch.device("cpu")))
     return restored
 
 

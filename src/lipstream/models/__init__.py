@@ -1,0 +1,1 @@
+"""The networks, and what finds, checks and loads their weights."""

@@ -122,7 +122,7 @@ class ModelConfig:
             files=read("files", lambda paths: ModelFiles(**paths), "an object of unet, audio_encoder and vae"),
             hub=read("hub", Hub.from_dict, "an object of repo and vae_repo") if values.get("hub") else None,
             quantized=values.get("quantized", "none"),
-            texture=values.get("texture", "painted"),
+            texture=values.get("texture", "generated"),
         )
         config._check(origin)
         return config

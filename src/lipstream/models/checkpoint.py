@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lipstream.errors import ModelError
-from lipstream.models.eight_bit import SCALE
+from lipstream.models.quantized_layers import SCALE
 from lipstream.models.unet_layers import sinusoidal_positions
 
 logger = logging.getLogger(__name__)

@@ -47,7 +47,7 @@ def cached(file: HubFile) -> Path | None:
 def fetch(file: HubFile, model: str, mirror: HubFile | None = None) -> Path:
     """Download a file into the hub's cache, going on where an earlier download broke off; return its path.
 
-    model: what `lipstream models download` is told, for the errors. mirror: where the bytes come from instead; they are
+    model: the name for `lipstream models download`, for the errors. mirror: where the bytes come from instead; they are
     stored as `file`. Progress is shown on stderr. Raises ModelError: refused, unreachable, broken off, or other bytes
     than the pinned ones.
     """

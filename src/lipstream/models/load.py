@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from lipstream.errors import ModelError, SettingsError
 from lipstream.models.catalogue import ModelConfig, PinnedFile
 from lipstream.models.checkpoint import check_archive, fill, leave_out_absent_motion_modules, read_tensors
-from lipstream.models.eight_bit import hold_float8, hold_int8, int8_tensors
-from lipstream.models.enlarging import merge_enlargements, pays_on
 from lipstream.models.group_norm import replace_group_norms
 from lipstream.models.hub import sha256
 from lipstream.models.locate import (
@@ -27,7 +25,9 @@ from lipstream.models.locate import (
     read_words,
 )
 from lipstream.models.prune import drop, read_list
+from lipstream.models.quantized_layers import hold_float8, hold_int8, int8_tensors
 from lipstream.models.unet import UNet
+from lipstream.models.upsample_conv import merge_enlargements, pays_on
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import Quantize

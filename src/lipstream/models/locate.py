@@ -18,8 +18,8 @@ from lipstream.models.names import check_model
 
 logger = logging.getLogger(__name__)
 
-# The bundled models and the configurations of the published ones.
-DATA = Path(str(resources.files("lipstream.models")))
+_BUNDLED = Path(str(resources.files("lipstream.bundled")))
+CONFIGS = Path(str(resources.files("lipstream.models"))) / "configs"
 _UNET_NAME = "latentsync_unet.pt"
 
 
@@ -50,14 +50,14 @@ def read_words(model: str | Path) -> tuple[dict[str, Any], str, Path | None]:
     if name in PUBLISHED:
         return _published_values(name), name, None
     check_model(model)
-    folder = DATA / "bundled" / name if name in BUNDLED else Path(model)
+    folder = _BUNDLED / name if name in BUNDLED else Path(model)
     if not folder.is_dir():
         raise ModelError("missing: lipstream is not completely installed", file=folder, fix="install lipstream again")
     return _folder_values(folder), str(folder / CONFIG_NAME), folder
 
 
 def _published_values(name: str) -> dict[str, Any]:
-    path = DATA / "configs" / f"{name}.json"
+    path = CONFIGS / f"{name}.json"
     return _with_base(json.loads(path.read_text("utf-8")), path)
 
 

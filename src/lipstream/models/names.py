@@ -22,5 +22,5 @@ def check_model(model: str | Path) -> None:
     raise ModelError(
         f"neither a folder nor one of the models {', '.join(NAMES)}",
         file=model,
-        fix=f"did you mean --model {near[0]}?" if near else "name one of these, or a folder that holds a model",
+        fix=f"did you mean {near[0]}?" if near else "name one of these, or a folder that holds a model",
     )

@@ -67,7 +67,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class PruneList:
-    """What was left out of a model, in that order, and how that was found: see lipstream.measure.prune."""
+    """What was left out of a model, in that order, and how that was found: see lipstream_lab.prune.search."""
 
     model: str
     dropped: tuple[Dropped, ...]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lipstream.errors import ModelError, OutputError
 from lipstream.models.catalogue import CONFIG_NAME, ModelConfig, ModelFiles
 from lipstream.models.checkpoint import leave_out_absent_motion_modules
-from lipstream.models.eight_bit import int8_tensors
 from lipstream.models.load import VerifiedFile, read_audio_encoder, read_unet, read_vae, verify_model
 from lipstream.models.locate import ModelPaths, locate, read_words
+from lipstream.models.quantized_layers import int8_tensors
 
 _FILES = ModelFiles(unet="unet.safetensors", audio_encoder="audio_encoder.safetensors", vae="vae")
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipstream.models.eight_bit import Int8Linear
 from lipstream.models.group_norm import PooledGroupNorm
+from lipstream.models.quantized_layers import Int8Linear
 from lipstream.models.unet_config import MotionConfig, UNetConfig
 
 # CUDA's attention kernels launch at most this many sequences (https://github.com/pytorch/pytorch/issues/146704).

@@ -10,11 +10,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lipstream.latent import conditioning, denoise
-from lipstream.latent.mask import face_mask
-from lipstream.latent.texture import keep_texture
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.mask import face_mask
+from lipstream.diffusion.sampling import Denoiser, initial_noise, sample
+from lipstream.face.texture import keep_texture
 from lipstream.pipeline.clocks import Clocks
-from lipstream.pipeline.records import Encoded, Line, Repainted, Window
+from lipstream.pipeline.records import Components, Encoded, Repainted, Window
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.pipeline.windows import n_frames
 from lipstream.runtime.memory import free_caches, is_out_of_memory
@@ -26,27 +27,27 @@ R = TypeVar("R")
 class FaceGenerator:
     """Generates the face of every frame of a run."""
 
-    def __init__(self, line: Line, settings: SyncSettings, threads: ThreadGroup) -> None:
-        config = line.model.config
-        self._line, self._settings, self._threads = line, settings, threads
+    def __init__(self, components: Components, settings: SyncSettings, threads: ThreadGroup) -> None:
+        config = components.model.config
+        self._components, self._settings, self._threads = components, settings, threads
         self._sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
         self._texture = settings.texture or config.texture
-        self._batch = BatchLimit(line.batch, line.device)
+        self._batch = BatchLimit(components.batch, components.device)
         resolution = settings.resolution or config.resolution
-        size, lane = line.model.latent_size(resolution), line.lanes.denoise
-        with lane.running():
-            self._mask = lane.upload(face_mask(config.mask_polygon_xy, config.mask_size, resolution))
-            noise = denoise.initial_noise(config.unet.out_channels, size, size, settings.seed)
-            self._noise = lane.upload(noise)
+        size, stream = components.model.latent_size(resolution), components.streams.denoise
+        with stream.running():
+            self._mask = stream.upload(face_mask(config.mask_polygon_xy, config.mask_size, resolution))
+            noise = initial_noise(config.unet.out_channels, size, size, settings.seed)
+            self._noise = stream.upload(noise)
 
     def frames(self, batches: Iterable[list[Window]], clocks: Clocks) -> Iterator[Repainted]:
         """Yield every frame of the batches with its generated face, on the device where it is pasted back."""
-        line = self._line
-        if line.device.type == "cuda":  # the next windows are encoded meanwhile
+        components = self._components
+        if components.device.type == "cuda":  # the next windows are encoded meanwhile
             encoded = self._threads.ordered_map(self.encode, batches, 1, clocks.encode, n_frames)
             generated = self._threads.ordered_map(self.generate, encoded, 1, clocks.denoise, _n_frames)
         else:  # encoding and denoising would compete for a CPU's cores: whole windows are computed at the same time
-            n = clocks.encode.threads = line.side_by_side or 1
+            n = clocks.encode.threads = components.side_by_side or 1
 
             def encode_and_generate(batch: list[Window]) -> list[Repainted]:
                 with clocks.encode.running(n_frames(batch)):
@@ -60,7 +61,7 @@ class FaceGenerator:
                 clocks.denoise,
                 n_frames,
                 in_flight=n,
-                on_one_core=line.side_by_side is not None,
+                on_one_core=components.side_by_side is not None,
             )
         return itertools.chain.from_iterable(generated)
 
@@ -82,14 +83,14 @@ class FaceGenerator:
 
     @torch.inference_mode()
     def _encode(self, windows: list[Window]) -> Encoded:
-        line, lane, check = self._line, self._line.lanes.encode, self._threads.check
-        for vae in line.networks.vae.attempts(*_span(windows)):
-            with lane.running():
+        components, stream, check = self._components, self._components.streams.encode, self._threads.check
+        for vae in components.networks.vae.attempts(*_span(windows)):
+            with stream.running():
                 crops = torch.stack([a.crop for window in windows for a in window.frames if a.crop is not None])
                 audio = torch.stack([features for window in windows for features in window.audio])
-                pixels = conditioning.to_pixels(lane.upload(crops))
+                pixels = conditioning.to_pixels(stream.upload(crops))
                 seen = conditioning.condition(vae, pixels, self._mask, audio, windows[0].faces, check)
-                is_finite = lane.download(torch.isfinite(seen.channels).all())
+                is_finite = stream.download(torch.isfinite(seen.channels).all())
             if is_finite:
                 break
         return Encoded(windows, pixels, seen)
@@ -102,20 +103,20 @@ class FaceGenerator:
         """
         if batch.pixels is None or batch.conditioning is None:
             return ()
-        line, lane, span = self._line, self._line.lanes.denoise, _span(batch.windows)
-        unets, vaes = line.networks.unet.attempts(*span), line.networks.vae.attempts(*span)
+        components, stream, span = self._components, self._components.streams.denoise, _span(batch.windows)
+        unets, vaes = components.networks.unet.attempts(*span), components.networks.vae.attempts(*span)
         denoiser, vae, latents = next(unets), next(vaes), None
         while True:
-            with lane.running():
+            with stream.running():
                 if latents is None:
                     latents = self._sample(denoiser, batch.conditioning)
                 decoded = conditioning.decode(vae, latents, self._threads.check)
                 faces = conditioning.keep_surroundings(decoded, batch.pixels, self._mask)
-                if self._texture == "kept":
+                if self._texture == "source":
                     faces = keep_texture(faces, batch.pixels, self._mask)
-                pasted = faces if line.geometry.device == line.device else lane.download(faces)
-                # Both at once: on Metal, nothing may use the device outside the lane.
-                are_finite = lane.download(torch.stack([torch.isfinite(t).all() for t in (faces, latents)]))
+                pasted = faces if components.geometry.device == components.device else stream.download(faces)
+                # Both at once: on Metal, nothing may use the device outside the stream.
+                are_finite = stream.download(torch.stack([torch.isfinite(t).all() for t in (faces, latents)]))
             faces_are_finite, latents_are_finite = are_finite.tolist()
             if faces_are_finite:
                 return pasted.unbind()
@@ -124,9 +125,9 @@ class FaceGenerator:
             else:
                 denoiser, latents = next(unets), None
 
-    def _sample(self, denoiser: denoise.Denoiser, seen: conditioning.Conditioning) -> Tensor:
-        scheduler = self._line.model.config.scheduler
-        return denoise.sample(denoiser, scheduler, self._noise, seen, self._sampling, self._threads.check)
+    def _sample(self, denoiser: Denoiser, seen: conditioning.Conditioning) -> Tensor:
+        scheduler = self._components.model.config.scheduler
+        return sample(denoiser, scheduler, self._noise, seen, self._sampling, self._threads.check)
 
 
 class BatchLimit:

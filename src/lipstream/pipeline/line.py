@@ -1,4 +1,4 @@
-"""The straight line: a clip and a recording go in, a lip-synced clip comes out.
+"""The straight components: a clip and a recording go in, a lip-synced clip comes out.
 
     read -> detect -> track -> align -> windows -> denoise -> composite -> write
     speech -> features -------------------^
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -22,26 +22,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.errors import InputError, NoFaceError
+from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.audio_features.mel import N_MELS, log_mel_maximum
+from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.detect import Detector
-from lipstream.face.search import Stretch
-from lipstream.face.track import FaceTrack
-from lipstream.lanes import Lane
+from lipstream.face.keyframes import Segment
+from lipstream.face.registry import Detector
+from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
-from lipstream.media.looping import read_looped
-from lipstream.media.reader import Frame, VideoInfo, read_frames
+from lipstream.media.loop import read_looped
+from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
+from lipstream.pipeline.first_face import find_first_face, no_face_in_frame
 from lipstream.pipeline.generate import FaceGenerator
-from lipstream.pipeline.records import Aligned, Counts, Line, Matrix, Repainted
+from lipstream.pipeline.records import Aligned, Clip, Components, Counts, Matrix, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
+from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import SyncSettings
-from lipstream.speech.features import feature_rows, frame_windows
-from lipstream.speech.mel import N_MELS, log_mel_maximum
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,7 +53,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to sync. n_frames: of the output, fewer with loop="trim".
+    """One file to lip-sync. n_frames: of the output, fewer with loop="trim".
 
     open_writer: begins the output, given the speech's samples.
     """
@@ -64,21 +65,40 @@ class Job:
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
 
 
-def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
-    """Sync one clip and write it; the threads belong to the caller, who closes them.
+def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
+    """Lip-sync one file and write it; the threads belong to the caller, who closes them.
 
     Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
     """
-    first_face = find_first_face(line, job, clocks.detect, threads)
-    budget = FrameBudget(threads, frames_in_flight(line, job))
+    video = job.video
+    first_face = find_first_face(
+        components.detector,
+        video,
+        job.n_frames,
+        job.settings.no_face,
+        clocks.detect,
+        threads,
+        n_threads=components.threads,
+        frames_in_flight=frames_in_flight(components, video.width, video.height, job.settings),
+    )
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
-        for picture, has_face in _pictures(line, job, speech, first_face, clocks, threads, budget):
+        clip = Clip(
+            video.path,
+            video.width,
+            video.height,
+            timed(read_looped(video.path, job.n_frames, job.settings.loop), clocks.read),
+            speech.mono(),
+            _log_mel_max(components, job.speech, threads),
+            job.n_frames,
+            job.settings,
+            first_face,
+        )
+        for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
             with clocks.write.running():
                 writer.write(picture)
             del picture
-            budget.give_back()
             counts.frames_with_face += has_face
             counts.frames_without += not has_face
         if counts.frames_with_face + counts.frames_without == 0:
@@ -89,135 +109,114 @@ def run(line: Line, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
     return counts
 
 
-def frames_in_flight(line: Line, job: Job) -> int:
+def _log_mel_max(components: Components, speech: SpeechInfo, threads: ThreadGroup) -> float:
+    """Return what probing found, or read the speech once more for an encoder of another number of mel bands."""
+    n_mels = components.model.audio_encoder.config.n_mels
+    if speech.log_mel_max is not None and n_mels == N_MELS:
+        return speech.log_mel_max
+    return log_mel_maximum(_checked(read_mono(speech.path), threads), n_mels)
+
+
+def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
     """Return how many frames a run may hold: as its memory allows, but as many as one call's windows need to fill up.
 
     Fewer would wait for one another for ever. A frame counts with its crop before and after.
     """
-    resolution = job.settings.resolution or line.model.config.resolution
+    resolution = settings.resolution or components.model.config.resolution
     crops = resolution * resolution * (3 + 4 * _FLOAT_BYTES)
-    allowed = line.frame_memory_bytes // (job.video.width * job.video.height * 3 + crops)
-    incomplete_groups = 2 * (line.geometry.frames - 1)
-    return max(allowed, FRAMES_PER_FACE * line.model.config.num_frames * line.batch + incomplete_groups + 1)
+    allowed = components.frame_memory_bytes // (width * height * 3 + crops)
+    incomplete_groups = 2 * (components.geometry.frames - 1)
+    return max(allowed, FRAMES_PER_FACE * components.model.config.num_frames * components.batch + incomplete_groups + 1)
 
 
-def find_first_face(line: Line, job: Job, clock: StageClock, threads: ThreadGroup) -> int:
-    """Return the index of the first frame with a face, so that a clip without one fails before anything is encoded.
-
-    The frames before it count as done for `clock`; the run itself searches the others. Raises NoFaceError when no
-    frame that the run would show has a face, or when the first has none and no_face is "error".
-    """
-    n_searched = 0
-    with closing(_searched(line, job, clock, threads)) as searched:
-        for has_face in searched:
-            if has_face:
-                return n_searched
-            if job.settings.no_face == "error":
-                raise _no_face_in(job.video, n_searched)
-            clock.count(1)
-            n_searched += 1
-    raise NoFaceError(
-        f"no usable face in the {n_searched} frames searched",
-        file=job.video.path,
-        fix="use a video with a face at least 50 px wide and 80 px high, turned towards the camera",
-    )
-
-
-def _searched(line: Line, job: Job, clock: StageClock, threads: ThreadGroup) -> Generator[bool, None, None]:
-    """Yield whether each frame of the source has a face: the first by itself, in most clips it has one."""
-
-    def has_face(frame: Frame) -> bool:
-        return line.detector.detect(frame.image) is not None
-
-    with threads.subgroup() as searching:
-        frames = itertools.islice(read_frames(job.video.path), job.n_frames)
-        for first in itertools.islice(frames, 1):
-            with clock.running(frames=0):
-                found = has_face(first)
-            del first
-            yield found
-        budget = FrameBudget(searching, frames_in_flight(line, job))
-        counted = budget.spend(frames)
-        for found in searching.ordered_map(has_face, counted, line.threads, clock, lambda _: 0):
-            budget.give_back()
-            yield found
-
-
-def _no_face_in(video: VideoInfo, index: int) -> NoFaceError:
-    return NoFaceError(
-        f"no usable face in frame {index}", file=video.path, fix="leave out --no-face error to pass it through"
-    )
-
-
-def _pictures(
-    line: Line,
-    job: Job,
-    speech: SharedSpeech,
-    first_face: int,
-    clocks: Clocks,
-    threads: ThreadGroup,
-    budget: FrameBudget,
+def pictures(
+    components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup
 ) -> Iterator[tuple[NDArray[np.uint8], bool]]:
-    """Yield the frames of the output, and whether they have a generated face."""
-    geometry, num_frames, settings = line.geometry, line.model.config.num_frames, job.settings
-    resolution = settings.resolution or line.model.config.resolution
+    """Yield the output's frames, and whether they have a generated face; each is released when the next is taken."""
+    budget = _budget(components, clip, threads)
+    geometry = components.geometry
+    ready = generated_faces(components, clip, clocks, threads, budget)
+    pasted = by_groups(partial(composite, components.streams.composite), ready, geometry, clocks.composite, threads)
+    for picture, has_face in pasted:
+        yield picture, has_face
+        del picture
+        budget.give_back()
 
-    frames = budget.spend(timed(read_looped(job.video.path, job.n_frames, settings.loop), clocks.read))
-    stretches = _stretches(frames, settings.frames_per_search(), first_face)
-    n_new = partial(_n_new, first_face=first_face)
-    found = threads.ordered_map(partial(_detect, line.detector), stretches, line.threads, clocks.detect, n_new)
-    tracked = _track(found, resolution, job)
-    aligned = by_groups(partial(align, resolution, line.lanes.align), tracked, geometry, clocks.align, threads)
 
-    audio = timed(_audio_features(line, job, speech, threads), clocks.features)
+def crops(components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup) -> Iterator[Repainted]:
+    """Yield the generated crops of the output's frames, not pasted back. One is released when the next is taken."""
+    budget = _budget(components, clip, threads)
+    for repainted in generated_faces(components, clip, clocks, threads, budget):
+        yield repainted
+        del repainted
+        budget.give_back()
+
+
+def _budget(components: Components, clip: Clip, threads: ThreadGroup) -> FrameBudget:
+    return FrameBudget(threads, frames_in_flight(components, clip.width, clip.height, clip.settings))
+
+
+def generated_faces(
+    components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup, budget: FrameBudget
+) -> Iterator[Repainted]:
+    """Yield the frames of the output with their generated crops. Each is to be given back to `budget`."""
+    geometry, num_frames, settings = components.geometry, components.model.config.num_frames, clip.settings
+    resolution = settings.resolution or components.model.config.resolution
+
+    segments = _segments(budget.spend(clip.frames), settings.frames_per_detection(), clip.first_face)
+    detect = partial(_detect, components.detector)
+    n_new = partial(_n_new, first_face=clip.first_face)
+    found = threads.ordered_map(detect, segments, components.threads, clocks.detect, n_new)
+    tracked = _track(found, resolution, clip)
+    aligned = by_groups(partial(align, resolution, components.streams.align), tracked, geometry, clocks.align, threads)
+
+    audio = timed(_audio_features(components, clip, threads), clocks.features)
 
     windows = gather(aligned, audio, num_frames)
-    generator = FaceGenerator(line, settings, threads)
-    ready = generator.frames(batches(windows, line.batch), clocks)
-    pasted = by_groups(partial(composite, line.lanes.composite), ready, geometry, clocks.composite, threads)
-    return arriving(pasted, clocks.write)
+    generator = FaceGenerator(components, settings, threads)
+    return generator.frames(batches(windows, components.batch), clocks)
 
 
-def _stretches(
-    frames: Iterable[Frame], search_every: int, first_face: int
-) -> Iterator[tuple[Frame, Stretch | None, bool]]:
-    """Yield frames with the stretch of `search_every` that each belongs to, and whether it is to be searched.
+def _segments(
+    frames: Iterable[Frame], detect_every: int, first_face: int
+) -> Iterator[tuple[Frame, Segment | None, bool]]:
+    """Yield frames with the segment of `detect_every` that each belongs to, and whether it is to be searched.
 
-    A stretch that begins before the first face has no face to go by: None.
+    A segment that begins before the first face has no face to go by: None.
     """
-    stretch = None
+    segment = None
     for frame in frames:
         index = frame.source_index
-        if index % search_every == 0:
-            stretch = Stretch(index) if index >= first_face else None
-        yield frame, stretch, not frame.is_repeat and index >= first_face
+        if index % detect_every == 0:
+            segment = Segment(index) if index >= first_face else None
+        yield frame, segment, not frame.is_repeat and index >= first_face
 
 
-def _n_new(item: tuple[Frame, Stretch | None, bool], first_face: int) -> int:
-    """Count a frame of `_stretches` unless `find_first_face` has counted it."""
+def _n_new(item: tuple[Frame, Segment | None, bool], first_face: int) -> int:
+    """Count a frame of `_segments` unless `find_first_face` has counted it."""
     frame, _, _ = item
     return int(frame.index >= first_face)
 
 
-def _detect(detector: Detector, item: tuple[Frame, Stretch | None, bool]) -> tuple[Frame, Landmarks | None]:
+def _detect(detector: Detector, item: tuple[Frame, Segment | None, bool]) -> tuple[Frame, Landmarks | None]:
     """Return a frame's landmarks (3, 2), or None; those of a repeated frame are known already."""
-    frame, stretch, is_searched = item
+    frame, segment, is_searched = item
     face = None
     if is_searched:
         image = frame.image
-        face = detector.detect(image) if stretch is None else stretch.find(detector, frame.source_index, image)
+        face = detector.detect(image) if segment is None else segment.find(detector, frame.source_index, image)
     return frame, None if face is None else face.landmarks
 
 
 def _track(
-    found: Iterable[tuple[Frame, Landmarks | None]], resolution: int, job: Job
+    found: Iterable[tuple[Frame, Landmarks | None]], resolution: int, clip: Clip
 ) -> Iterator[tuple[Frame, Matrix | None]]:
     """Smooth the alignment over time. The only stage with state."""
     track = FaceTrack(resolution)
     for frame, landmarks in found:
         affine_matrix = track.update(frame.source_index, frame.is_repeat, landmarks)
-        if affine_matrix is None and job.settings.no_face == "error":
-            raise _no_face_in(job.video, frame.index)
+        if affine_matrix is None and clip.settings.no_face == "error":
+            raise no_face_in_frame(clip.name, frame.index)
         yield frame, affine_matrix
 
 
@@ -234,46 +233,48 @@ def by_groups(
     return itertools.chain.from_iterable(results)
 
 
-def align(resolution: int, lane: Lane, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
+def align(resolution: int, stream: DeviceStream, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
     """Crop the faces of frames."""
     found = [(frame.image, affine_matrix) for frame, affine_matrix in tracked if affine_matrix is not None]
     crops: Iterator[Tensor] = iter(())
     if found:
-        with lane.running():
+        with stream.running():
             images, affine_matrices = zip(*found, strict=True)
-            crops = iter(crop_faces(images, affine_matrices, resolution, lane))
+            crops = iter(crop_faces(images, affine_matrices, resolution, stream))
     return [Aligned(frame, matrix, None if matrix is None else next(crops)) for frame, matrix in tracked]
 
 
-def _audio_features(line: Line, job: Job, speech: SharedSpeech, threads: ThreadGroup) -> Iterator[Tensor]:
+def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) -> Iterator[Tensor]:
     """Yield the audio features of each frame, on the device."""
-
-    def checked(blocks: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-        for block in blocks:
-            threads.check()
-            yield block
-
-    lane, at_once, encoder = line.lanes.features, line.model.config.num_frames, line.model.audio_encoder
-    maximum = job.speech.log_mel_max
-    if maximum is None or encoder.config.n_mels != N_MELS:
-        maximum = log_mel_maximum(checked(read_mono(job.speech.path)), encoder.config.n_mels)
-    attempts = line.networks.audio_encoder.attempts
-    rows = feature_rows(lambda: checked(speech.mono()), encoder, attempts, maximum)
-    features = frame_windows(rows, job.n_frames)
+    stream, model = components.streams.features, components.model
+    rows = feature_rows(
+        lambda: _checked(clip.samples, threads),
+        model.audio_encoder,
+        components.networks.audio_encoder.attempts,
+        clip.log_mel_max,
+    )
+    features = frame_windows(rows, clip.n_frames)
     while True:
-        with lane.running():
-            window = list(itertools.islice(features, at_once))
+        with stream.running():
+            window = list(itertools.islice(features, model.config.num_frames))
         if not window:
             return
         yield from window
 
 
-def composite(lane: Lane, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
+def _checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iterator[NDArray[np.float32]]:
+    """Yield the blocks while the run is not stopped: an hour of speech may be read at once."""
+    for block in blocks:
+        threads.check()
+        yield block
+
+
+def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
     """Return the frames with their generated faces, and whether they have one."""
     faces = [(one.frame.image, one.face, one.affine_matrix) for one in repainted if one.face is not None]
     if faces:
-        with lane.running():
+        with stream.running():
             # The frames are the run's own (see Frame) and have been cropped already.
             images, crops, affine_matrices = zip(*faces, strict=True)
-            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, lane)
+            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, stream)
     return [(one.frame.image, one.face is not None) for one in repainted]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.accelerate.precision import PrecisionFallback
-from lipstream.face.detect import Detector
-from lipstream.lanes import Lane
-from lipstream.latent.conditioning import Conditioning
-from lipstream.latent.denoise import Denoiser
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import Denoiser
+from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame
 from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
+from lipstream.runtime.device_stream import DeviceStream
+from lipstream.runtime.precision import PrecisionFallback
+from lipstream.settings import SyncSettings
 
 Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames and the speech of one run, wherever they come from.
+
+    name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
+    samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
+    `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
+    of the first frame that need be searched for a face.
+    """
+
+    name: str | Path
+    width: int
+    height: int
+    frames: Iterable[Frame]
+    samples: Iterable[NDArray[np.float32]]
+    log_mel_max: float
+    n_frames: int
+    settings: SyncSettings
+    first_face: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,20 +112,20 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """One lane per stage, made once for all runs: memory that CUDA's allocator keeps is reused in its lane only."""
+class DeviceStreams:
+    """One stream per stage, made once for all runs: memory that CUDA's allocator keeps is reused in its stream only."""
 
-    align: Lane
-    features: Lane
-    encode: Lane
-    denoise: Lane
-    composite: Lane
+    align: DeviceStream
+    features: DeviceStream
+    encode: DeviceStream
+    denoise: DeviceStream
+    composite: DeviceStream
 
     @classmethod
-    def to(cls, device: torch.device, geometry: FaceGeometry) -> Lanes:
-        """Return lanes to the networks' device, and to where faces are cropped and pasted back."""
-        of_faces = {name: Lane(geometry.device) for name in ("align", "composite")}
-        return cls(**of_faces, **{name: Lane(device) for name in ("features", "encode", "denoise")})
+    def to(cls, device: torch.device, geometry: FaceGeometry) -> DeviceStreams:
+        """Return streams to the networks' device, and to where faces are cropped and pasted back."""
+        of_faces = {name: DeviceStream(geometry.device) for name in ("align", "composite")}
+        return cls(**of_faces, **{name: DeviceStream(device) for name in ("features", "encode", "denoise")})
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Line:
+class Components:
     """What a run is made of. threads: of detection. geometry: of align and composite. batch: windows per U-Net call.
 
     side_by_side: calls computed at the same time, each on a core of its own; None: one call at a time on all cores.
@@ -127,7 +151,7 @@ class Line:
     device: torch.device
     threads: int
     geometry: FaceGeometry
-    lanes: Lanes
+    streams: DeviceStreams
     batch: int
     side_by_side: int | None
     frame_memory_bytes: int

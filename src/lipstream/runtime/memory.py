@@ -19,8 +19,7 @@ _MESSAGES = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 _FIX = (
-    "use --batch 1, then --precision fp16 (on a GPU), --quantize int8, --offload, a smaller --resolution,"
-    " or close other programs"
+    "use --batch 1, then --precision fp16 (on a GPU), --quantize int8, a smaller --resolution, or close other programs"
 )
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks, the search for layers to prune, and training, beside the product `lipstream`."""

@@ -1,0 +1,1 @@
+"""Settings against one another: speed, memory, quality."""

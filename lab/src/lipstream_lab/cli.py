@@ -1,0 +1,238 @@
+"""`lipstream bench` and `lipstream prune`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from lipstream.cli import options
+from lipstream.cli.console import say, write_result
+from lipstream.cli.interrupts import Interrupts
+from lipstream.errors import SettingsError
+from lipstream.settings import RuntimeSettings, SyncSettings
+
+if TYPE_CHECKING:
+    from lipstream_lab.bench.cases import Setting
+    from lipstream_lab.bench.csv_rows import Row
+
+# What all settings of a benchmark have in common, or they would not be compared on the same pictures.
+_SHARED = ("seed", "loop")
+_STAGE_DURATION_S = 2.0
+
+
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lipstream bench`."""
+    parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO", help="[the bundled sample]")
+    parser.add_argument("audio", nargs="?", type=Path, metavar="AUDIO", help="[the bundled sample's]")
+    parser.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        metavar='"NAME: OPTION=VALUE ..."',
+        help='one to compare, in sync\'s options: "fast: preset=fast steps=4"; may be repeated, the first is what the'
+        " others' pictures are compared with; the options below hold for all",
+    )
+    parser.add_argument(
+        "--sweep", type=Path, metavar="TOML", help="a list or a grid of settings, plotted beside the CSV"
+    )
+    parser.add_argument(
+        "--stage", default="all", metavar="align|composite|detect|features|unet|vae|all", help="one alone [all]"
+    )
+    parser.add_argument("--synthetic", metavar="WxH", help="a clip of this size, made on the spot, instead of VIDEO")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help=f"take the first of the speech [all of it; {_STAGE_DURATION_S:g} for a stage alone]",
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each setting [5]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench.csv"), metavar="CSV", help="[bench.csv]")
+    groups = options.option_groups(parser)
+    options.add_sync_options(groups)
+    options.add_runtime_options(groups, detector="mediapipe")  # the same pictures whatever is installed
+    parser.add_argument("--overwrite", action="store_true", help="replace the plot of a former sweep; rows are added")
+
+
+def bench(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Compare settings, and print the table."""
+    write_result(run_bench(args, say))
+    return 0
+
+
+def run_bench(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Return the table of `lipstream bench`. tell: receives lines of progress. Raises LipstreamError."""
+    from lipstream_lab.bench import bench as benchmark
+    from lipstream_lab.bench import pareto
+    from lipstream_lab.bench.csv_rows import add_to_csv, check_csv
+
+    whole = args.stage == "all" or args.seconds is not None
+    settings = benchmark.BenchSettings(
+        settings=parse_settings(args),
+        stage=args.stage,
+        video=args.video,
+        speech=args.audio,
+        synthetic=_size(args.synthetic) if args.synthetic else None,
+        duration_s=args.seconds if whole else _STAGE_DURATION_S,
+        repeats=args.repeats,
+        leave_out_failing=args.sweep is not None,
+    )
+    check_csv(args.output)
+    plot = args.output.with_suffix(".png") if args.sweep else None
+    if plot is not None:
+        pareto.check_plot(plot, inputs=[args.output, args.sweep], overwrite=args.overwrite)
+    kept: list[Row] = []
+
+    def keep(rows: Sequence[Row]) -> None:
+        kept.extend(rows)
+        add_to_csv(args.output, rows)
+        if plot is not None:
+            pareto.draw(kept, plot)
+        tell(f"{args.output}: {len(kept)} of {len(settings.settings)} rows")
+
+    return _table(benchmark.run(settings, tell, keep))
+
+
+def add_prune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lipstream prune`."""
+    parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO", help="to try it on [the bundled sample]")
+    parser.add_argument("audio", nargs="?", type=Path, metavar="AUDIO", help="[the bundled sample's]")
+    parser.add_argument("-o", "--output", type=Path, default=Path("pruned.json"), metavar="LIST", help="[pruned.json]")
+    parser.add_argument(
+        "--floor",
+        type=float,
+        default=0.97,
+        metavar="SSIM",
+        help="of the repainted region beside the whole model's: drop layers while it stays at or above [0.97]",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=_STAGE_DURATION_S,
+        metavar="S",
+        help=f"take the first of the speech [{_STAGE_DURATION_S:g}]",
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns in which speed is measured [5]")
+    groups = options.option_groups(parser)
+    options.add_sync_options(groups)
+    options.add_runtime_options(groups, detector="mediapipe")  # the same pictures whatever is installed
+    parser.add_argument("--overwrite", action="store_true", help="replace LIST where it exists")
+
+
+def prune(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Search for layers to leave out, and print what was found."""
+    write_result(run_prune(args, say))
+    return 0
+
+
+def run_prune(args: argparse.Namespace, tell: Callable[[str], None]) -> str:
+    """Return the table of `lipstream prune`. tell: receives lines of progress. Raises LipstreamError."""
+    from lipstream_lab.bench.cases import Setting
+    from lipstream_lab.prune import search as pruning
+
+    runtime = options.settings_from(RuntimeSettings, args)
+    settings = pruning.PruneSettings(
+        setting=Setting("whole", "", args.model, options.settings_from(SyncSettings, args), runtime),
+        floor=args.floor,
+        video=args.video,
+        speech=args.audio,
+        duration_s=args.seconds,
+        repeats=args.repeats,
+    )
+    pruning.check_list(args.output, overwrite=args.overwrite)
+    pruned = pruning.search(settings, tell)
+    pruned.found.write(args.output)
+    return f"{pruning.table(pruned)}\n{args.output}"
+
+
+def parse_settings(args: argparse.Namespace) -> tuple[Setting, ...]:
+    """The settings to compare: each --setting, or each of a sweep, on top of the options that hold for all.
+
+    Raises SettingsError, and InputError for a sweep that cannot be read.
+    """
+    from lipstream_lab.bench.sweep import read_sweep
+
+    if args.sweep and args.setting:
+        raise SettingsError("a benchmark takes settings or a sweep, not both; write the settings into the sweep")
+    named = read_sweep(args.sweep) if args.sweep else [_split(text) for text in args.setting or ["as given:"]]
+    settings = tuple(_setting(name, words, args) for name, words in named)
+    names = [setting.name for setting in settings]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"setting {name!r}: two have this name; give each its own")
+    return settings
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """The name and the options of a --setting."""
+    head, colon, tail = text.partition(":")
+    name, options = (head.strip(), tail.strip()) if colon and "=" not in head else (text.strip(), text.strip())
+    if not name:
+        raise SettingsError(f'setting {text!r}: give it a name: "NAME: OPTION=VALUE ..."')
+    try:
+        return name, shlex.split(options)
+    except ValueError as error:  # a quote that is not closed
+        raise SettingsError(f"setting {name!r}: {error}") from error
+
+
+def _setting(name: str, words: Sequence[str], args: argparse.Namespace) -> Setting:
+    from lipstream_lab.bench.cases import Setting
+
+    parser = _SettingParser(name)
+    shared = argparse.Namespace(**{key: value for key, value in vars(args).items() if key in parser.known()})
+    try:
+        chosen = parser.parse_args([_as_option(word) for word in words], shared)
+        for key in _SHARED:
+            if getattr(chosen, key) != getattr(args, key):
+                raise SettingsError(f"all settings share one {key}; give --{key} to the benchmark")
+        runtime, sync = options.settings_from(RuntimeSettings, chosen), options.settings_from(SyncSettings, chosen)
+        return Setting(name, shlex.join(words), chosen.model, sync, runtime)
+    except SettingsError as error:
+        raise SettingsError(f"setting {name!r}: {error}") from error
+
+
+class _SettingParser(argparse.ArgumentParser):
+    """Reads a setting's options as sync's; words that are none are errors of their own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(prog=name, add_help=False, allow_abbrev=False)
+        groups = options.option_groups(self)
+        options.add_sync_options(groups)
+        options.add_runtime_options(groups)
+
+    def known(self) -> set[str]:
+        return {action.dest for action in self._actions}
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message.replace('--', '')}; options are {', '.join(sorted(self.known()))}")
+
+
+def _as_option(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"--{name.replace('_', '-')}{equals}{value}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise SettingsError(f"synthetic = {text!r}: must be WIDTHxHEIGHT, such as 1920x1080")
+    return int(match[1]), int(match[2])
+
+
+def _table(rows: list[Row]) -> str:
+    width = max(len(row.setting) for row in rows)
+    lines = [f"{rows[0].stage}, {rows[0].input}, {rows[0].repeats} turns"]
+    for row in rows:
+        words = f"{row.setting:{width}}  {row.seconds:.3f} s ({row.seconds_min:.3f} to {row.seconds_max:.3f})"
+        words += f"  {row.frames_per_s:.1f} frames/s  real-time factor {row.real_time_factor:.2f}"
+        words += "" if row.matrix_share is None else f"  {row.matrix_share:.0%} of the matmul rate"
+        words += "" if row.speedup is None else f"  {row.speedup:.2f} times as fast"
+        words += "" if row.psnr_db is None else f"  {row.psnr_db:.1f} dB"
+        words += "" if row.ssim is None else f"  SSIM {row.ssim:.4f}"
+        words += "" if row.landmark_distance is None else f"  lips {row.landmark_distance:.4f}"
+        words += "" if row.opening_correlation is None else f"  opening {row.opening_correlation:.3f}"
+        lines.append(words)
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The search for layers that a model can spare."""

@@ -1,0 +1,84 @@
+"""A model folder from trained networks: what `lipstream sync --model FOLDER` runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lipstream_lab.train.unet import POSITION_PERIOD, SCHEDULER_WORDS, Pair, UNetSettings
+
+
+@dataclass(frozen=True)
+class BundleSettings:
+    """What the configuration says beside the networks' sizes."""
+
+    name: str
+    resolution: int
+    mask_size: int
+    mask_polygon_xy: Sequence[Sequence[float]]
+    num_frames: int = 16
+    num_inference_steps: int = 1
+    guidance_scale: float = 1.0
+    notes: str = ""
+
+
+def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: BundleSettings) -> int:
+    """Write the folder whole or not at all, weights in fp16, replacing an earlier one; returns its bytes.
+
+    vae: AutoencoderKL whose configuration holds the scaling_factor that the U-Net was trained with.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "vae").mkdir(parents=True)
+    words = {
+        "format": 1,
+        "name": settings.name,
+        "resolution": settings.resolution,
+        "num_frames": settings.num_frames,
+        "mask": {"size": settings.mask_size, "polygon_xy": [list(p) for p in settings.mask_polygon_xy]},
+        "scheduler": SCHEDULER_WORDS,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "texture": "source",
+        "unet": unet.unet_words(vae.config.latent_channels),
+        "audio_encoder": unet.audio_words(),
+        "files": {"unet": "unet.safetensors", "audio_encoder": "audio_encoder.safetensors", "vae": "vae"},
+        "license": "Apache-2.0",
+        "notes": settings.notes,
+    }
+    (temporary / "lipstream.json").write_text(json.dumps(words) + "\n")
+    save_file(_half(pair.unet), temporary / "unet.safetensors")
+    heard = _half(pair.audio_encoder)
+    heard["positional_embedding"] = heard["positional_embedding"][:POSITION_PERIOD].clone()
+    save_file(heard, temporary / "audio_encoder.safetensors")
+    save_file(_half(vae), temporary / "vae" / "diffusion_pytorch_model.safetensors")
+    (temporary / "vae" / "config.json").write_text(json.dumps(_vae_words(vae), indent=1) + "\n")
+    for path in temporary.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes for the owner alone, but a bundle is to be shared
+    previous = folder.with_name(folder.name + ".old")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    temporary.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _half(module: nn.Module) -> dict[str, Tensor]:
+    # Sinusoidal positions are computed by the loader.
+    named = {k: v for k, v in module.state_dict().items() if not k.endswith("pos_encoder.pe")}
+    return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in named.items()}
+
+
+def _vae_words(vae: Any) -> dict[str, Any]:
+    return {name: value for name, value in vae.config.items() if not name.startswith("_")} | {
+        "_class_name": "AutoencoderKL"
+    }

@@ -1,0 +1,259 @@
+"""`lipstream train data|vae|unet|finish|bundle`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipstream.cli.console import say
+from lipstream.cli.interrupts import Interrupts
+from lipstream.diffusion import conditioning
+from lipstream.diffusion.mask import face_mask
+from lipstream.errors import InputError, SettingsError
+from lipstream.face.registry import make_detector
+from lipstream.models.load import read_config
+from lipstream_lab.train import bundle, curves, data, dataset, decoder, latents, lip_reader, unet, vae
+from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
+
+logger = logging.getLogger(__name__)
+
+# The work folder's parts.
+_CLIPS, _LATENTS, _VAE, _UNET, _FINISH = "clips", "latents", "vae", "unet", "finish"
+_SCALE_PICTURES = 128
+_NOISY_SHARE = 0.7  # with --many-steps
+
+Tell = Callable[[str], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the stages `data`, `vae`, `unet`, `finish` and `bundle`."""
+    commands = parser.add_subparsers(required=True, metavar="data|vae|unet|finish|bundle")
+    clips = commands.add_parser("data", help="make training clips of videos and portraits")
+    clips.set_defaults(train_stage="data")
+    clips.add_argument("work", type=Path, metavar="WORK", help="folder for everything that training makes")
+    clips.add_argument("--videos", type=Path, metavar="FOLDER", help="clips of one person each, with their sound")
+    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="pictures made to talk (needs espeak-ng)")
+    clips.add_argument("--shifts", type=Path, metavar="FILE", help='JSON {"clip": ms its sound is late}')
+    clips.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="end of each clip kept out [0.2]")
+    clips.add_argument("--resolution", type=int, default=128, metavar="PX", help="side of the crops [128]")
+    clips.add_argument("--seed", type=int, default=0, metavar="N", help="of voices, texts and variations [0]")
+    for name, steps, text in (
+        ("vae", 1100, "train the autoencoder, or go on"),
+        ("unet", 3000, "train the audio encoder and the U-Net, or go on"),
+        ("finish", 500, "train the decoder on what the U-Net predicts, or go on"),
+    ):
+        stage = commands.add_parser(name, help=text)
+        stage.set_defaults(train_stage=name)
+        stage.add_argument("work", type=Path, metavar="WORK")
+        stage.add_argument("--steps", type=int, default=steps, metavar="N", help=f"in all, counted from 0 [{steps}]")
+        stage.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]", help="[cpu]")
+        stage.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+        stage.add_argument("--learning-rate", type=float, default=8e-4, metavar="R", help="[0.0008]")
+        if name == "vae":
+            stage.add_argument("--decoder-only", action="store_true", help="leave the encoder as it is")
+        if name == "unet":
+            stage.add_argument("--many-steps", action="store_true", help="for a model that samples in many steps")
+    made = commands.add_parser("bundle", help="write a model folder for `sync --model FOLDER`")
+    made.set_defaults(train_stage="bundle")
+    made.add_argument("work", type=Path, metavar="WORK")
+    made.add_argument("folder", type=Path, metavar="FOLDER")
+    made.add_argument("--name", default="tuned", metavar="NAME", help="[tuned]")
+    made.add_argument("--guidance-scale", type=float, default=1.0, metavar="G", help="weight of the speech [1.0]")
+    made.add_argument("--steps", type=int, default=1, metavar="N", help="more for a model trained --many-steps [1]")
+    made.add_argument("--notes", default="", metavar="TEXT", help="kept in lipstream.json")
+
+
+def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    """Carry out the stage that was parsed.
+
+    Raises LipstreamError: InputError for what cannot be used, SettingsError for a stage that comes too early.
+    """
+    _STAGES[args.train_stage](args, say)
+    return 0
+
+
+def _data(args: argparse.Namespace, tell: Tell) -> None:
+    videos = data.files_of(args.videos, data.VIDEO_SUFFIXES) if args.videos else []
+    portraits = data.files_of(args.portraits, data.PICTURE_SUFFIXES) if args.portraits else []
+    if not videos and not portraits:
+        raise InputError("train data: neither videos nor portraits; name a folder with --videos or --portraits")
+    settings = dataset.DataSettings(resolution=args.resolution, held_out=args.held_out, seed=args.seed)
+    shifts = data.read_shifts(args.shifts) if args.shifts else {}
+    count = dataset.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, tell)
+    tell(f"{count} clips in {args.work / _CLIPS}")
+
+
+def _vae(args: argparse.Namespace, tell: Tell) -> None:
+    crops = np.stack(list(data.all_crops(_clips_of(args.work))))
+    settings = vae.VaeSettings(resolution=crops.shape[1])
+    folder = args.work / _VAE
+    vae.train(
+        crops, folder, settings, _loop(args), torch.device(args.device), _reporter(tell), decoder_only=args.decoder_only
+    )
+    curves.draw_curves(folder, folder / "curves.png")
+
+
+def _unet(args: argparse.Namespace, tell: Tell) -> None:
+    device = torch.device(args.device)
+    stage = _Stage.open(args.work)
+    autoencoder = stage.autoencoder.to(device)
+    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, tell)
+    settings = unet.UNetSettings(noisy_share=_NOISY_SHARE if args.many_steps else 0.0)
+    folder = args.work / _UNET
+
+    def after_save(pair: unet.Pair, step: int) -> None:
+        _write_samples(pair, autoencoder, clips, stage.mask, settings, folder / "samples.png", device)
+        tell(f"saved at step {step}")
+
+    unet.train(
+        clips,
+        autoencoder,
+        stage.mask,
+        folder,
+        settings,
+        _loop(args),
+        device,
+        _reporter(tell),
+        after_save,
+        lip_reader.mesh_judge(autoencoder),
+    )
+    curves.draw_curves(folder, folder / "curves.png")
+
+
+def _finish(args: argparse.Namespace, tell: Tell) -> None:
+    device = torch.device(args.device)
+    stage = _Stage.open(args.work)
+    autoencoder = stage.autoencoder.to(device)
+    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, tell)
+    settings, folder = unet.UNetSettings(), args.work / _FINISH
+    pair = _trained_pair(args.work, settings, autoencoder)[0].to(device)
+
+    def after_save(finished: Any, step: int) -> None:
+        _write_samples(pair, finished, clips, stage.mask, settings, folder / "samples.png", device)
+        tell(f"saved at step {step}")
+
+    decoder.train(
+        clips,
+        pair,
+        autoencoder,
+        stage.mask,
+        folder,
+        settings,
+        decoder.FinishSettings(),
+        _loop(args),
+        device,
+        _reporter(tell),
+        after_save,
+    )
+    curves.draw_curves(folder, folder / "curves.png")
+
+
+def _trained_pair(work: Path, settings: unet.UNetSettings, autoencoder: Any) -> tuple[unet.Pair, int]:
+    """The averaged pair, and the step it is from."""
+    pair = unet.Pair(settings, autoencoder.config.latent_channels)
+    return pair, load_average(_run_folder(work, _UNET), pair)
+
+
+@torch.inference_mode()
+def _write_samples(
+    pair: unet.Pair,
+    autoencoder: Any,
+    clips: list[latents.LatentClip],
+    mask: Tensor,
+    settings: unet.UNetSettings,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """A sheet of the same few windows every time: truth above, what the average pair makes of it below."""
+    generator = torch.Generator().manual_seed(0)
+    sampler = latents.Sampler(clips, mask, footage_share=settings.footage_share, dubbed_share=settings.dubbed_share)
+    rows = []
+    for _ in range(4):
+        batch = sampler.draw(1, settings.num_frames, generator, device)
+        noise = torch.randn(batch.latents[:1].shape, generator=generator).to(device).expand_as(batch.latents)
+        rows += [batch.crops, conditioning.decode(autoencoder, pair.predict(batch, noise))]
+    curves.write_sheet(rows, output)
+
+
+def _bundle(args: argparse.Namespace, tell: Tell) -> None:
+    stage = _Stage.open(args.work)
+    settings = unet.UNetSettings()
+    pair, step = _trained_pair(args.work, settings, stage.autoencoder)
+    if (args.work / _FINISH / CHECKPOINT_NAME).exists():
+        load_average(args.work / _FINISH, stage.autoencoder)
+    config, _ = read_config("latentsync-1.5")
+    words = bundle.BundleSettings(
+        args.name,
+        stage.resolution,
+        config.mask_size,
+        config.mask_polygon_xy,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        notes=args.notes,
+    )
+    size = bundle.write(args.folder, pair, stage.autoencoder, settings, words)
+    tell(f"{args.folder}: step {step}, {size / 1e6:.1f} MB")
+
+
+_STAGES: dict[str, Callable[[argparse.Namespace, Tell], None]] = {
+    "data": _data,
+    "vae": _vae,
+    "unet": _unet,
+    "finish": _finish,
+    "bundle": _bundle,
+}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What the stages after the autoencoder share."""
+
+    resolution: int
+    autoencoder: Any
+    mask: Tensor
+
+    @classmethod
+    def open(cls, work: Path) -> _Stage:
+        """Load the averaged autoencoder, with the scaling factor measured on the first clips."""
+        paths = data.clip_paths(_clips_of(work))[:_SCALE_PICTURES]
+        first = torch.from_numpy(np.stack([data.Clip.load(path).crops[0] for path in paths])).float() / 127.5 - 1
+        resolution = first.shape[-1]
+        autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
+        load_average(_run_folder(work, _VAE), autoencoder)
+        autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
+        config, _ = read_config("latentsync-1.5")  # the published mask
+        mask = face_mask(config.mask_polygon_xy, config.mask_size, resolution)
+        return cls(resolution, autoencoder.eval().requires_grad_(False), mask)
+
+
+def _clips_of(work: Path) -> Path:
+    folder = work / _CLIPS
+    if not folder.is_dir() or not data.clip_paths(folder):
+        raise SettingsError(f"{folder}: holds no clips; run `lipstream train data` first")
+    return folder
+
+
+def _run_folder(work: Path, name: str) -> Path:
+    folder = work / name
+    if not (folder / CHECKPOINT_NAME).exists():
+        raise SettingsError(f"{folder}: holds no checkpoint; run `lipstream train {name}` first")
+    return folder
+
+
+def _loop(args: argparse.Namespace) -> LoopSettings:
+    return LoopSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
+
+
+def _reporter(tell: Tell) -> Callable[[int, int, dict[str, float]], None]:
+    def report(step: int, steps: int, values: dict[str, float]) -> None:
+        tell(f"step {step} of {steps}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    return report

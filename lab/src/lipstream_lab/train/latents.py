@@ -1,0 +1,231 @@
+"""Clips as latents: what the U-Net is trained on, computed once with a frozen encoder and cached beside the clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lipstream.diffusion import conditioning
+from lipstream_lab.train import augment, data
+
+# The larger region that is hidden in part of the samples: all below this share of the crop's height.
+HIDDEN_FROM = 95 / 256
+
+
+@dataclass(frozen=True)
+class LatentClip:
+    """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
+
+    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: two regions, (2, n or 1, C, h, w)
+    float16: latents of the crops without the mask's region, and without all below the mid-face. opening, width: (n,),
+    as in `data.Clip`.
+    """
+
+    kind: str
+    crops: Tensor
+    latents: Tensor
+    masked: Tensor
+    mel: Tensor
+    opening: Tensor
+    width: Tensor
+
+    @property
+    def n_frames(self) -> int:
+        """Frames that can be targets."""
+        return len(self.crops)
+
+
+def hidden_below(resolution: int) -> Tensor:
+    """The mask of the larger region: 1 = kept, (1, resolution, resolution)."""
+    mask = torch.ones(1, resolution, resolution)
+    mask[:, round(HIDDEN_FROM * resolution) :] = 0
+    return mask
+
+
+@torch.inference_mode()
+def encode_clip(clip: data.Clip, vae: Any, mask: Tensor, device: torch.device, batch: int = 32) -> dict[str, Tensor]:
+    """Latents of a clip's frames and of what is left of them outside the two regions.
+
+    mask: (1, res, res), 1 = keep. A still looks alike outside the regions in all frames: one frame serves. Of dubbed
+    footage it is the frames as they were, whose jaws say something else.
+    """
+    pixels = conditioning.to_pixels(torch.from_numpy(np.concatenate((clip.crops, clip.extra))))
+    split = len(clip.crops)
+    seen = {"still": pixels[:1], "dubbed": pixels[split:], "footage": pixels[:split]}[clip.kind]
+    masks = (mask, hidden_below(mask.shape[-1]))
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            parts = [conditioning.encode(vae, part.to(device)).float().cpu() for part in torch.split(images, batch)]
+        return torch.cat(parts).half()
+
+    return {"latents": encode(pixels), "masked": torch.stack([encode(seen * region) for region in masks])}
+
+
+def prepare(
+    folder: Path,
+    cache: Path,
+    vae: Any,
+    mask: Tensor,
+    device: torch.device,
+    report: Callable[[str], None] | None = None,
+) -> list[LatentClip]:
+    """All clips of `folder` as latents; those not yet in `cache` are encoded first."""
+    cache.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for path in data.clip_paths(folder):
+        clip = data.Clip.load(path)
+        target = cache / f"{path.stem}.pt"
+        if not target.exists():
+            temporary = target.with_suffix(".tmp")
+            torch.save(encode_clip(clip, vae, mask, device), temporary)
+            temporary.replace(target)
+            if report is not None:
+                report(path.stem)
+        encoded = torch.load(target, weights_only=True)
+        clips.append(
+            LatentClip(
+                kind=clip.kind,
+                crops=torch.from_numpy(clip.crops),
+                latents=encoded["latents"],
+                masked=encoded["masked"],
+                mel=torch.from_numpy(clip.mel),
+                opening=torch.from_numpy(clip.opening),
+                width=torch.from_numpy(clip.width),
+            )
+        )
+    return clips
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for one step, on the training device, frames of all windows one after another.
+
+    crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
+    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant; hears: (windows, 1, 1),
+    0 where the sound is kept from the U-Net. opening, width: (n,), as in `data.Clip`.
+    """
+
+    crops: Tensor
+    latents: Tensor
+    masked: Tensor
+    reference: Tensor
+    mask: Tensor
+    mel: Tensor
+    phase: Tensor
+    hears: Tensor
+    opening: Tensor
+    width: Tensor
+    num_frames: int
+
+
+class Sampler:
+    """Draws windows: shares of clips as filmed and dubbed (the rest are stills), of the larger hidden region, and of
+    no sound."""
+
+    def __init__(
+        self,
+        clips: list[LatentClip],
+        mask: Tensor,
+        *,
+        footage_share: float,
+        dubbed_share: float = 0.0,
+        hidden_share: float = 0.0,
+        deaf_share: float = 0.0,
+    ) -> None:
+        shares = {"footage": footage_share, "dubbed": dubbed_share, "still": 1 - footage_share - dubbed_share}
+        self._clips = by_kind(clips)
+        self._shares = [shares[kind] for kind in self._clips]
+        self._hidden_share, self._deaf_share = hidden_share, deaf_share
+        size = clips[0].latents.shape[-2:]
+        self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
+
+    def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
+        """`windows` windows of `num_frames` frames, each of its own clip."""
+        parts = [self._window(num_frames, generator) for _ in range(windows)]
+        crops, latents, masked, reference, mask, mel, opening, width = (
+            torch.cat(column) for column in zip(*parts, strict=True)
+        )
+        return Batch(
+            crops=crops.to(device),
+            latents=latents.to(device),
+            masked=masked.to(device),
+            reference=reference.to(device),
+            mask=mask.to(device),
+            mel=mel.to(device),
+            phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
+            hears=(torch.rand(windows, 1, 1, generator=generator) >= self._deaf_share).float().to(device),
+            opening=opening.to(device),
+            width=width.to(device),
+            num_frames=num_frames,
+        )
+
+    def _window(self, num_frames: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        clip = self._clip(num_frames, generator)
+        start = data.below(clip.n_frames - num_frames + 1, generator)
+        frames = slice(start, start + num_frames)
+        region = int(torch.rand((), generator=generator) < self._hidden_share)
+        masked = clip.masked[region]
+        masked = masked.expand(num_frames, -1, -1, -1) if len(masked) == 1 else masked[frames]
+        reference = clip.latents[_references(clip, frames, generator)]
+        columns = data.mel_columns(frames.start, frames.stop)
+        mask = self._masks[region].expand(num_frames, -1, -1, -1)
+        mel = augment.equalise(clip.mel[None, :, columns], generator)
+        parts = (clip.latents[frames], masked, reference, mask, mel, clip.opening[frames], clip.width[frames])
+        return conditioning.to_pixels(clip.crops[frames]), *(part.float() for part in parts)
+
+    def _clip(self, num_frames: int, generator: torch.Generator) -> LatentClip:
+        kinds = list(self._clips)
+        if any(self._shares):
+            index = int(torch.multinomial(torch.tensor(self._shares), 1, generator=generator))
+        else:
+            index = data.below(len(kinds), generator)
+        long_enough = [c for c in self._clips[kinds[index]] if c.n_frames >= num_frames]
+        return long_enough[data.below(len(long_enough), generator)]
+
+
+def by_kind(clips: list[LatentClip]) -> dict[str, list[LatentClip]]:
+    """The clips of each kind that there are any of, in data.KINDS' order."""
+    found = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
+    return {kind: some for kind, some in found.items() if some}
+
+
+def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
+    """The reference of each frame: one for all, a new draw for every frame, or the frame's own with another mouth.
+
+    A mouth that changes from frame to frame without any sense is one that cannot be copied. The redrawn frame is what
+    inference gives: the pose and the skin of the very frame, with a mouth that is not to be had.
+    """
+    count = frames.stop - frames.start
+    draw = float(torch.rand((), generator=generator))
+    if draw < 0.5 and len(clip.latents) == 2 * clip.n_frames:
+        return list(range(clip.n_frames + frames.start, clip.n_frames + frames.stop))
+    if draw < 0.75:
+        return [_reference(clip, frames, generator)] * count
+    return [_reference(clip, frames, generator) for _ in range(count)]
+
+
+def _reference(clip: LatentClip, frames: slice, generator: torch.Generator) -> int:
+    """A frame outside the window, in half of the draws the one of three whose mouth differs most from the window's.
+
+    A reference that has nothing to do with the target keeps the model from copying the mouth off it.
+    """
+    others = [i for i in range(len(clip.latents)) if not frames.start <= i < frames.stop]
+    if not others:
+        return data.below(len(clip.latents), generator)
+    candidates = [others[data.below(len(others), generator)] for _ in range(3)]
+    if float(torch.rand((), generator=generator)) < 0.5:
+        return candidates[0]
+    middle = float(clip.opening[frames].mean())
+
+    def difference(i: int) -> float:
+        return abs(float(clip.opening[i]) - middle) if i < clip.n_frames else 0.0
+
+    return max(candidates, key=difference)

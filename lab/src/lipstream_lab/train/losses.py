@@ -1,0 +1,43 @@
+"""Losses on pixels, and the map that weights the mouth."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lipstream.diffusion.mask import mouth_region
+
+
+def mouth_weight(size: int, gain: float) -> Tensor:
+    """(1, 1, size, size): 1 far from the mouth, 1 + `gain` at its centre."""
+    return (1 + gain * mouth_region(size))[None]
+
+
+def laplacian(x: Tensor) -> Tensor:
+    """The five-point Laplacian of each channel, borders dropped: (n, c, h, w) to (n, c, h - 2, w - 2)."""
+    return 4 * x[..., 1:-1, 1:-1] - x[..., :-2, 1:-1] - x[..., 2:, 1:-1] - x[..., 1:-1, :-2] - x[..., 1:-1, 2:]
+
+
+def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain: float = 0.5) -> Tensor:
+    """Weighted L1 of the pixels plus that of the Laplacians at two scales. A scalar.
+
+    predicted, target: (n, 3, h, w); weight broadcasts over them.
+    """
+    total = ((predicted - target).abs() * weight).mean()
+    inner = weight[..., 1:-1, 1:-1]
+    total = total + laplacian_gain * ((laplacian(predicted) - laplacian(target)).abs() * inner).mean()
+    half_predicted, half_target = F.avg_pool2d(predicted, 2), F.avg_pool2d(target, 2)
+    half_weight = F.avg_pool2d(weight, 2)[..., 1:-1, 1:-1]
+    return total + laplacian_gain * ((laplacian(half_predicted) - laplacian(half_target)).abs() * half_weight).mean()
+
+
+def psnr_db(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio of pictures in [-1, 1], over the pixels where `weight` is not 0 (or weighted)."""
+    error = (predicted - target).square()
+    if weight is not None:
+        weight = weight.expand_as(error)
+        mean = (error * weight).sum() / weight.sum().clamp_min(1e-6)
+    else:
+        mean = error.mean()
+    return float(10 * torch.log10(4 / mean.clamp_min(1e-9)))

@@ -1,0 +1,100 @@
+"""Training of the small autoencoder (diffusers' AutoencoderKL, eight times smaller latents)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from lipstream_lab.train import augment, losses
+from lipstream_lab.train.loop import LoopSettings, Report, Run
+
+
+@dataclass(frozen=True)
+class VaeSettings:
+    """Sizes and loss weights. `resolution` is the side of the crops in pixels."""
+
+    resolution: int = 128
+    latent_channels: int = 8
+    block_out_channels: tuple[int, ...] = (24, 48, 64, 96)
+    batch_size: int = 12
+    mouth_gain: float = 2.0
+    kl_weight: float = 1e-4
+
+
+def build(settings: VaeSettings) -> Any:
+    """An untrained AutoencoderKL without middle attention or the quantisation convolutions."""
+    levels = len(settings.block_out_channels)
+    vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=settings.block_out_channels,
+        layers_per_block=1,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=8,
+        sample_size=settings.resolution,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+    return vae.to(memory_format=torch.channels_last)
+
+
+def batch(images: np.ndarray[Any, Any], settings: VaeSettings, generator: torch.Generator) -> Tensor:
+    """Augmented crops (batch_size, 3, resolution, resolution) in [-1, 1] from uint8 (n, h, w, 3)."""
+    index = torch.randint(len(images), (settings.batch_size,), generator=generator).tolist()
+    chosen = torch.from_numpy(np.stack([images[i] for i in index])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return augment.colour(augment.warp(chosen, settings.resolution, generator), generator)
+
+
+def train(
+    images: np.ndarray[Any, Any],
+    folder: Path,
+    settings: VaeSettings,
+    loop: LoopSettings,
+    device: torch.device,
+    report: Report | None = None,
+    after_save: Callable[[Any, int], None] | None = None,
+    decoder_only: bool = False,
+) -> Any:
+    """Train on crops uint8 (n, h, w, 3); returns the averaged autoencoder.
+
+    With `decoder_only` the encoder stays as it is, so that latents computed earlier remain valid.
+    """
+    torch.manual_seed(loop.seed)
+    vae = build(settings)
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+    run = Run(folder, vae, loop, device)
+    weight = losses.mouth_weight(settings.resolution, settings.mouth_gain).to(device)
+
+    def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        target = batch(images, settings, generator).to(device).contiguous(memory_format=torch.channels_last)
+        posterior: Any = vae.encode(target).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        mean, variance = posterior.mean.float(), posterior.var.float()
+        kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean()
+        pixels = losses.pixel_loss(decoded, target, weight)
+        error = (decoded.detach() - target).square().mean()
+        return {
+            "loss": pixels + settings.kl_weight * kl,
+            "pixels": pixels,
+            "kl": kl,
+            "psnr_db": 10 * torch.log10(4 / error),
+        }
+
+    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))
+    return run.average
+
+
+def measured_scale(vae: Any, images: Tensor) -> float:
+    """The scaling factor that gives latents of `images` (n, 3, h, w) a standard deviation of one."""
+    with torch.inference_mode():
+        return 1 / float(vae.encode(images).latent_dist.mode().std())

@@ -1,0 +1,95 @@
+"""Compute the audio features that condition the U-Net at each frame of 25 fps video.
+
+As published for LatentSync: the hidden states of Whisper's encoder at 50 rows per second, of which a frame takes ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipstream.audio_features import mel
+from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
+
+ROWS_PER_FRAME = 2
+ROWS_BEFORE = 4
+ROWS_AFTER = 5
+
+
+def tokens_per_frame(config: AudioEncoderConfig) -> int:
+    """Return how many audio tokens condition one video frame: 50 with Whisper tiny."""
+    return (ROWS_BEFORE + ROWS_AFTER + 1) * (config.n_audio_layer + 1)
+
+
+SampleSource = Callable[[], Iterable[NDArray[np.float32]]]
+# Given the first and last frame (25 fps) of a block: the encoder, then those to try where its result is not finite.
+Attempts = Callable[[int, int], Iterator[AudioEncoder]]
+
+
+def feature_rows(
+    open_samples: SampleSource,
+    encoder: AudioEncoder,
+    attempts: Attempts | None = None,
+    maximum: float | None = None,
+) -> Iterator[Tensor]:
+    """Yield the hidden states of a recording, 50 rows per second, in blocks of up to 30 s.
+
+    open_samples: returns the recording from its beginning (mono, 16 kHz, in [-1, 1], in pieces). maximum: what
+    `mel.log_mel_maximum` returns for it with the encoder's number of mel bands; without it open_samples is called
+    twice, first to find it. attempts: given, they encode in place of `encoder`; without it, whether a block is finite
+    is not checked.
+
+    Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives n // 2 rows.
+    """
+    n_mels, n_rows = encoder.config.n_mels, 0
+    if maximum is None:
+        maximum = mel.log_mel_maximum(open_samples(), n_mels)
+    block_frames = 2 * encoder.config.n_audio_ctx
+    for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames):
+        n_frames = block.shape[1]
+        padded = F.pad(mel.normalise(block, maximum), (0, block_frames - n_frames))
+        n_block = n_frames // ROWS_PER_FRAME
+        first, last = n_rows // ROWS_PER_FRAME, (n_rows + n_block - 1) // ROWS_PER_FRAME
+        for tried in [encoder] if attempts is None else attempts(first, last):
+            states = _encode(tried, padded)[:n_block]
+            if attempts is None or torch.isfinite(states).all():
+                break
+        n_rows += n_block
+        yield states
+
+
+@torch.inference_mode()
+def _encode(encoder: AudioEncoder, block: Tensor) -> Tensor:
+    """Return the hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
+    positions = encoder.positional_embedding  # never in 8 bits, unlike the weights
+    states: Tensor = encoder(block[None].to(positions.device, positions.dtype))[0]
+    return states.float()
+
+
+def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:
+    """Yield the audio features of each frame, (10 * (layers + 1), dim): rows 2i - 4 to 2i + 5.
+
+    rows: blocks (rows, layers + 1, dim) in order; only those still needed are held. Frames past the recording's end
+    get its last rows. A recording too short for a single row yields nothing.
+    """
+    source = iter(rows)
+    held: Tensor | None = None
+    first, ended = 0, False  # index of held[0] in the recording; whether the source is exhausted
+    for i in range(n_frames):
+        start, stop = ROWS_PER_FRAME * i - ROWS_BEFORE, ROWS_PER_FRAME * i + ROWS_AFTER
+        while not ended and (held is None or first + len(held) <= stop):
+            block = next(source, None)
+            ended = block is None
+            if block is not None:
+                held = block if held is None else torch.cat((held, block))
+        if held is None or len(held) == 0:
+            return
+        drop = min(max(start - first, 0), len(held) - 1)
+        held, first = held[drop:], first + drop
+        index = torch.arange(start, stop + 1, device=held.device).clamp(0, first + len(held) - 1) - first
+        yield held[index.clamp_min(0)].flatten(0, 1)

@@ -1,0 +1,59 @@
+"""The commands of `lipstream`, by name: its own, and those of other distributions that are installed beside it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+ENTRY_POINTS = "lipstream.commands"
+"""Entry points of this group add commands: each names a `Command`."""
+
+LAB = ("bench", "prune", "train")
+"""Commands of the distribution lipstream-lab."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. module: has its two functions; imported when the command is called, since some need torch.
+
+    add_arguments: takes an ArgumentParser. run: takes the parsed arguments and Interrupts, and returns an exit code.
+    """
+
+    help: str
+    module: str
+    add_arguments: str = "add_arguments"
+    run: str = "run"
+
+    def fill(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Add the command's arguments, and those that all commands have."""
+        module = importlib.import_module(self.module)
+        getattr(module, self.add_arguments)(parser)
+        messages = next((g for g in parser._action_groups if g.title == "messages"), parser)
+        messages.add_argument("-q", "--quiet", action="store_true", help="errors only")
+        messages.add_argument("-v", "--verbose", action="store_true", help="say what is done and with what")
+        messages.add_argument("--debug", action="store_true", help="everything any library logs; tracebacks")
+        parser.set_defaults(command=getattr(module, self.run))
+        return parser
+
+
+OWN = {
+    "sync": Command("lip-sync a video to a recording", "lipstream.cli.sync", "add_sync_arguments", "run_sync"),
+    "demo": Command(
+        "lip-sync the bundled sample with the bundled model; no network",
+        "lipstream.cli.sync",
+        "add_demo_arguments",
+        "run_demo",
+    ),
+    "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
+    "doctor": Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
+    "compare": Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),
+    "profile": Command("show where the time goes: stages, calls, a trace", "lipstream.cli.profile"),
+    "completion": Command("print a shell's completion script", "lipstream.cli.completion"),
+}
+
+
+def all_commands() -> dict[str, Command]:
+    """Return the commands by name, lipstream's own first."""
+    return {**OWN, **{point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS))}}

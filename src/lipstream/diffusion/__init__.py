@@ -1,0 +1,1 @@
+"""From noise to latents: mask, conditioning, scheduler, sampling loop, windows per call."""

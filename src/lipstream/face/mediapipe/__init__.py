@@ -1,0 +1,1 @@
+"""mediapipe's face detection and face mesh, run by LiteRT."""

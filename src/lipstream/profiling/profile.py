@@ -1,0 +1,202 @@
+"""One sync, looked at closely: its stages, its calls and a picture of it in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lipstream.errors import OutputError
+from lipstream.face.registry import make_detector
+from lipstream.lipsync import LipSync, Progress, SyncResult, check_files
+from lipstream.models.load import load_model
+from lipstream.pipeline.clocks import Clocks, StageClock
+from lipstream.profiling import machine
+from lipstream.profiling.call_profile import CallProfiles
+from lipstream.profiling.trace import Trace
+from lipstream.runtime.cpu import cores
+from lipstream.runtime.device import dtypes, torch_device
+from lipstream.settings import RuntimeSettings, SyncSettings
+
+CLIP, CALLS, STAGES, TABLE, TRACE = "synced.mp4", "profile.pstats", "stages.json", "stages.md", "trace.json"
+
+_HEADINGS = {
+    "name": "stage",
+    "threads": "threads",
+    "calls": "calls",
+    "frames": "frames",
+    "seconds": "seconds",
+    "cpu_s": "CPU s",
+    "frames_per_s": "frames/s",
+    "share": "share",
+    "waiting_for_input_s": "queue empty, s",
+    "waiting_for_room_s": "queue full, s",
+}
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a run; seconds are summed over its threads (see docs/measuring.md).
+
+    frames_per_s: what it would do by itself on its threads. share: of all stages' seconds.
+    """
+
+    name: str
+    threads: int
+    calls: int
+    frames: int
+    seconds: float
+    cpu_s: float
+    frames_per_s: float
+    share: float
+    waiting_for_input_s: float
+    waiting_for_room_s: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a profiled sync took. stages_cpu_s is part of process_cpu_s, with which libraries' own threads come."""
+
+    stages: tuple[StageRow, ...]
+    slowest: str
+    frames: int
+    duration_s: float
+    load_s: float
+    wall_s: float
+    real_time_factor: float
+    stages_cpu_s: float
+    process_cpu_s: float
+    cores: int
+    settings: dict[str, Any]
+    machine: str
+    versions: str
+    commit: str
+
+    def table(self) -> str:
+        """The stages as a Markdown table."""
+        rows = [list(_HEADINGS.values())] + [[_cell(getattr(row, name)) for name in _HEADINGS] for row in self.stages]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
+        lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+        return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *lines[1:]])
+
+    def summary(self) -> str:
+        """In words: the slowest stage, and wall time beside CPU time."""
+        slowest = next(row for row in self.stages if row.name == self.slowest)
+        return (
+            f"slowest stage: {slowest.name}, {slowest.frames_per_s:.1f} frames a second by itself\n"
+            f"{self.frames} frames in {self.wall_s:.2f} s (real-time factor {self.real_time_factor:.2f}); CPU"
+            f" {self.process_cpu_s:.2f} s, {self.stages_cpu_s:.2f} of them in the stages' own threads,"
+            f" on {self.cores} cores"
+        )
+
+
+def profile_sync(
+    video: str | Path,
+    speech: str | Path,
+    folder: str | Path,
+    model: str | Path,
+    runtime: RuntimeSettings,
+    settings: SyncSettings,
+    *,
+    layers: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Sync into `folder` and write there what the run did: the clip, its calls, its stages and a trace.
+
+    layers: the U-Net's parts on the trace, which slows the run. overwrite: replace a former profile. Raises what
+    LipSync raises, and OutputError for a folder that cannot be written.
+    """
+    folder = Path(folder)
+    _prepare(folder, overwrite=overwrite)
+    check_files(video, speech, folder / CLIP, overwrite=overwrite)  # before the model is loaded, or downloaded
+    begun_s = time.perf_counter()
+    device = torch_device(runtime)
+    detector = make_detector(runtime.detector, device)
+    loaded = load_model(model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned)
+    sync = LipSync(loaded, detector, runtime)
+    load_s = time.perf_counter() - begun_s
+
+    trace, calls, clocks = Trace(), CallProfiles(), Clocks.start()
+    for clock in clocks.in_order():
+        clock.on_span = trace.add_stage
+    with ExitStack() as recorders:
+        if layers:
+            recorders.enter_context(trace.layers_of(loaded.unet, device))
+        recorders.enter_context(calls.recording())
+        begun_cpu_s = time.process_time()
+        result = sync(
+            video, speech, folder / CLIP, settings, overwrite=overwrite, on_progress=on_progress, clocks=clocks
+        )
+        process_cpu_s = time.process_time() - begun_cpu_s
+    detector.close()
+
+    report = _report(result, clocks.in_order(), load_s, process_cpu_s, machine.machine(device))
+    try:
+        calls.write(folder / CALLS)
+        trace.write(folder / TRACE)
+        (folder / STAGES).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+        (folder / TABLE).write_text(f"{report.table()}\n\n{report.summary()}\n", "utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); free some space") from error
+    return report
+
+
+def _prepare(folder: Path, *, overwrite: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made a folder ({error.strerror}); choose another with -o") from error
+    for name in (CALLS, STAGES, TABLE, TRACE):
+        if os.path.lexists(folder / name) and not overwrite:
+            raise OutputError(f"{folder / name}: already exists; choose another folder or add --overwrite")
+
+
+def _report(
+    result: SyncResult, clocks: Iterable[StageClock], load_s: float, process_cpu_s: float, machine_words: str
+) -> Report:
+    stages = _rows(list(clocks))
+    return Report(
+        stages=stages,
+        slowest=min((row for row in stages if row.frames), key=lambda row: row.frames_per_s).name,
+        frames=result.frames,
+        duration_s=result.duration_s,
+        load_s=round(load_s, 4),
+        wall_s=round(result.wall_s, 4),
+        real_time_factor=round(result.real_time_factor, 4),
+        stages_cpu_s=round(sum(row.cpu_s for row in stages), 4),
+        process_cpu_s=round(process_cpu_s, 4),
+        cores=cores(),
+        settings=result.settings,
+        machine=machine_words,
+        versions=machine.versions(),
+        commit=machine.commit(),
+    )
+
+
+def _rows(clocks: list[StageClock]) -> tuple[StageRow, ...]:
+    total_s = sum(clock.seconds for clock in clocks)
+    return tuple(
+        StageRow(
+            name=clock.name,
+            threads=clock.threads,
+            calls=clock.calls,
+            frames=clock.frames,
+            seconds=round(clock.seconds, 4),
+            cpu_s=round(clock.cpu_s, 4),
+            frames_per_s=round(clock.frames * clock.threads / clock.seconds, 2),
+            share=round(clock.seconds / total_s, 4),
+            waiting_for_input_s=round(clock.waiting_for_input_s, 4),
+            waiting_for_room_s=round(clock.waiting_for_room_s, 4),
+        )
+        for clock in clocks
+    )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
