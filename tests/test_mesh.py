@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from lipstream.errors import ModelError
 from lipstream.evaluate.mouth import INNER_LIPS, FaceMesh, mouth_opening, mouth_width
 from lipstream.face.align import crop_face, face_size
-from lipstream.face.mediapipe.attention import AttentionMesh
 from lipstream.face.mediapipe.detector import MediapipeDetector
+from lipstream.face.mediapipe.lips import AttentionMesh
 from lipstream.face.mediapipe.networks import MESH, SIDE, Network
 from lipstream.face.quiet import hide_native_logs
 from lipstream.face.registry import Detector, DetectorStatus, detector_report, make_detector

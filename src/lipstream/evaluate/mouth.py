@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.face.mediapipe.attention import AttentionMesh
 from lipstream.face.mediapipe.boxes import Place
 from lipstream.face.mediapipe.detector import mesh_at
+from lipstream.face.mediapipe.lips import AttentionMesh
 from lipstream.face.mediapipe.networks import Pool
 
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
