@@ -98,12 +98,14 @@ def main() -> None:
         results, times, peaks = by_turns(ways, args.rounds, setup.device)
         difference = float((results["with"] - results["without"]).abs().max())
         for way, seconds in times.items():
-            told = f"{way}; {settings}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds"
-            told += f"; greatest difference {difference:.1e}"
+            description = f"{way}; {settings}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds"
+            description += f"; greatest difference {difference:.1e}"
             median_s = statistics.median(seconds)
             if not args.no_row:
-                add_row(row(f"denoise: {name}", model, told, len(setup.crops), median_s, peaks[way], setup.device))
-            print(f"{name:36} {way:8} {median_s:8.3f} s  {told}", flush=True)
+                add_row(
+                    row(f"denoise: {name}", model, description, len(setup.crops), median_s, peaks[way], setup.device)
+                )
+            print(f"{name:36} {way:8} {median_s:8.3f} s  {description}", flush=True)
         if args.precision == "fp32" and not difference <= SAME:
             differ.append(name)
         del ways  # a full-size copy of the U-Net is gone before the next is made
@@ -364,7 +366,7 @@ def make_setup(args: argparse.Namespace) -> Setup:
 
 @torch.inference_mode()
 def fill_setup(unet: UNet, vae: Any, mask: Tensor, windows: int, steps: int, guidance_scale: float) -> Setup:
-    """Networks with random crops as large as the mask (1, res, res), what they hear and what they start from."""
+    """Networks with random crops as large as the mask (1, res, res), their audio features and initial noise."""
     weight, resolution, config = unet.conv_in.weight, mask.shape[-1], unet.config
     n, size = windows * NUM_FRAMES, resolution // vae_factor(vae)
     crops = torch.randint(0, 256, (n, 3, resolution, resolution), dtype=torch.uint8)

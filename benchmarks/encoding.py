@@ -52,16 +52,16 @@ def main() -> None:
             alike[preset] = f"{out.stat().st_size / 1e3:.0f} kB, PSNR {likeness_db:.2f} dB"
     for preset in args.presets:
         wall_s, cpu_s = statistics.median(wall[preset]), statistics.median(cpu[preset])
-        told = (
+        description = (
             f"{info.width}x{info.height}, {args.video.name}, x264 {preset}, crf 18, CPU {cpu_s:.2f} s, {alike[preset]}"
         )
-        print(f"{wall_s:.2f} s  {told}")
+        print(f"{wall_s:.2f} s  {description}")
         if not args.no_row:
-            add_row(row("encoding", "", told, len(frames), wall_s, None, torch.device("cpu")))
+            add_row(row("encoding", "", description, len(frames), wall_s, None, torch.device("cpu")))
 
 
 def write(out: Path, info: VideoInfo, frames: list[Frame], preset: str) -> None:
-    """Encode the frames as a sync would."""
+    """Encode the frames as a run would."""
     size = {"width": info.width, "height": info.height}
     with VideoWriter(
         out, **size, color=info.color, speech=None, n_frames=len(frames), preset=preset, overwrite=True

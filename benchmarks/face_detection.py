@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from face_geometry import HEIGHT, WIDTH, row
 from lipstream.bundled import sample
-from lipstream.face.keyframes import Stretch
+from lipstream.face.keyframes import Segment
 from lipstream.face.registry import Detector, Face, make_detector
 from lipstream.media.reader import Frame, read_frames
 from lipstream.pipeline.clocks import StageClock
@@ -83,7 +83,7 @@ def main() -> None:
 
 def search(detector: Detector, frames: Sequence[Frame], every: int, threads: int) -> Faces:
     """The face of each frame, found as the line finds it."""
-    stretches = [Stretch(index - index % every) for index in range(0, len(frames), every)]
+    stretches = [Segment(index - index % every) for index in range(0, len(frames), every)]
 
     def find(index: int) -> Face | None:
         return stretches[index // every].find(detector, index, frames[index].image)

@@ -52,7 +52,7 @@ class Item:
     crop: Tensor
 
     def copy(self) -> Item:
-        """With a frame of its own, which may be painted on."""
+        """With a frame of its own, which may be changed."""
         return replace(self, image=self.image.copy())
 
 

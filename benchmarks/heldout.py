@@ -167,7 +167,7 @@ def measure_clip(
     return {
         "frames": n,
         **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
-        # What dubbing is about: the mouth against the one that said what is heard.
+        # What dubbing is about: the mouth against the one that said the other sound.
         "r_dubbed": correlation(made["other"].openings()[:n], other_opening[:n]),
         "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
         "mean_opening": [round(float(np.nanmean(x[:n])), 4) for x in (opening, own.openings())],

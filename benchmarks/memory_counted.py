@@ -228,11 +228,11 @@ def report(model: str, precision: str, guided: bool, windows: int, *, add: bool)
     totals = f"{counted.total_gib:.1f} | {counted.offloaded_gib:.1f}"
     print(f"| {' | '.join(words)} | {totals} | {card} |", flush=True)
     if add:
-        told = (
+        description = (
             f"{precision}, {words[2]}, batch {windows}; GiB: weights {words[4]}, encode {words[5]}, denoise {words[6]}"
         )
-        told += f", decode {words[7]}, run with allowance {counted.total_gib:.2f}, fits in {card}"
-        added = row("memory, counted", model, told, windows * NUM_FRAMES, 1.0, counted.total_gib * 1024, META)
+        description += f", decode {words[7]}, run with allowance {counted.total_gib:.2f}, fits in {card}"
+        added = row("memory, counted", model, description, windows * NUM_FRAMES, 1.0, counted.total_gib * 1024, META)
         add_row({**added, "wall_s": "", "frames_per_s": ""})
 
 

@@ -1,9 +1,9 @@
 """What 8-bit weights save and cost: files, memory, seconds, and pictures beside those of the model as it is.
 
 For the bundled model, and for a model of the published layout with random weights (which say nothing of quality), the
-files are written anew with int8 weights; then every scheme syncs the sample, each in a process of its own, in turns.
+files are written again with int8 weights; then every scheme syncs the sample, each in a process of its own, in turns.
 Seconds are those of the networks' stages (features, encode, denoise), the median of the turns; the peak is the
-process's, on CUDA torch's. PSNR is over the pixels that the unquantised model painted. A row a scheme goes to
+process's, on CUDA torch's. PSNR is over the pixels that the unquantised model generated. A row a scheme goes to
 results.csv. With --layers, linear layers of the published widths alone, with torchao's beside ours where installed.
 
     python -m benchmarks.quantization
@@ -44,7 +44,7 @@ STAGES = ("features", "encode", "denoise")
 # Rows, inputs and outputs of linear layers: attention and feed-forward of the published U-Net, 16 frames of 256 px.
 LAYERS = ((16384, 320, 320), (16384, 320, 2560), (4096, 640, 640), (4096, 640, 5120), (1024, 1280, 1280),
           (1024, 1280, 10240))  # fmt: skip
-PAINTED = 2  # grey levels that a pixel must differ by to count as painted
+GENERATED = 2  # grey levels that a pixel must differ by to count as generated
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def in_a_process(arm: Arm, speech: Path, out: Path, steps: int | None, device: s
     )
     if done.returncode:
         raise SystemExit(f"{arm}: {done.stderr}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def run_one(
@@ -225,9 +225,9 @@ def psnr_db(
     """Over the pixels in which the reference differs from the source."""
     total, count = 0.0, 0
     for one, other, before in zip(reference, images, source, strict=False):
-        painted = (np.abs(one.astype(int) - before) > PAINTED).any(-1)
-        total += float(np.square(one[painted].astype(float) - other[painted]).sum())
-        count += 3 * int(painted.sum())
+        generated = (np.abs(one.astype(int) - before) > GENERATED).any(-1)
+        total += float(np.square(one[generated].astype(float) - other[generated]).sum())
+        count += 3 * int(generated.sum())
     return float(10 * np.log10(255**2 / max(total / max(count, 1), 1e-9)))
 
 

@@ -34,7 +34,7 @@ def restore(image: NDArray[np.uint8], crop: Tensor, affine_matrix: NDArray[np.fl
     face_width, face_height = face_size(crop.shape[-1])
     size = (face_height, face_width)
     face = F.interpolate(crop[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
-    painted = (warp(face, affine_matrix, width, height, GREY) / 2 + 0.5).clamp(0, 1) * 255
+    generated = (warp(face, affine_matrix, width, height, GREY) / 2 + 0.5).clamp(0, 1) * 255
     mask = warp(torch.ones(1, *size), affine_matrix, width, height, 0.0)
 
     inner = torch.from_numpy(cv2.erode(mask[0].numpy(), np.ones((2, 2), np.uint8)))[None]
@@ -43,7 +43,7 @@ def restore(image: NDArray[np.uint8], crop: Tensor, affine_matrix: NDArray[np.fl
     soft = blur(centre[None], edge, 0.3 * (edge - 1) + 0.8)
 
     original = torch.from_numpy(image).permute(2, 0, 1).contiguous().float()
-    blended = soft * (inner * painted) + (1 - soft) * original
+    blended = soft * (inner * generated) + (1 - soft) * original
     return blended.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 

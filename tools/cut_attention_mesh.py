@@ -1,8 +1,7 @@
 """Cut mediapipe's face_landmark_with_attention.tflite into the two networks that lipstream runs.
 
 Between them the original has operations of mediapipe's own, which LiteRT lacks and
-`lipstream.face.mediapipe.lips` does in numpy; the heads of the eyes are left out.
-
+`lipstream.face.mediapipe.lips` does in numpy; the heads of the eyes are left out:
 python tools/cut_attention_mesh.py FILE FOLDER
 """
 

@@ -36,8 +36,8 @@ def speak() -> tuple[np.ndarray, int]:
 def fit(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     """Cut or pad to DURATION_S with silence before and a fade at the end, scaled to PEAK."""
     n_lead, n_fade, n = (round(s * rate_hz) for s in (LEAD_IN_S, FADE_S, DURATION_S))
-    heard = np.flatnonzero(np.abs(samples) > 0.01)
-    samples = samples[heard[0] : heard[-1] + n_fade]
+    loud = np.flatnonzero(np.abs(samples) > 0.01)
+    samples = samples[loud[0] : loud[-1] + n_fade]
     print(f"speech lasts {len(samples) / rate_hz:.2f} s of {DURATION_S} s")
     fitted = np.zeros(n)
     fitted[n_lead : n_lead + len(samples)] = samples[: n - n_lead]

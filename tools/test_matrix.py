@@ -24,14 +24,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
-    "tests/test_cli.py",
-    "tests/test_hub.py",
-    "tests/test_load.py",
-    "tests/test_media.py",
-    "tests/test_media_writer.py",
-    "tests/test_mesh.py",
-    "tests/test_sampling.py",
-    "tests/test_speech.py",
+    "tests/cli/test_cli.py",
+    "tests/models/test_hub.py",
+    "tests/models/test_load.py",
+    "tests/media/test_reader.py",
+    "tests/media/test_writer.py",
+    "tests/face/test_mediapipe.py",
+    "tests/diffusion/test_scheduler.py",
+    "tests/audio_features/test_features.py",
 )
 """What touches PyAV, numpy, torch, diffusers, huggingface_hub and LiteRT: media, loading, a whole sync."""
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist")

@@ -119,13 +119,13 @@ def measure(sync: LipSync, clip: tuple[Path, Path], settings: SyncSettings, args
     )
     median_s = statistics.median(seconds)
     rate, chip = flop / median_s / TERA, matmul_rate(line.model.unet.conv_in.weight.dtype, device) / TERA
-    told = f"{words}; {min(seconds):.4g} to {max(seconds):.4g} s; {flop / TERA:.4g} TFLOP, {rate:.4g} TFLOP/s"
-    told += f" = {rate / chip:.1%} of the {chip:.4g} of a matrix product"
+    description = f"{words}; {min(seconds):.4g} to {max(seconds):.4g} s; {flop / TERA:.4g} TFLOP, {rate:.4g} TFLOP/s"
+    description += f" = {rate / chip:.1%} of the {chip:.4g} of a matrix product"
     frames = line.batch * num_frames
-    alone = row(f"{name}, U-Net alone", "random weights", told, frames, median_s, peak_mb(device), device)
+    alone = row(f"{name}, U-Net alone", "random weights", description, frames, median_s, peak_mb(device), device)
     if not args.no_row:
         add_row(alone)
-    print(f"{name}: {alone['frames_per_s']} frames/s for the U-Net alone, peak {alone['peak_mb']} MB; {told}")
+    print(f"{name}: {alone['frames_per_s']} frames/s for the U-Net alone, peak {alone['peak_mb']} MB; {description}")
 
 
 @torch.inference_mode()
@@ -147,11 +147,11 @@ def unet_alone(
     seen = Conditioning(channels.to(device), audio.to(device), config.num_frames)
     sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
 
-    def sample() -> None:
+    def sample_once() -> None:
         sample(denoiser, config.scheduler, noise, seen, sampling)
 
-    sample()
-    seconds = [timed_s(sample, device) for _ in range(rounds)]
+    sample_once()
+    seconds = [timed_s(sample_once, device) for _ in range(rounds)]
     return seconds, count_flop(model, seen, sampling)
 
 

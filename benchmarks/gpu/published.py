@@ -3,7 +3,7 @@
 Imports the published U-Net from a checkout of https://github.com/bytedance/LatentSync (needs einops) and gives it the
 random weights of `full_size`, the same that ours gets. Timed are the sampling loop alone, and the model part whole:
 crops through the VAE, loop, decoding. The published way is a window after another, both branches of guidance as one
-batch; ours is that of lipstream.pipeline. Both see the same crops, hear the same and start from the same noise. The
+batch; ours is that of lipstream.pipeline. Both see the same crops and audio features and start from the same noise. The
 loops are given the same latents of the crops. The VAE is diffusers' for both, taken at the mode of its distribution,
 from which the published code draws. Four rows a resolution go to results.csv. In fp32 the latents of both must be the
 same. From the repository's root:
@@ -155,8 +155,8 @@ def sample_published(unet: Any, setup: Setup, seen: Conditioning) -> Tensor:
     audio = torch.cat((torch.zeros_like(seen.audio), seen.audio)).to(unet.dtype)
     for timestep in scheduler.timesteps:
         noisy = torch.cat((torch.cat((latents, latents)), given), 1)
-        silent, heard = unet(noisy, timestep, encoder_hidden_states=audio).sample.chunk(2)
-        predicted = silent + setup.guidance_scale * (heard - silent)
+        unconditional, conditional = unet(noisy, timestep, encoder_hidden_states=audio).sample.chunk(2)
+        predicted = unconditional + setup.guidance_scale * (conditional - unconditional)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
     return latents[0].transpose(0, 1).contiguous()
 
@@ -184,15 +184,15 @@ def report(name: str, ways: dict[str, Denoise], setup: Setup, words: str, args: 
     alike = f"relative difference {relative:.1e}, greatest {float((ours - published).abs().max()):.1e}"
     medians_s = {way: statistics.median(seconds) for way, seconds in times.items()}
     for way, seconds in times.items():
-        told = f"{way}; {words}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds; {alike}"
+        description = f"{way}; {words}; {min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds; {alike}"
         if way == "ours":
-            told += f"; {medians_s['published'] / medians_s['ours']:.3g} times as fast"
+            description += f"; {medians_s['published'] / medians_s['ours']:.3g} times as fast"
         peak = peaks[way]
         peak_mb = None if peak is None else peak - other_mb(setup)
-        measured = row(name, "random weights", told, len(setup.crops), medians_s[way], peak_mb, setup.device)
+        measured = row(name, "random weights", description, len(setup.crops), medians_s[way], peak_mb, setup.device)
         if not args.no_row:
             add_row(measured)
-        print(f"{name}: {measured['frames_per_s']} frames/s, {told}", flush=True)
+        print(f"{name}: {measured['frames_per_s']} frames/s, {description}", flush=True)
     return relative
 
 

@@ -231,7 +231,7 @@ class _Comparison:
             one.quality = measure(self._reference, pictures, self._untouched, finder=self._finder)
             if isinstance(pictures, Clip):
                 pictures.path.unlink()  # without loss, it is large
-        self._tell(f"{one.setting.name}: warmed up{_told(one.quality)}")
+        self._tell(f"{one.setting.name}: warmed up{_described(one.quality)}")
 
     def _find_mouths(self) -> MouthFinder | None:
         """None where there are no whole frames to find them in."""
@@ -252,7 +252,7 @@ class _Comparison:
                 self._tell(f"turn {turn + 1} of {self._bench.repeats}: {one.setting.name} {one.seconds[-1]:.3f} s")
 
 
-def _told(quality: Quality | None) -> str:
+def _described(quality: Quality | None) -> str:
     if quality is None:
         return ""
     words = "" if quality.psnr_db is None else f", {quality.psnr_db:.1f} dB"

@@ -69,7 +69,7 @@ class Subject:
 
     run: the work itself, on all `frames` frames. flop: what that has the networks do, None where there are none.
     pictures: does the work once more and gives what came of it, None where that is no picture. untouched: the same
-    frames before they were painted.
+    frames as they were.
     """
 
     run: Callable[[], Any]
@@ -121,7 +121,7 @@ def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
 
 def _features(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
     return Subject(
-        run=lambda: _heard(parts, inputs),
+        run=lambda: _audio_features(parts, inputs),
         frames=inputs.n_frames,
         flop=_flop(setting, inputs.n_frames).features,
     )
@@ -143,18 +143,18 @@ def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
 
 
 def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    """Pastes the crops back, darkened, so that every pixel that is painted changes."""
+    """Pastes the crops back, darkened, so that every generated pixel changes."""
     config, geometry = parts.model.config, face_geometry(setting.runtime)
     crops = torch.stack(_crops(faces))
-    painted = conditioning.to_pixels(crops // 2)
+    generated = conditioning.to_pixels(crops // 2)
     if (setting.sync.texture or config.texture) == "source":
         mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(crops.device)
-        painted = keep_texture(painted, conditioning.to_pixels(crops), mask)
+        generated = keep_texture(generated, conditioning.to_pixels(crops), mask)
 
     def repainted() -> list[Repainted]:
-        """On frames of its own: they are painted on."""
+        """On frames of its own: they are changed in place."""
         frames = [replace(face.frame, image=face.frame.image.copy()) for face in faces]
-        return [Repainted(frames[i], face.affine_matrix, painted[i]) for i, face in enumerate(faces)]
+        return [Repainted(frames[i], face.affine_matrix, generated[i]) for i, face in enumerate(faces)]
 
     into_frames = partial(composite, DeviceStream(geometry.device))
 
@@ -172,7 +172,7 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
 
 
 def _vae(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    """Encodes masked and whole crops and decodes as many: what a sync does once a window."""
+    """Encodes masked and whole crops and decodes as many: what a run does once per window."""
     batches = _batches(setting, parts, faces, None)
     channels = parts.model.config.unet.out_channels
 
@@ -229,10 +229,10 @@ class Sampling:
 
 
 def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
-    """Find and cut out the faces, hear the speech and encode both. Raises InputError, NoFaceError."""
+    """Find and cut out the faces, compute the audio features and encode both. Raises InputError, NoFaceError."""
     faces, model = _align_all(setting, parts, _frames(inputs, setting)), parts.model
-    heard, size = _heard(parts, inputs), model.latent_size(_resolution(setting, parts))
-    batches = _batches(setting, parts, faces, heard)
+    audio_features, size = _audio_features(parts, inputs), model.latent_size(_resolution(setting, parts))
+    batches = _batches(setting, parts, faces, audio_features)
     noise = initial_noise(model.config.unet.out_channels, size, size, setting.sync.seed)
     with torch.inference_mode():
         return Sampling(
@@ -295,13 +295,13 @@ def _crops(faces: Iterable[Aligned]) -> list[Tensor]:
     return [face.crop for face in faces if face.crop is not None]
 
 
-def _heard(parts: Parts, inputs: Inputs) -> list[Tensor]:
+def _audio_features(parts: Parts, inputs: Inputs) -> list[Tensor]:
     rows = feature_rows(lambda: read_mono(inputs.speech), parts.model.audio_encoder)
     return list(frame_windows(rows, inputs.n_frames))
 
 
 def _batches(
-    setting: Setting, parts: Parts, faces: list[Aligned], heard: list[Tensor] | None
+    setting: Setting, parts: Parts, faces: list[Aligned], audio_features: list[Tensor] | None
 ) -> list[tuple[Tensor, Tensor, Tensor, int]]:
     """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
     config, device = parts.model.config, torch_device(setting.runtime)
@@ -310,7 +310,7 @@ def _batches(
     windows = windows_a_call(setting.runtime.batch, parts.model, device)
     for size, num_frames in flops.calls(len(faces), config.num_frames, windows):
         crops = torch.stack(_crops(faces[first : first + size]))
-        audio = torch.empty(size, 0, 0) if heard is None else torch.stack(heard[first : first + size])
+        audio = torch.empty(size, 0, 0) if audio_features is None else torch.stack(audio_features[first : first + size])
         batches.append((conditioning.to_pixels(crops.to(device)), mask, audio.to(device), num_frames))
         first += size
     return batches

@@ -41,7 +41,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Clip:
-    """The images of a video file (h, w, 3), uint8 RGB, decoded anew each time they are gone through."""
+    """The images of a video file (h, w, 3), uint8 RGB, decoded again each time they are gone through."""
 
     path: Path
     n_frames: int
@@ -79,7 +79,7 @@ def prepare(
 
 
 def untouched(inputs: Inputs, loop: Loop) -> Clip:
-    """The frames as a sync reads them, written once, as a sync at crf 0 writes: no loss but for the colours' 4:2:0."""
+    """Write the frames as a run reads them, once, as a run at crf 0 writes: no loss but for the colours' 4:2:0."""
     clip = Clip(inputs.folder / "untouched.mp4", inputs.n_frames)
     if not clip.path.exists():
         images = (frame.image for frame in read_looped(inputs.video, inputs.n_frames, loop))

@@ -12,7 +12,7 @@ from lipstream.errors import OutputError
 
 @dataclass(frozen=True)
 class Row:
-    """What one setting did; the columns are told in docs/measuring.md. None where it cannot be told."""
+    """What one setting did; the columns are explained in docs/measuring.md. None where it cannot be measured."""
 
     date: str
     stage: str

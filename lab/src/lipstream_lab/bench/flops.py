@@ -1,4 +1,4 @@
-"""Count the arithmetic of a sync's networks on the meta device, where nothing is computed."""
+"""Count the arithmetic of a run's networks on the meta device, where nothing is computed."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis = figure.subplots()
     axis.scatter(*zip(*points, strict=True), s=18, color="0.6", label="settings")
     axis.plot(*zip(*(points[i] for i in front), strict=True), "o-", color="tab:blue", label="Pareto front")
-    axis.plot(*points[0], "*", markersize=14, color="tab:orange", label=f"{first.setting}: {first.words or 'as told'}")
+    axis.plot(*points[0], "*", markersize=14, color="tab:orange", label=f"{first.setting}: {first.words or 'as given'}")
     for index in front:  # nothing lies above and to the right of these
         axis.annotate(
             names[index],

@@ -87,6 +87,6 @@ def _options(name: str, values: dict[str, Any]) -> list[str]:
         elif isinstance(value, (str, int, float)) and value is not False:
             options.append(f"{option}={value}")
         else:
-            mend = "leave it out" if value is False else "must be text, a number or true"
-            raise SettingsError(f"setting {name!r}: {option} = {value!r}: {mend}")
+            fix = "leave it out" if value is False else "must be text, a number or true"
+            raise SettingsError(f"setting {name!r}: {option} = {value!r}: {fix}")
     return options

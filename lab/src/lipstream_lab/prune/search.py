@@ -59,8 +59,8 @@ class PruneSettings:
 class Tried:
     """One part of the U-Net. ssim_alone: with this one left out; ssim: with all before it that were dropped, and it.
 
-    ssim is None where it was not tried: alone it falls below the floor, or it is the last that hears. flop_share: of
-    the U-Net's operations a step, what is left after it was decided on.
+    ssim is None where it was not tried: alone it falls below the floor, or it is the last with cross-attention.
+    flop_share: of the U-Net's operations per step, what is left after it was decided on.
     """
 
     name: str
@@ -167,7 +167,7 @@ def drop_in_turn(
     tried, share = [], 1.0
     for name, alone in ranked:
         # One that falls below the floor alone would hardly do better with others gone too. A mouth is small beside the
-        # region: its SSIM may be high with a U-Net that hears nothing, which is none that syncs lips.
+        # region: its SSIM may be high with a U-Net without cross-attention, which moves no lips.
         lesser = without(likeness.unet, [*dropped, name])
         together = likeness.of(lesser) if alone >= floor and lesser.uses_audio else None
         is_dropped = together is not None and together >= floor

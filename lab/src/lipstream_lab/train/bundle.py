@@ -56,9 +56,9 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
     }
     (temporary / "lipstream.json").write_text(json.dumps(words) + "\n")
     save_file(_half(pair.unet), temporary / "unet.safetensors")
-    heard = _half(pair.audio_encoder)
-    heard["positional_embedding"] = heard["positional_embedding"][:POSITION_PERIOD].clone()
-    save_file(heard, temporary / "audio_encoder.safetensors")
+    audio = _half(pair.audio_encoder)
+    audio["positional_embedding"] = audio["positional_embedding"][:POSITION_PERIOD].clone()
+    save_file(audio, temporary / "audio_encoder.safetensors")
     save_file(_half(vae), temporary / "vae" / "diffusion_pytorch_model.safetensors")
     (temporary / "vae" / "config.json").write_text(json.dumps(_vae_words(vae), indent=1) + "\n")
     for path in temporary.rglob("*.safetensors"):

@@ -63,12 +63,14 @@ class Clip:
         with np.load(path) as file:
             clip = cls(name=path.stem, kind=str(file["kind"]), **{name: file[name] for name in _ARRAYS})
         if clip.mel.shape[1] != MEL_PER_FRAME * len(clip.crops) + MEL_BEFORE + MEL_AFTER:
-            raise InputError(f"{path}: made by another version of lipstream; remove the folder and make the clips anew")
+            raise InputError(
+                f"{path}: made by another version of lipstream; remove the folder and make the clips again"
+            )
         return clip
 
 
 def mel_columns(start: int, end: int) -> slice:
-    """The columns of a clip's `mel` that frames `start` to `end` (exclusive) hear, margins included."""
+    """The columns of a clip's `mel` that frames `start` to `end` (exclusive) need, margins included."""
     return slice(MEL_PER_FRAME * start, MEL_PER_FRAME * end + MEL_BEFORE + MEL_AFTER)
 
 
@@ -76,7 +78,7 @@ def normalised_mel(samples: NDArray[np.float32]) -> Tensor:
     """The product's log-mel of a whole recording (mono, 16 kHz): (N_MELS, frames)."""
     blocks = list(mel.log_mel_blocks([samples], N_MELS))
     if not blocks:
-        raise InputError("a training recording is too short to hear anything in")
+        raise InputError("a training recording is too short")
     joined = torch.cat(blocks, 1)
     return mel.normalise(joined, float(joined.max()))
 

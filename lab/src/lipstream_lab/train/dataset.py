@@ -3,7 +3,7 @@
 Made with the product's own reader, detector, tracker, crop and mel, so that training sees what inference sees. A
 finished clip is never made again: the cache is resumable.
 
-Who is seen must not tell what kind of voice is heard, nor the jaw what is said. So stills say synthetic speech and the
+The face must not give away the kind of voice, nor the jaw what is said. So stills say synthetic speech and the
 videos' own, and the videos' faces are dubbed with either.
 """
 
@@ -30,7 +30,7 @@ from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
 from lipstream_lab.train import augment, data, espeak, portraits
 from lipstream_lab.train.data import Clip
-from lipstream_lab.train.speech_samples import Spoken
+from lipstream_lab.train.speech_samples import SpeechSample
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +102,10 @@ def footage_clip(
             shapes.append(shapes[-1] if shapes else (0.0, 1.0))
     if not crops:
         raise InputError(f"{path}: its first frame shows no usable face; cut the video to where the face is seen")
-    heard = data.mel_of_frames(data.normalised_mel(sound), 0, len(crops), round(audio_shift_ms / 10))
+    mel = data.mel_of_frames(data.normalised_mel(sound), 0, len(crops), round(audio_shift_ms / 10))
     opening, width = np.array(shapes, np.float32).T
     width /= np.median(width)
-    return Clip(path.stem, "footage", np.stack(crops), heard.numpy(), opening, width, np.stack(redrawn))
+    return Clip(path.stem, "footage", np.stack(crops), mel.numpy(), opening, width, np.stack(redrawn))
 
 
 def _redrawn(crop: Tensor, points: Points, generator: torch.Generator) -> NDArray[np.uint8]:
@@ -137,7 +137,7 @@ def dubbed_clip(
     name: str,
     footage: Clip,
     points: list[Points | None],
-    spoken: Spoken,
+    spoken: SpeechSample,
     n_frames: int,
     generator: torch.Generator,
 ) -> Clip:
@@ -147,8 +147,8 @@ def dubbed_clip(
     """
     n_frames = min(n_frames, len(footage.crops), len(spoken.opening))
     seen = data.below(len(footage.crops) - n_frames + 1, generator)
-    heard = data.below(len(spoken.opening) - n_frames + 1, generator)
-    opening, width = spoken.opening[heard : heard + n_frames], spoken.width[heard : heard + n_frames]
+    start = data.below(len(spoken.opening) - n_frames + 1, generator)
+    opening, width = spoken.opening[start : start + n_frames], spoken.width[start : start + n_frames]
     crops = []
     interior: portraits.Interior | None = None
     for index in range(n_frames):
@@ -160,13 +160,13 @@ def dubbed_clip(
             crop = _bytes(portraits.render(image, mouth, interior, float(opening[index]), wider))
         crops.append(crop)
     extra = footage.crops[seen : seen + n_frames]
-    return Clip(name, "dubbed", np.stack(crops), spoken.hear(heard, n_frames).numpy(), opening, width, extra)
+    return Clip(name, "dubbed", np.stack(crops), spoken.mel_window(start, n_frames).numpy(), opening, width, extra)
 
 
 def still_clip(
     name: str,
     picture: NDArray[np.uint8],
-    spoken: Spoken,
+    spoken: SpeechSample,
     n_frames: int,
     resolution: int,
     detector: Detector,
@@ -192,7 +192,7 @@ def still_clip(
     ]
     small = F.interpolate(torch.stack(frames), size=(resolution, resolution), mode="area")
     pixels = _bytes(small)
-    return Clip(name, "still", pixels[1:], spoken.hear(first, n_frames).numpy(), opening, width, pixels[:1])
+    return Clip(name, "still", pixels[1:], spoken.mel_window(first, n_frames).numpy(), opening, width, pixels[:1])
 
 
 def varied(clip: Clip, name: str, generator: torch.Generator, strength: float = 0.7) -> Clip:
@@ -223,7 +223,7 @@ class Maker:
         self._folder, self._settings, self._detector, self._tell = folder, settings, detector, tell
         self._shifts_ms = audio_shifts_ms
         self._mesh = FaceMesh()
-        self._real: list[Spoken] = []
+        self._real: list[SpeechSample] = []
         self._speaker: espeak.Speaker | None = None
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class Maker:
             )
             made.save(first)
         clip = Clip.load(first)
-        self._real.append(Spoken.real(sound, clip, shift_ms))
+        self._real.append(SpeechSample.real(sound, clip, shift_ms))
         for variant in range(1, self._settings.footage_variants):
             target = self._folder / f"{path.stem}-{variant}.npz"
             if not target.exists():
@@ -280,13 +280,13 @@ class Maker:
             varied(made, target.stem, generator).save(target)
         self._tell(path.stem)
 
-    def _spoken(self, generator: torch.Generator) -> Spoken:
+    def _spoken(self, generator: torch.Generator) -> SpeechSample:
         draw = np.random.default_rng(data.below(2**31, generator))
         if self._real and draw.random() < self._settings.real_share:
             chosen = self._real[int(draw.integers(len(self._real)))]
             return chosen.faster(float(draw.uniform(_SLOWEST, _FASTEST)))
         self._speaker = self._speaker or espeak.Speaker()
-        return Spoken.synthetic(self._speaker, draw)
+        return SpeechSample.synthetic(self._speaker, draw)
 
 
 def make(

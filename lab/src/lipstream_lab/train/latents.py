@@ -109,8 +109,8 @@ class Batch:
     """Windows for one step, on the training device, frames of all windows one after another.
 
     crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
-    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant; hears: (windows, 1, 1),
-    0 where the sound is kept from the U-Net. opening, width: (n,), as in `data.Clip`.
+    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant;
+    has_audio: (windows, 1, 1), 0 where the sound is kept from the U-Net. opening, width: (n,), as in `data.Clip`.
     """
 
     crops: Tensor
@@ -120,7 +120,7 @@ class Batch:
     mask: Tensor
     mel: Tensor
     phase: Tensor
-    hears: Tensor
+    has_audio: Tensor
     opening: Tensor
     width: Tensor
     num_frames: int
@@ -138,12 +138,12 @@ class Sampler:
         footage_share: float,
         dubbed_share: float = 0.0,
         hidden_share: float = 0.0,
-        deaf_share: float = 0.0,
+        unconditional_share: float = 0.0,
     ) -> None:
         shares = {"footage": footage_share, "dubbed": dubbed_share, "still": 1 - footage_share - dubbed_share}
         self._clips = by_kind(clips)
         self._shares = [shares[kind] for kind in self._clips]
-        self._hidden_share, self._deaf_share = hidden_share, deaf_share
+        self._hidden_share, self._unconditional_share = hidden_share, unconditional_share
         size = clips[0].latents.shape[-2:]
         self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
 
@@ -161,7 +161,7 @@ class Sampler:
             mask=mask.to(device),
             mel=mel.to(device),
             phase=torch.randint(0, 10, (windows,), generator=generator).to(device),
-            hears=(torch.rand(windows, 1, 1, generator=generator) >= self._deaf_share).float().to(device),
+            has_audio=(torch.rand(windows, 1, 1, generator=generator) >= self._unconditional_share).float().to(device),
             opening=opening.to(device),
             width=width.to(device),
             num_frames=num_frames,

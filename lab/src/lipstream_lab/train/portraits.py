@@ -146,7 +146,7 @@ def _cavity(
     mouth: Mouth,
     inside: Tensor,
 ) -> Tensor:
-    """What is seen between the lips: the portrait's own teeth where it shows them, else painted ones; dark; tongue."""
+    """What is seen between the lips: the portrait's own teeth where it shows them, else drawn ones; dark; tongue."""
     below = y - new_upper
     full = FULL_GAP * mouth.face_height
     depth = (below / (new_lower - new_upper).clamp_min(1.0)).clamp(0, 1)
@@ -154,9 +154,9 @@ def _cavity(
     colour = torch.lerp(interior.dark[:, None, None], interior.tongue[:, None, None], tongue)
     own = lower - upper
     teeth_height = interior.teeth_share * full * inside
-    painted = interior.teeth[:, None, None] * (0.45 + 0.55 * inside)[None]
+    drawn = interior.teeth[:, None, None] * (0.45 + 0.55 * inside)[None]
     edge = (teeth_height - below + 0.5).clamp(0, 1)[None] * (own.max() < 0.25 * full)
-    colour = torch.lerp(colour, painted, edge)
+    colour = torch.lerp(colour, drawn, edge)
     shown = _sample(crop, x, upper + below)
     own_edge = (own - 1.0 - below + 0.5).clamp(0, 1)[None] * (own.max() >= 0.25 * full)
     colour = torch.lerp(colour, shown, own_edge)

@@ -18,7 +18,7 @@ _ARTICULATION = 1.8
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpeechSample:
     """samples: (n,) float32 mono at mel.SAMPLE_RATE_HZ. opening, width: (frames,) float32 as in `Clip`."""
 
     samples: NDArray[np.float32]
@@ -26,7 +26,7 @@ class Spoken:
     width: NDArray[np.float32]
 
     @classmethod
-    def synthetic(cls, speaker: espeak.Speaker, draw: np.random.Generator) -> Spoken:
+    def synthetic(cls, speaker: espeak.Speaker, draw: np.random.Generator) -> SpeechSample:
         """A sentence without meaning by a random voice of espeak-ng, its mouth shaped by the phonemes."""
         voice = str(draw.choice(espeak.VOICES)) + str(draw.choice(espeak.VARIANTS))
         text = espeak.random_text(14, draw)
@@ -36,22 +36,22 @@ class Spoken:
         return cls(samples, (_ARTICULATION * opening).astype(np.float32), width.astype(np.float32))
 
     @classmethod
-    def real(cls, samples: NDArray[np.float32], footage: Clip, audio_shift_ms: float) -> Spoken:
+    def real(cls, samples: NDArray[np.float32], footage: Clip, audio_shift_ms: float) -> SpeechSample:
         """What is said in a clip of footage; samples: of its whole video, audio_shift_ms: by how much they are late."""
         first = round(audio_shift_ms * mel.SAMPLE_RATE_HZ / 1000)
         length = len(footage.opening) * mel.SAMPLE_RATE_HZ // FRAME_RATE_HZ
         part = np.pad(samples, (max(-first, 0), 0))[max(first, 0) :][:length]
         return cls(np.pad(part, (0, length - len(part))), footage.opening, footage.width)
 
-    def faster(self, factor: float) -> Spoken:
+    def faster(self, factor: float) -> SpeechSample:
         """The same said faster, and higher: another voice."""
         rate_hz = round(mel.SAMPLE_RATE_HZ * factor)
         samples = np.concatenate(list(resample([self.samples], rate_hz, mel.SAMPLE_RATE_HZ)))
         frames = np.arange(len(self.opening))
         at = np.arange(int(len(frames) / factor)) * factor
         opening, width = (np.interp(at, frames, curve).astype(np.float32) for curve in (self.opening, self.width))
-        return Spoken(samples, opening, width)
+        return SpeechSample(samples, opening, width)
 
-    def hear(self, first_frame: int, n_frames: int) -> Tensor:
+    def mel_window(self, first_frame: int, n_frames: int) -> Tensor:
         """A clip's `mel` for `n_frames` frames from `first_frame`."""
         return mel_of_frames(normalised_mel(self.samples), first_frame, n_frames)

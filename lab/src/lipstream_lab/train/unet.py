@@ -1,4 +1,4 @@
-"""Training of the U-Net, listening through a frozen audio encoder, for one step from pure noise, or for many.
+"""Training of the U-Net, conditioned on a frozen audio encoder, for one step from pure noise, or for many.
 
 With zero terminal signal-to-noise and the prediction of the clean latents themselves, one step is a plain regression:
 what a small model can learn in little time (few-step training: Lin et al. 2024, https://arxiv.org/abs/2305.08891).
@@ -42,7 +42,7 @@ SCHEDULER_WORDS: dict[str, Any] = {
 }
 FIRST_TIMESTEP = 999
 # Positions repeat after this many rows (0.4 s), which divides the encoder's block: enough to tell the ten rows that a
-# frame hears apart, nothing to remember a clip's instant by.
+# frame is conditioned on apart, nothing to remember a clip's instant by.
 POSITION_PERIOD = 20
 
 
@@ -50,10 +50,10 @@ POSITION_PERIOD = 20
 class UNetSettings:
     """Sizes, batch and loss weights.
 
-    deaf_share: windows that hear nothing, which guidance needs at inference. noisy_share: windows that begin anywhere
-    between pure noise and the picture, which a model needs that samples in many steps; the rest begin at pure noise.
-    hearing_steps: of the audio encoder's own training. judge_every: steps between lessons of the lip reader, each on so
-    many batches.
+    unconditional_share: windows without audio, which guidance needs at inference. noisy_share: windows that begin
+    anywhere between pure noise and the picture, which a model of many steps needs; the rest begin at pure noise.
+    audio_encoder_steps: of the audio encoder's own training. judge_every: steps between lessons of the lip reader, each
+    on `judged_batches` batches.
     """
 
     block_out_channels: tuple[int, ...] = (64, 96, 128)
@@ -61,12 +61,12 @@ class UNetSettings:
     heads: int = 4
     audio_channels: int = 128
     audio_kernel_sizes: tuple[int, int] = (5, 31)
-    hearing_steps: int = 1000
+    audio_encoder_steps: int = 1000
     windows: int = 3
     num_frames: int = 8
     long_num_frames: int = 16
     long_share: float = 0.15
-    deaf_share: float = 0.1
+    unconditional_share: float = 0.1
     noisy_share: float = 0.0
     decoded_frames: int = 3
     footage_share: float = 0.25
@@ -115,19 +115,19 @@ class UNetSettings:
 
 
 class Pair(nn.Module):
-    """The two networks: what hears and what paints. telling: (2, 2), `audio_encoder.scale_of` what hears."""
+    """The audio encoder and the U-Net. shape_scale: (2, 2), `scale_of` the audio encoder."""
 
-    telling: Tensor
+    shape_scale: Tensor
 
     def __init__(self, settings: UNetSettings, latent_channels: int) -> None:
         super().__init__()
         self.unet = UNet(UNetConfig.from_dict(settings.unet_words(latent_channels)))
         self.audio_encoder = AudioEncoder(AudioEncoderConfig.from_dict(settings.audio_words()))
         self.audio_encoder.positional_embedding.copy_(periodic_positions(1500, settings.audio_channels))
-        self.register_buffer("telling", torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        self.register_buffer("shape_scale", torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, module in self.unet.named_modules():
-            # Motion modules start as identities, as AnimateDiff's do. Attention does not: what it hears must count.
+            # Motion modules start as identities, as AnimateDiff's do. Attention does not: the audio must count.
             if name.endswith("temporal_transformer.proj_out"):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -135,8 +135,8 @@ class Pair(nn.Module):
                 with torch.no_grad():
                     module.weight.mul_(2)
 
-    def hear(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
-        """What each frame hears: (windows * num_frames, 10, channels).
+    def encode_audio(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
+        """Return the audio features of each frame: (windows * num_frames, 10, channels).
 
         mel: (windows, N_MELS, 4 num_frames + margins). phase: (windows,) frames, where the positions begin.
         """
@@ -144,7 +144,7 @@ class Pair(nn.Module):
         first = ROWS_PER_FRAME * phase - data.MEL_BEFORE // 2
         index = (first[:, None] + torch.arange(rows.shape[1], device=rows.device)) % POSITION_PERIOD
         rows = rows + self.audio_encoder.positional_embedding[index]
-        return audio_encoder.windows_of(rows, num_frames).flatten(0, 1)
+        return audio_encoder.feature_windows(rows, num_frames).flatten(0, 1)
 
     def predict(self, batch: Batch, noise: Tensor, timesteps: Tensor | None = None) -> Tensor:
         """Clean latents (n, C, h, w), of mouths as open as the batch says.
@@ -158,9 +158,9 @@ class Pair(nn.Module):
             scheduler: Any = DDIMScheduler.from_config(SCHEDULER_WORDS)  # type: ignore[no-untyped-call]
             noisy = scheduler.add_noise(batch.latents, noise, timesteps.repeat_interleave(batch.num_frames, 0))
         sample = torch.cat((noisy, batch.mask, batch.masked, batch.reference), 1)
-        wanted = self.telling[0] * audio_encoder.said(batch.opening, batch.width) + self.telling[1]
-        audio = audio_encoder.corrected(self.hear(batch.mel, batch.phase, batch.num_frames), wanted)
-        audio = audio * batch.hears.repeat_interleave(batch.num_frames, 0)
+        wanted = self.shape_scale[0] * audio_encoder.target_shape(batch.opening, batch.width) + self.shape_scale[1]
+        audio = audio_encoder.corrected(self.encode_audio(batch.mel, batch.phase, batch.num_frames), wanted)
+        audio = audio * batch.has_audio.repeat_interleave(batch.num_frames, 0)
         return self.unet(sample, timesteps, audio, batch.num_frames).float()
 
 
@@ -257,8 +257,8 @@ def train(
     vae = vae.to(device).eval().requires_grad_(False)
     pair = Pair(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
-        audio_encoder.pretrain(pair.audio_encoder, clips, loop.seed, settings.hearing_steps)
-        pair.telling.copy_(audio_encoder.scale_of(pair.audio_encoder, clips, loop.seed))
+        audio_encoder.pretrain(pair.audio_encoder, clips, loop.seed, settings.audio_encoder_steps)
+        pair.shape_scale.copy_(audio_encoder.scale_of(pair.audio_encoder, clips, loop.seed))
     pair.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
     run = Run(folder, pair, loop, device, fast=("attn2",), beside=reader)
@@ -268,7 +268,7 @@ def train(
         footage_share=settings.footage_share,
         dubbed_share=settings.dubbed_share,
         hidden_share=settings.hidden_share,
-        deaf_share=settings.deaf_share,
+        unconditional_share=settings.unconditional_share,
     )
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from face_helpers import picture, turned
+from helpers.face import picture, turned
 from lipstream.face.align import crop_face, crop_faces, face_size, similarity_transform, template
 from lipstream.imaging import lanczos4_resize
 from lipstream.runtime.device_stream import DeviceStream

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
-from cli_helpers import error_line, run
+from helpers.cli import error_line, run
 from lipstream import InputError, SettingsError
 from lipstream_lab.bench import bench
 from lipstream_lab.bench.csv_rows import Row
@@ -65,8 +65,8 @@ def test_a_sweep_spans_its_grids_and_lists_its_settings(tmp_path: Path) -> None:
 
 
 def test_a_grid_without_a_name_is_called_by_its_options(tmp_path: Path) -> None:
-    told = read_sweep(written(tmp_path, "[[grid]]\nsteps = [1, 2]\npreset = 'fast'\n"))
-    assert [name for name, _ in told] == ["baseline", "steps 1 preset fast", "steps 2 preset fast"]
+    named = read_sweep(written(tmp_path, "[[grid]]\nsteps = [1, 2]\npreset = 'fast'\n"))
+    assert [name for name, _ in named] == ["baseline", "steps 1 preset fast", "steps 2 preset fast"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_grid_without_a_name_is_called_by_its_options(tmp_path: Path) -> None:
         ("[[setting]]\nname = 'x'\nstepz = 1", "'x': unrecognized arguments: stepz=1"),
         ("[[setting]]\nname = 'x'\nsteps = 'two'", "invalid int value"),
         ("[[setting]]\nname = 'x'\nseed = 3", "share one seed"),
-        ("baseline = 'steps=0'", "num_inference_steps = 0"),
+        ("baseline = 'steps=0'", "--steps 0"),
     ],
 )
 def test_sweeps_that_make_no_sense(text: str, message: str, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 
 def test_the_benchmarks_sweeps_are_sound() -> None:
-    folder = Path(__file__).parent.parent / "benchmarks"
+    folder = Path(__file__).parents[2] / "benchmarks"
     settings = parse_settings(arguments("--sweep", folder / "sweep.toml"))
     assert settings[0].name == "baseline"
     assert len(settings) > 5

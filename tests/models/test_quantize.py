@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cli_helpers import error_line, run
+from helpers.cli import error_line, run
+from helpers.models import make_model_folder
+from helpers.pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
+from helpers.unet import make_inputs, make_unet
 from lipstream import LipSync, ModelError, OutputError, RuntimeSettings
 from lipstream.models.load import Model, load_model, verify_model
 from lipstream.models.quantize import write_quantized
@@ -26,9 +29,6 @@ from lipstream.models.quantized_layers import (
     quantize_weight,
 )
 from lipstream.runtime.device import dtypes
-from models_helpers import make_model_folder
-from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
-from unet_helpers import make_inputs, make_unet
 
 CPU = torch.device("cpu")
 

@@ -11,29 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lipstream.train import (
-    augment,
-    bundle,
-    cli,
-    data,
-    espeak,
-    finish,
-    hearing,
-    latents,
-    lips,
-    stills,
-    talking,
-    unet,
-    vae,
-)
 
 from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.cli.interrupts import Interrupts
 from lipstream.diffusion.mask import face_mask
 from lipstream.errors import SettingsError
 from lipstream.models.load import load_model
 from lipstream.models.names import NAMES
+from lipstream_lab.train import (
+    audio_encoder,
+    augment,
+    bundle,
+    cli,
+    data,
+    dataset,
+    decoder,
+    espeak,
+    latents,
+    lip_reader,
+    portraits,
+    unet,
+    vae,
+)
 from lipstream_lab.train.loop import LoopSettings, Run, load_average, read_log
-from lipstream_lab.train.speech_samples import Spoken
+from lipstream_lab.train.speech_samples import SpeechSample
 
 CPU = torch.device("cpu")
 POLYGON = [(8, 24), (8, 40), (32, 60), (56, 40), (56, 24)]
@@ -42,7 +43,7 @@ SMALL_UNET = unet.UNetSettings(
     block_out_channels=(32, 32),
     heads=2,
     audio_channels=32,
-    hearing_steps=20,
+    audio_encoder_steps=20,
     windows=2,
     num_frames=3,
     long_num_frames=4,
@@ -122,8 +123,8 @@ def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
         assert not torch.equal(before[name], after[name])
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     again = unet.train(clips, made_vae(), made_mask(), tmp_path / "run", SMALL_UNET, loop_of(14), CPU).state_dict()
-    heard = {name for name in again if name.startswith("audio_encoder") and torch.equal(again[name], after[name])}
-    assert heard == {name for name in saved["module"] if name.startswith("audio_encoder")}
+    features = {name for name in again if name.startswith("audio_encoder") and torch.equal(again[name], after[name])}
+    assert features == {name for name in saved["module"] if name.startswith("audio_encoder")}
     assert torch.equal(before["audio_encoder.positional_embedding"], after["audio_encoder.positional_embedding"])
 
 
@@ -184,38 +185,39 @@ def test_bundle_loads_with_the_products_loader_and_computes_the_same(tmp_path):
 
 
 def test_corrected_sound_tells_what_is_wanted():
-    """Whatever was heard; the channels that tell nothing stay, and in each group all move alike."""
+    """Whatever the features; the channels that hold no shape stay, and in each group all move alike."""
     generator = torch.Generator().manual_seed(0)
-    heard, wanted = torch.randn(3, 10, 32, generator=generator), torch.randn(3, 2, generator=generator)
-    corrected = hearing.corrected(heard, wanted)
-    torch.testing.assert_close(hearing.told(corrected), wanted)
-    assert torch.equal(corrected[..., :8], heard[..., :8])
-    torch.testing.assert_close(hearing.corrected(corrected, wanted), corrected)
+    features, wanted = torch.randn(3, 10, 32, generator=generator), torch.randn(3, 2, generator=generator)
+    corrected = audio_encoder.corrected(features, wanted)
+    torch.testing.assert_close(audio_encoder.predicted_shape(corrected), wanted)
+    assert torch.equal(corrected[..., :8], features[..., :8])
+    torch.testing.assert_close(audio_encoder.corrected(corrected, wanted), corrected)
 
 
-def test_truth_is_told_on_the_scale_of_guesses(tmp_path):
+def test_truth_is_brought_to_the_scale_of_guesses(tmp_path):
     """Scaled, true openings have the mean and the spread of what the encoder tells of the same clips."""
     clips = made_latents(tmp_path)
     encoder = unet.Pair(SMALL_UNET, 4).audio_encoder
-    gain, offset = hearing.scale_of(encoder, clips, seed=0)
-    draws = [hearing._draw(clips, 32, torch.Generator().manual_seed(i)) for i in range(40)]
+    gain, offset = audio_encoder.scale_of(encoder, clips, seed=0)
+    draws = [audio_encoder._draw(clips, 32, torch.Generator().manual_seed(i)) for i in range(40)]
     with torch.no_grad():
-        guessed = torch.cat([hearing.told(hearing.windows_of(encoder.convolve(mel), 12)) for mel, _ in draws])
+        windows = [audio_encoder.feature_windows(encoder.convolve(mel), 12) for mel, _ in draws]
+        guessed = torch.cat([audio_encoder.predicted_shape(window) for window in windows])
     true = torch.cat([said for _, said in draws]) * gain + offset
     for moment in (torch.mean, torch.std):
         torch.testing.assert_close(moment(true[..., 0]), moment(guessed[..., 0]), rtol=0.1, atol=1e-3)
 
 
-def test_unet_is_told_the_true_opening(tmp_path):
+def test_the_unet_gets_the_true_opening(tmp_path):
     """The same sound with another opening is another picture, except where the sound is kept from it."""
-    sampler = latents.Sampler(made_latents(tmp_path), made_mask(), footage_share=0.5, deaf_share=0.5)
+    sampler = latents.Sampler(made_latents(tmp_path), made_mask(), footage_share=0.5, unconditional_share=0.5)
     batch = sampler.draw(6, 3, torch.Generator().manual_seed(0), CPU)
     torch.manual_seed(0)
     pair, noise = unet.Pair(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
     with torch.inference_mode():
         change = pair.predict(batch, noise) - pair.predict(dataclasses.replace(batch, opening=1 - batch.opening), noise)
     changed = change.unflatten(0, (6, 3)).abs().amax((1, 2, 3, 4)) > 0
-    assert torch.equal(changed, batch.hears[:, 0, 0] > 0)
+    assert torch.equal(changed, batch.has_audio[:, 0, 0] > 0)
 
 
 def test_other_voices_are_near_the_true_one():
@@ -231,15 +233,15 @@ def test_other_voices_are_near_the_true_one():
 
 
 @torch.inference_mode()
-def test_training_hears_what_inference_hears(tmp_path):
+def test_training_and_inference_have_the_same_audio_features(tmp_path):
     """Features of a window in training equal the product's rows for the same frames, positions and all."""
     pair = unet.Pair(SMALL_UNET, 4)
     samples = (0.1 * np.random.default_rng(0).standard_normal(16000 * 3)).astype(np.float32)
     whole = list(frame_windows(feature_rows(lambda: [samples], pair.audio_encoder), 75))
     first, n_frames = 20, 5
     mel = data.mel_of_frames(data.normalised_mel(samples), first, n_frames)[None]
-    heard = pair.hear(mel, torch.tensor([first]), n_frames)
-    assert torch.allclose(heard, torch.stack(whole[first : first + n_frames]), atol=1e-5)
+    features = pair.encode_audio(mel, torch.tensor([first]), n_frames)
+    assert torch.allclose(features, torch.stack(whole[first : first + n_frames]), atol=1e-5)
 
 
 def test_held_out_frames_are_never_in_a_clip(tmp_path, monkeypatch):
@@ -260,8 +262,8 @@ def test_held_out_frames_are_never_in_a_clip(tmp_path, monkeypatch):
         def points(self, crop):
             return None
 
-    monkeypatch.setattr(talking, "read_frames", lambda path: (Frame(i) for i in range(50)))
-    clip = talking.footage_clip(Path("x.mp4"), 64, Detector(), Mesh(), 0.2, np.ones(32000, np.float32))
+    monkeypatch.setattr(dataset, "read_frames", lambda path: (Frame(i) for i in range(50)))
+    clip = dataset.footage_clip(Path("x.mp4"), 64, Detector(), Mesh(), 0.2, np.ones(32000, np.float32))
     assert seen == list(range(40))
     assert len(clip.crops) == 40
     assert clip.mel.shape[1] == 4 * 40 + data.MEL_BEFORE + data.MEL_AFTER
@@ -286,30 +288,32 @@ def test_made_clip_survives_saving(tmp_path):
 def test_variation_is_the_same_for_all_frames():
     clip = made_clip()
     same = dataclasses.replace(clip, kind="still", crops=np.repeat(clip.crops[:1], 3, 0), extra=clip.crops[:1])
-    varied = talking.varied(same, "v", torch.Generator().manual_seed(3))
+    varied = dataset.varied(same, "v", torch.Generator().manual_seed(3))
     assert not np.array_equal(varied.crops[0], same.crops[0])
     for frame in (*varied.crops, *varied.extra):
         assert np.array_equal(frame, varied.crops[0])
 
 
-def made_spoken(n_frames: int = 40) -> Spoken:
+def made_spoken(n_frames: int = 40) -> SpeechSample:
     samples = np.random.default_rng(1).normal(0, 0.1, n_frames * 640).astype(np.float32)
     opening = (np.arange(n_frames) / n_frames).astype(np.float32)
-    return Spoken(samples, opening, np.ones(n_frames, np.float32))
+    return SpeechSample(samples, opening, np.ones(n_frames, np.float32))
 
 
 def test_dubbed_face_says_the_other_speech():
     """Openings and sound are those of the speech, the references the frames as they were, the mouth a new one."""
     footage = made_clip(n_frames=20)
     points = np.zeros((478, 2))
-    points[list(stills.UPPER_INNER)] = points[list(stills.LOWER_INNER)] = [(x, 160) for x in range(88, 176, 8)]
-    points[[stills.NOSE_BASE, 0, 17, stills.CHIN, stills.FOREHEAD]] = [(128, y) for y in (120, 150, 170, 220, 20)]
+    points[list(portraits.UPPER_INNER)] = points[list(portraits.LOWER_INNER)] = [(x, 160) for x in range(88, 176, 8)]
+    points[[portraits.NOSE_BASE, 0, 17, portraits.CHIN, portraits.FOREHEAD]] = [
+        (128, y) for y in (120, 150, 170, 220, 20)
+    ]
     found = [points] * 19 + [None]
     spoken = made_spoken()
-    clip = talking.dubbed_clip("d", footage, found, spoken, 20, torch.Generator().manual_seed(0))
+    clip = dataset.dubbed_clip("d", footage, found, spoken, 20, torch.Generator().manual_seed(0))
     first = int(np.flatnonzero(spoken.opening == clip.opening[0])[0])
     assert np.array_equal(clip.opening, spoken.opening[first : first + 20])
-    assert np.array_equal(clip.mel, spoken.hear(first, 20).numpy())
+    assert np.array_equal(clip.mel, spoken.mel_window(first, 20).numpy())
     assert np.array_equal(clip.extra, footage.crops)
     assert np.array_equal(clip.crops[19], footage.crops[19])
     assert not np.array_equal(clip.crops[10, :, 35:50], footage.crops[10, :, 35:50])
@@ -334,11 +338,11 @@ def test_faster_speech_is_shorter_and_opens_as_far():
 
 
 @pytest.mark.parametrize("shift_ms", [-60.0, 0.0, 40.0])
-def test_real_speech_is_heard_at_the_frames_that_say_it(shift_ms):
+def test_real_speech_is_at_the_frames_that_say_it(shift_ms):
     """Cut out of its video, the sound lies at the same frames as in the clip, however late it is in the file."""
     samples = np.random.default_rng(1).normal(0, 0.1, 16000 * 2).astype(np.float32)
     footage = made_clip(n_frames=30)
-    spoken = Spoken.real(samples, footage, shift_ms)
+    spoken = SpeechSample.real(samples, footage, shift_ms)
     assert len(spoken.samples) == 30 * 640
     start = 10 * 640 + round(shift_ms * 16)
     assert np.array_equal(spoken.samples[10 * 640 : 11 * 640], samples[start : start + 640])
@@ -347,21 +351,21 @@ def test_real_speech_is_heard_at_the_frames_that_say_it(shift_ms):
 def test_every_clip_draws_for_itself():
     """Names that end alike do not get the same speech and colours."""
     names = [f"{number:04d}-s0" for number in range(50)]
-    drawn = {float(torch.rand((), generator=talking._seeded(0, name))) for name in names}
+    drawn = {float(torch.rand((), generator=dataset._seeded(0, name))) for name in names}
     assert len(drawn) == len(names)
 
 
-def made_mouth(size: int = 64) -> stills.Mouth:
+def made_mouth(size: int = 64) -> portraits.Mouth:
     line = torch.full((size,), 40.0)
-    return stills.Mouth(line, line, 20.0, 44.0, 30.0, 37.0, 43.0, 54.0, 60.0)
+    return portraits.Mouth(line, line, 20.0, 44.0, 30.0, 37.0, 43.0, 54.0, 60.0)
 
 
 def test_still_opens_in_the_middle_and_nowhere_else():
     crop = torch.full((3, 64, 64), 0.6)
-    interior = stills.Interior(torch.zeros(3), torch.zeros(3), torch.zeros(3), 0.1)
-    shut = stills.render(crop, made_mouth(), interior, 0.0, 1.0)
-    half = stills.render(crop, made_mouth(), interior, 0.5, 1.0)
-    wide = stills.render(crop, made_mouth(), interior, 1.0, 1.0)
+    interior = portraits.Interior(torch.zeros(3), torch.zeros(3), torch.zeros(3), 0.1)
+    shut = portraits.render(crop, made_mouth(), interior, 0.0, 1.0)
+    half = portraits.render(crop, made_mouth(), interior, 0.5, 1.0)
+    wide = portraits.render(crop, made_mouth(), interior, 1.0, 1.0)
     assert torch.allclose(shut, crop, atol=1e-4)
 
     def dark(picture: torch.Tensor) -> int:
@@ -394,15 +398,15 @@ def test_espeak_tells_its_phonemes():
         espeak.Speaker().say("mama", "no such voice")
 
 
-def test_stages_in_the_wrong_order_name_the_mend(tmp_path):
+def test_stages_in_the_wrong_order_name_the_fix(tmp_path):
     parser = argparse.ArgumentParser()
-    cli.add_arguments(parser.add_subparsers())
+    cli.add_arguments(parser)
     with pytest.raises(SettingsError, match="lipstream train data"):
-        cli.run(parser.parse_args(["unet", str(tmp_path)]), lambda line: None)
+        cli.run(parser.parse_args(["unet", str(tmp_path)]), Interrupts())
     (tmp_path / "clips").mkdir()
     made_clip().save(tmp_path / "clips" / "a.npz")
     with pytest.raises(SettingsError, match="lipstream train vae"):
-        cli.run(parser.parse_args(["bundle", str(tmp_path), str(tmp_path / "out")]), lambda line: None)
+        cli.run(parser.parse_args(["bundle", str(tmp_path), str(tmp_path / "out")]), Interrupts())
 
 
 def test_shifts_are_read(tmp_path):
@@ -419,7 +423,7 @@ def test_lip_reader_reads_what_it_was_taught(tmp_path):
     clips = made_latents(tmp_path)
     for clip in clips:
         clip.latents[: clip.n_frames] = clip.opening[:, None, None, None].half()
-    reader = lips.train_reader(clips, seed=0, steps=150)
+    reader = lip_reader.train_reader(clips, seed=0, steps=150)
     low, high = reader(torch.full((2, 4, 8, 8), 0.2)), reader(torch.full((2, 4, 8, 8), 0.8))
     assert float((high - low).min()) > 0.3
     assert not any(p.requires_grad for p in reader.parameters())
@@ -430,25 +434,25 @@ def test_lip_reader_is_taught_what_fooled_it(tmp_path):
     clips = made_latents(tmp_path)
     for clip in clips:
         clip.latents[: clip.n_frames] = clip.opening[:, None, None, None].half()
-    reader = lips.train_reader(clips, seed=0, steps=150)
+    reader = lip_reader.train_reader(clips, seed=0, steps=150)
     grey = torch.full((24, 4, 8, 8), 0.9)
     grey[:, 0] = -0.9
     openings = torch.zeros(24)
     openings[:4] = float("nan")
     before = float(reader(grey).mean())
     with torch.autocast("cpu", torch.bfloat16):  # as a training step asks for it
-        taught = lips.relearn(reader, grey, openings, clips, seed=1)
+        taught = lip_reader.relearn(reader, grey, openings, clips, seed=1)
     assert abs(float(taught(grey).mean())) < min(0.15, abs(before))
     high, low = taught(torch.full((1, 4, 8, 8), 0.8)), taught(torch.full((1, 4, 8, 8), 0.2))
     assert float(high - low) > 0.3
     assert not any(p.requires_grad for p in taught.parameters())
 
 
-def test_windows_without_sound_do_not_hear(tmp_path):
+def test_windows_without_sound_have_no_audio(tmp_path):
     clips = made_latents(tmp_path)
-    sampler = latents.Sampler(clips, made_mask(), footage_share=0.5, deaf_share=0.5)
+    sampler = latents.Sampler(clips, made_mask(), footage_share=0.5, unconditional_share=0.5)
     batch = sampler.draw(12, 3, torch.Generator().manual_seed(0), CPU)
-    assert 0 < float(batch.hears.sum()) < 12
+    assert 0 < float(batch.has_audio.sum()) < 12
     torch.manual_seed(0)
     pair = unet.Pair(SMALL_UNET, 4).eval()
     other = dataclasses.replace(batch, mel=batch.mel + 1)
@@ -457,7 +461,7 @@ def test_windows_without_sound_do_not_hear(tmp_path):
         change = (
             (pair.predict(batch, noise) - pair.predict(other, noise)).unflatten(0, (12, 3)).abs().amax((1, 2, 3, 4))
         )
-    assert torch.equal(change > 0, batch.hears[:, 0, 0] > 0)
+    assert torch.equal(change > 0, batch.has_audio[:, 0, 0] > 0)
 
 
 def test_redrawn_reference_is_of_the_same_frame(tmp_path):
@@ -474,8 +478,8 @@ def test_finishing_changes_the_decoder_alone(tmp_path):
     torch.manual_seed(0)
     pair = unet.Pair(SMALL_UNET, 4)
     trained = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
-    settings = finish.FinishSettings(windows=2, num_frames=3, decoded_frames=4)
-    after = finish.train(
+    settings = decoder.FinishSettings(windows=2, num_frames=3, decoded_frames=4)
+    after = decoder.train(
         clips, pair, autoencoder, made_mask(), tmp_path / "finish", SMALL_UNET, settings, loop_of(3), CPU
     ).state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
@@ -487,8 +491,8 @@ def test_texture_minds_strength_not_place():
     grain = torch.randn(1, 3, 64, 64, generator=generator)
     smooth = torch.zeros_like(grain)
     everywhere = torch.ones(1, 1, 64, 64)
-    moved = finish.texture_loss(grain.roll(3, -1), grain, everywhere)
-    assert moved < 0.2 * finish.texture_loss(smooth, grain, everywhere)
+    moved = decoder.texture_loss(grain.roll(3, -1), grain, everywhere)
+    assert moved < 0.2 * decoder.texture_loss(smooth, grain, everywhere)
 
 
 def test_many_steps_begin_anywhere(tmp_path):

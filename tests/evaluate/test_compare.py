@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cli_helpers import error_line, run
+from helpers.cli import error_line, run
+from helpers.media import write_images
 from lipstream.bundled import sample
 from lipstream.evaluate.compare import LABELS, compare, compare_videos
 from lipstream.media.audio import probe_speech
 from lipstream.media.reader import probe, read_frames
 from lipstream.media.writer import VideoWriter
-from media_helpers import write_images
 
 N_FRAMES = 6
 
@@ -157,8 +157,8 @@ def test_equal_videos_are_equal(videos: list[Path], tmp_path: Path) -> None:
     quality = compare_videos(videos[1], videos[1], videos[0])
     assert (quality.psnr_db, quality.ssim) == (float("inf"), 1)
     assert quality.flicker == quality.reference_flicker
-    nothing_painted = compare_videos(videos[1], videos[1])
-    assert nothing_painted.psnr_db is nothing_painted.ssim is None
+    nothing_generated = compare_videos(videos[1], videos[1])
+    assert nothing_generated.psnr_db is nothing_generated.ssim is None
     done = compare([videos[0], videos[1], videos[1]], tmp_path / "same.mp4")
     assert done.quality.landmark_distance == 0
     assert json.loads((tmp_path / "same.json").read_text())["quality"]["psnr_db"] is None

@@ -260,20 +260,20 @@ def test_sleep_takes_no_cpu_time_and_work_does() -> None:
 
 
 def test_every_call_that_succeeds_is_reported_in_its_own_thread(group: ThreadGroup) -> None:
-    told: list[tuple[str, str, float, float]] = []
+    spans: list[tuple[str, str, float, float]] = []
 
     def on_span(name: str, begun_s: float, ended_s: float) -> None:
-        told.append((threading.current_thread().name, name, begun_s, ended_s))
+        spans.append((threading.current_thread().name, name, begun_s, ended_s))
 
     clock = StageClock("square", on_span=on_span)
     before_s = time.perf_counter()
     list(group.ordered_map(lambda n: n, range(10), 2, clock))
     with pytest.raises(RuntimeError), clock.running():
         raise RuntimeError
-    assert len(told) == clock.calls == 10
-    assert {name for _, name, _, _ in told} == {"square"}
-    assert all(thread.startswith("square_") for thread, *_ in told)
-    assert all(before_s <= begun_s <= ended_s <= time.perf_counter() for *_, begun_s, ended_s in told)
+    assert len(spans) == clock.calls == 10
+    assert {name for _, name, _, _ in spans} == {"square"}
+    assert all(thread.startswith("square_") for thread, *_ in spans)
+    assert all(before_s <= begun_s <= ended_s <= time.perf_counter() for *_, begun_s, ended_s in spans)
 
 
 @pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="needs a torch with OpenMP")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipstream import words
+from helpers.unet import make_inputs, make_unet
+from lipstream.cli import options
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
 from lipstream.diffusion.scheduler import make_scheduler
@@ -20,7 +21,6 @@ from lipstream.models.load import load_model, read_config
 from lipstream.models.unet import UNet
 from lipstream.settings import PRESETS, Sampling, SchedulerName, SyncSettings
 from lipstream_lab.bench import flops
-from unet_helpers import make_inputs, make_unet
 
 PUBLISHED = read_config("latentsync-1.5")[0].scheduler
 ZERO_TERMINAL_SNR = read_config("tiny")[0].scheduler
@@ -150,7 +150,7 @@ def test_guidance_within_an_interval(interval: tuple[float, float], guided: str)
         ((0.25, 1.0), 4, "01010111"),
     ],
 )
-def test_deep_features_are_made_anew_every_nth_step(interval: tuple[float, float], step_cache: int, given: str) -> None:
+def test_deep_features_are_computed_every_nth_step(interval: tuple[float, float], step_cache: int, given: str) -> None:
     denoiser = Gaussian(PUBLISHED)
     run(denoiser, PUBLISHED, Sampling(8, 1.5, step_cache=step_cache, guidance_interval=interval))
     assert [call[1] for call in denoiser.calls] == [word == "1" for word in given]
@@ -200,7 +200,7 @@ def test_what_is_saved_is_not_counted() -> None:
 def test_a_resolution_that_a_model_cannot_encode() -> None:
     model = load_model("tiny", torch.device("meta"), torch.float32)
     assert model.latent_size(192) == 24
-    with pytest.raises(SettingsError, match="resolution = 100: tiny takes multiples of 8; its own is 128"):
+    with pytest.raises(SettingsError, match=r"resolution = 100: tiny takes multiples of 8\. Fix: use its own, 128"):
         model.latent_size(100)
 
 
@@ -217,10 +217,10 @@ def test_presets() -> None:
         # What a model of one step makes does not change.
         one = SyncSettings(**settings).sampling(1, 1.5)
         assert (one.num_inference_steps, one.guided(0)) == (1, True)
-        told = replace(SyncSettings(**settings), num_inference_steps=7, step_cache=2, detect_every=3, scheduler="ddim")
-        assert told.sampling(20, 1.5).step_cache == 2
-        assert told.sampling(20, 1.5).num_inference_steps == 7
-        assert told.frames_per_detection() == 3
+        given = replace(SyncSettings(**settings), num_inference_steps=7, step_cache=2, detect_every=3, scheduler="ddim")
+        assert given.sampling(20, 1.5).step_cache == 2
+        assert given.sampling(20, 1.5).num_inference_steps == 7
+        assert given.frames_per_detection() == 3
 
 
 @pytest.mark.parametrize(("name", "least"), [("balanced", 3.0), ("fast", 6.0)])
@@ -232,7 +232,7 @@ def test_what_presets_save(name: str, least: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("given", "message"),
     [
         ({"num_inference_steps": 101}, "num_inference_steps = 101: must be from 1 to 100"),
         ({"scheduler": "euler"}, "scheduler = 'euler': must be one of ddim, "),
@@ -243,16 +243,16 @@ def test_what_presets_save(name: str, least: float) -> None:
         ({"resolution": 0}, "from 64 up"),
     ],
 )
-def test_settings_that_make_no_sense(told: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense(given: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        SyncSettings(**told)
+        SyncSettings(**given)
 
 
-def test_words_for_sampling() -> None:
+def test_options_for_sampling() -> None:
     parser = argparse.ArgumentParser()
-    words.add_sync(parser)
-    assert words.sync_settings(parser.parse_args([])) == SyncSettings()
-    told = ["--scheduler", "dpm++2m", "--step-cache", "3", "--guidance-interval", "0.1,0.9", "--resolution", "192"]
-    assert words.sync_settings(parser.parse_args(told)) == SyncSettings(
+    options.add_sync_options(options.option_groups(parser))
+    assert options.settings_from(SyncSettings, parser.parse_args([])) == SyncSettings()
+    given = ["--scheduler", "dpm++2m", "--step-cache", "3", "--guidance-interval", "0.1,0.9", "--resolution", "192"]
+    assert options.settings_from(SyncSettings, parser.parse_args(given)) == SyncSettings(
         scheduler="dpm++2m", step_cache=3, guidance_interval=(0.1, 0.9), resolution=192
     )

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.unet import make_inputs, make_unet
 from lipstream.diffusion import conditioning
 from lipstream.models.load import load_model
 from lipstream.models.upsample_conv import EnlargingConv, merge_enlargements
-from unet_helpers import make_inputs, make_unet
 
 CPU = torch.device("cpu")
 

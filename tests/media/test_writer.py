@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
+from helpers.media import clicks, lag, n_open, number_of, numbered_image, smooth_image, write_float_wav, write_wav
 from lipstream.errors import OutputError
 from lipstream.media.atomic import write_whole
 from lipstream.media.audio import SpeechInfo, probe_speech, read_planar
 from lipstream.media.color import ColorTags
 from lipstream.media.reader import probe, read_frames
 from lipstream.media.writer import VideoWriter, check_output, same_file
-from media_helpers import clicks, lag, n_open, number_of, numbered_image, smooth_image, write_float_wav, write_wav
 
 
 def write(

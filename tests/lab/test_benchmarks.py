@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = ("--no-row", "--rounds", "1")
 NARROW = ("--narrow", "--device", "cpu", "--steps", "2", "--resolution", "256")
 
@@ -53,11 +53,11 @@ def run(*words: str | Path) -> str:
 
 
 def test_the_full_size_model_is_measured_whole_and_its_unet_alone(tmp_path: Path) -> None:
-    told = run("-m", "benchmarks.gpu.full_size", tmp_path, *NARROW, "--seconds", "1", "--batch", "2")
-    assert "full size 64 px, narrow: " in told
-    assert "frames/s end to end" in told
-    assert all(f"  {stage} " in told for stage in ("detect", "align", "encode", "denoise", "composite", "write"))
-    assert "for the U-Net alone" in told
+    printed = run("-m", "benchmarks.gpu.full_size", tmp_path, *NARROW, "--seconds", "1", "--batch", "2")
+    assert "full size 64 px, narrow: " in printed
+    assert "frames/s end to end" in printed
+    assert all(f"  {stage} " in printed for stage in ("detect", "align", "encode", "denoise", "composite", "write"))
+    assert "for the U-Net alone" in printed
     assert (tmp_path / "256-narrow" / "lipstream.json").is_file()
 
 
@@ -75,9 +75,9 @@ def checkout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_the_published_code_runs_beside_ours_to_the_same_latents(tmp_path: Path, checkout: Path) -> None:
     words = ("--published", checkout, *NARROW, "--windows", "2", "--batch", "2")
-    told = run("-m", "benchmarks.gpu.published", tmp_path, *words)
+    printed = run("-m", "benchmarks.gpu.published", tmp_path, *words)
     for part in ("sampling", "model part"):
-        lines = [line for line in told.splitlines() if line.startswith(f"published code, 64 px, narrow, {part}: ")]
+        lines = [line for line in printed.splitlines() if line.startswith(f"published code, 64 px, narrow, {part}: ")]
         assert [way in line for way, line in zip(("published; ", "ours; "), lines, strict=True)] == [True, True]
         assert "times as fast" in lines[1]
 
@@ -96,27 +96,27 @@ def test_what_runs_on_a_gpu_machine_is_a_script() -> None:
 
 
 def test_a_saving_in_denoising_changes_nothing() -> None:
-    told = run("-m", "benchmarks.denoise_savings", "--steps", "1", "--windows", "1", "--only", "audio keys")
-    assert told.count("greatest difference") == 2
+    printed = run("-m", "benchmarks.denoise_savings", "--steps", "1", "--windows", "1", "--only", "audio keys")
+    assert printed.count("greatest difference") == 2
 
 
 def test_faces_are_cut_out_and_pasted_back_as_on_whole_frames() -> None:
-    told = run("benchmarks/face_geometry.py", "--frames", "2")
-    assert "ours, all at once, cpu" in told
-    decibels = [float(line.split()[-2]) for line in told.splitlines() if "PSNR" in line]
+    printed = run("benchmarks/face_geometry.py", "--frames", "2")
+    assert "ours, all at once, cpu" in printed
+    decibels = [float(line.split()[-2]) for line in printed.splitlines() if "PSNR" in line]
     assert len(decibels) == 2
     assert min(decibels) > 60
 
 
 def test_faces_are_found_where_the_library_finds_them() -> None:
-    told = run("benchmarks/face_detection.py", "--frames", "4", "--detect-every", "2")
-    assert told.count("4 of 4 with a face") == 2
+    printed = run("benchmarks/face_detection.py", "--frames", "4", "--detect-every", "2")
+    assert printed.count("4 of 4 with a face") == 2
 
 
 def test_presets_of_the_encoder_are_compared() -> None:
-    told = run(
+    printed = run(
         "-m", "benchmarks.encoding", "--video", ROOT / "src/lipstream/bundled/sample/astronaut.mp4", "--frames", "5"
     )
-    sizes = {line.split("x264 ")[1].split(",")[0]: line for line in told.splitlines()}
+    sizes = {line.split("x264 ")[1].split(",")[0]: line for line in printed.splitlines()}
     assert list(sizes) == ["medium", "fast", "faster"]
     assert all("PSNR 4" in line for line in sizes.values())

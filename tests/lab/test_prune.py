@@ -14,19 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipstream import LipSync, ModelError, OutputError, SettingsError, SyncSettings, pipeline
+from helpers.unet import SMALL, Inputs, make_inputs, make_unet
+from lipstream import LipSync, ModelError, OutputError, SettingsError, SyncSettings
 from lipstream.bundled import sample
 from lipstream.face.registry import make_detector
 from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, drop, parts, read_list, without
 from lipstream.models.unet import UNet
+from lipstream.pipeline import line
 from lipstream.settings import RuntimeSettings
 from lipstream_lab.bench import flops
 from lipstream_lab.bench.cases import Parts, Setting, make_sampling
 from lipstream_lab.bench.clips import prepare
 from lipstream_lab.cli import add_prune_arguments, run_prune
 from lipstream_lab.prune.search import Pruned, PruneSettings, drop_in_turn, search, table
-from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 TIMESTEP = torch.tensor(401)
 CPU = torch.device("cpu")
@@ -114,16 +115,16 @@ def test_the_branches_part_at_the_next_attention(unet: UNet) -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, NO_ATTENTION])
-def test_two_branches_where_nothing_is_heard(config: Any) -> None:
+def test_two_branches_without_cross_attention(config: Any) -> None:
     whole, inputs = make_unet(config), make_inputs(2, 4, config)
-    deaf = without(whole, attentions(whole))
+    without_audio = without(whole, attentions(whole))
     drop(whole, attentions(whole), "test")
-    assert not any(deaf.audio_keys_values(inputs.audio))
-    assert not deaf.uses_audio
-    silent, hearing = predicted(deaf, inputs, True).chunk(2)
-    assert torch.equal(silent, hearing)
-    assert torch.equal(silent, predicted(deaf, inputs, False))
-    assert torch.equal(silent, predicted(whole, inputs, False))
+    assert not any(without_audio.audio_keys_values(inputs.audio))
+    assert not without_audio.uses_audio
+    unconditional, conditional = predicted(without_audio, inputs, True).chunk(2)
+    assert torch.equal(unconditional, conditional)
+    assert torch.equal(unconditional, predicted(without_audio, inputs, False))
+    assert torch.equal(unconditional, predicted(whole, inputs, False))
 
 
 def test_everything_left_out_still_runs(unet: UNet) -> None:
@@ -213,7 +214,7 @@ def test_a_list_for_another_model_or_of_unknown_layers(tmp_path: Path) -> None:
         load_model("tiny", CPU, torch.float32, pruned=path)
 
 
-def test_the_count_of_a_sync_follows_the_list(tmp_path: Path) -> None:
+def test_the_count_of_a_run_follows_the_list(tmp_path: Path) -> None:
     make_list().write(tmp_path / "list.json")
     whole = flops.count("tiny", SyncSettings(), 5)
     lesser = flops.count("tiny", SyncSettings(), 5, tmp_path / "list.json")
@@ -244,7 +245,7 @@ class Indifferent:
         return 1.0 - len(names) / 100
 
 
-def test_the_last_that_hears_is_kept(unet: UNet) -> None:
+def test_the_last_cross_attention_is_kept(unet: UNet) -> None:
     indifferent: Any = Indifferent(unet)
     tried = drop_in_turn([(name, 1.0) for name in parts(unet)], indifferent, indifferent, 0.97, lambda line: None)
     kept = [one.name for one in tried if not one.is_dropped]
@@ -265,26 +266,26 @@ def test_the_search_drops_in_order_and_stays_above_the_floor(pruned: Pruned) -> 
         share = one.flop_share
     assert 0 < share < 1
     assert len(pruned.seconds_before) == len(pruned.seconds_after) == 2
-    told = table(pruned)
-    assert f"{len(pruned.found.dropped)} of 30 layers dropped" in told
-    assert all(one.name in told for one in pruned.tried)
+    text = table(pruned)
+    assert f"{len(pruned.found.dropped)} of 30 layers dropped" in text
+    assert all(one.name in text for one in pruned.tried)
 
 
 @pytest.fixture
 def pasted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """The new crops of a sync."""
+    """The generated crops of a run."""
     crops: list[Tensor] = []
-    resize = pipeline.resize_face
+    resize = line.resize_face
 
     def note(faces: Tensor) -> Any:
         crops.extend(faces)
         return resize(faces)
 
-    monkeypatch.setattr(pipeline, "resize_face", note)
+    monkeypatch.setattr(line, "resize_face", note)
     yield crops
 
 
-def test_a_sync_with_the_list_paints_what_the_search_saw(
+def test_a_run_with_the_list_generates_what_the_search_saw(
     pruned: Pruned, setting: Setting, pasted: list[Tensor], tmp_path: Path
 ) -> None:
     pruned.found.write(tmp_path / "list.json")
@@ -297,13 +298,13 @@ def test_a_sync_with_the_list_paints_what_the_search_saw(
     result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4", settings)
     detector.close()
     assert result.settings["pruned_layers"] == len(pruned.found.dropped)
-    painted = [((face + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for face in pasted]
-    assert len(painted) == 3
-    for ours, expected in zip(painted, seen, strict=True):
+    generated = [((face + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for face in pasted]
+    assert len(generated) == 3
+    for ours, expected in zip(generated, seen, strict=True):
         assert np.array_equal(ours, expected)
 
 
-def told(*words: str) -> argparse.Namespace:
+def given(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_prune_arguments(parser)
     return parser.parse_args(words)
@@ -321,14 +322,14 @@ def told(*words: str) -> argparse.Namespace:
 )
 def test_a_search_that_makes_no_sense(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        run_prune(told(*words), lambda line: None)
+        run_prune(given(*words), lambda line: None)
 
 
 def test_a_list_is_not_replaced_unasked(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"mine": 1}))
     with pytest.raises(OutputError, match="already exists"):
-        run_prune(told("-o", str(path)), lambda line: None)
+        run_prune(given("-o", str(path)), lambda line: None)
     with pytest.raises(OutputError, match="folder does not exist"):
-        run_prune(told("-o", str(tmp_path / "absent" / "list.json")), lambda line: None)
+        run_prune(given("-o", str(tmp_path / "absent" / "list.json")), lambda line: None)
     assert json.loads(path.read_text()) == {"mine": 1}

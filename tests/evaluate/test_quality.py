@@ -53,8 +53,8 @@ def test_ssim_of_many_pixels_is_their_mean() -> None:
     (before,) = pictures(1)
     one, other = before.copy(), before.copy()
     other[12:25, 10:30] = noisy([before], 25)[0][12:25, 10:30]
-    painted = np.argwhere((other != before).any(-1))
-    expected = np.mean([ssim_written_out(one, other, y, x) for y, x in painted])
+    generated = np.argwhere((other != before).any(-1))
+    expected = np.mean([ssim_written_out(one, other, y, x) for y, x in generated])
     assert ssim([one], [other], [before]) == pytest.approx(expected, abs=1e-4)
     # The rest of the frame does not matter, nor how much of it there is.
     wide = [np.pad(image, ((30, 7), (0, 40), (0, 0)), mode="wrap") for image in (one, other, before)]
@@ -81,10 +81,10 @@ def test_a_tolerance_leaves_out_what_compression_changed() -> None:
     one = np.where(before > 128, before - 3, before + 3).astype(np.uint8)
     other = one.copy()
     other[8:20, 8:20] = 255 - before[8:20, 8:20]
-    all_of_it, painted = psnr_db([one], [other], [before]), psnr_db([one], [other], [before], tolerance=8)
+    all_of_it, generated = psnr_db([one], [other], [before]), psnr_db([one], [other], [before], tolerance=8)
     assert all_of_it is not None
-    assert painted is not None
-    assert painted == pytest.approx(all_of_it - 10 * math.log10(40 * 48 / 144), abs=0.5)
+    assert generated is not None
+    assert generated == pytest.approx(all_of_it - 10 * math.log10(40 * 48 / 144), abs=0.5)
     assert psnr_db([one], [one], [before], tolerance=3) is None
 
 
@@ -96,7 +96,7 @@ def test_videos_of_different_lengths_do_not_pass_for_equal() -> None:
         psnr_db(images, images, images[:2])
 
 
-def test_psnr_looks_at_painted_pixels_only() -> None:
+def test_psnr_looks_at_generated_pixels_only() -> None:
     before = np.full((4, 4, 3), 100, np.uint8)
     one, other = before.copy(), before.copy()
     one[0, 0] = 200

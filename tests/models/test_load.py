@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.models import make_model_folder
 from lipstream.errors import ModelError
 from lipstream.models.load import load_model, verify_model
 from lipstream.models.locate import describe_models, read_config
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
-from models_helpers import make_model_folder
 
 CPU = torch.device("cpu")
 

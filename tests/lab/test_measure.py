@@ -21,7 +21,7 @@ import av
 import pytest
 import torch
 
-from cli_helpers import error_line, run
+from helpers.cli import error_line, run
 from lipstream import SettingsError
 from lipstream.bundled import sample
 from lipstream.models.load import read_config
@@ -189,7 +189,7 @@ def test_the_recorder_in_python_counts_as_cprofile_does() -> None:
 
 
 @pytest.mark.parametrize("kind", [None, PythonProfile])
-def test_threads_that_run_at_once_are_told_apart(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_run_at_once_are_kept_apart(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait_long() -> None:
         time.sleep(0.05)
 
@@ -223,7 +223,7 @@ def arguments(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_settings_are_told_in_syncs_words_on_top_of_the_shared_ones() -> None:
+def test_settings_are_options_of_sync_on_top_of_the_shared_ones() -> None:
     both = ("--setting", "as it is:", "--setting", "quick: preset=fast steps=4 guidance_scale=1.0 batch=2")
     plain, quick = parse_settings(arguments("--model", "latentsync-1.5", "--threads", "3", "--batch", "4", *both))
     assert (plain.name, plain.text, plain.model) == ("as it is", "", "latentsync-1.5")
@@ -241,8 +241,8 @@ def test_settings_are_told_in_syncs_words_on_top_of_the_shared_ones() -> None:
     [
         ("x: stepz=1", "'x': unrecognized arguments: stepz=1"),
         ("x: steps=two", "invalid int value: 'two'"),
-        ("x: steps=0", "'x': num_inference_steps = 0"),
-        ("x: preset=best", "preset = 'best'"),
+        ("x: steps=0", "'x': --steps 0"),
+        ("x: preset=best", "invalid choice: 'best'"),
         ("x: seed=3", "share one seed"),
         ("x: loop=hold", "share one loop"),
         ("x: model='a", "'x': No closing quotation"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from face_helpers import picture
+from helpers.face import picture
 from lipstream.diffusion.mask import face_mask, mouth_region
 from lipstream.errors import ModelError, SettingsError
 from lipstream.face.align import crop_face, similarity_transform, template
@@ -42,7 +42,7 @@ def paste(frame: np.ndarray, face: torch.Tensor, matrix: np.ndarray) -> np.ndarr
     return paste_face(frame, resize_face(face)[0], matrix)
 
 
-def test_a_face_painted_as_it_was_leaves_the_frame_as_it_was(mask: torch.Tensor) -> None:
+def test_a_face_generated_as_it_was_leaves_the_frame_as_it_was(mask: torch.Tensor) -> None:
     frame, matrix, crop = on_a_frame()
     kept = paste(frame, keep_texture(crop, crop, mask), matrix)
     assert np.abs(kept.astype(int) - frame).max() <= 1
@@ -60,17 +60,42 @@ def test_a_slight_change_is_made_and_the_grain_stays(mask: torch.Tensor) -> None
 def test_another_mouth_is_the_models_alone(mask: torch.Tensor) -> None:
     _, _, crop = on_a_frame()
     region = mouth_region(SIDE) * (1 - mask)
-    painted = torch.lerp(crop, torch.full_like(crop, -0.9), region)
-    textured = keep_texture(painted, crop, mask)[0]
+    generated = torch.lerp(crop, torch.full_like(crop, -0.9), region)
+    textured = keep_texture(generated, crop, mask)[0]
     centre = (slice(None), slice(66, 78), slice(54, 74))
     assert float(textured[3:][centre].max()) < 0.01
-    torch.testing.assert_close(textured[:3][centre], painted[0][centre], atol=0.02, rtol=0)
+    torch.testing.assert_close(textured[:3][centre], generated[0][centre], atol=0.02, rtol=0)
+
+
+def test_the_mouth_tolerates_less_difference_than_the_rest() -> None:
+    crop = torch.zeros(1, 3, SIDE, SIDE)
+    share = keep_texture(crop + 0.12, crop, torch.zeros(1, SIDE, SIDE))[0, 3]
+    assert float(share[71, 64]) == pytest.approx(np.exp(-((0.12 / 0.12) ** 2)), abs=0.02)  # the mouth's centre
+    assert float(share[5, 5]) == pytest.approx(np.exp(-((0.12 / 0.3) ** 2)), abs=0.02)
+
+
+def test_the_texture_is_the_models_some_way_round_a_difference() -> None:
+    crop = torch.zeros(1, 3, SIDE, SIDE)
+    changed = crop.clone()
+    changed[..., :64] = 0.5
+    share = keep_texture(changed, crop, torch.zeros(1, SIDE, SIDE))[0, 3, 4].numpy()  # a row far above the mouth
+
+    taps = np.exp(-np.square(np.arange(-8, 9) / 2.5) / 2)
+    taps /= taps.sum()
+
+    def blurred(line: np.ndarray) -> np.ndarray:
+        return np.convolve(np.pad(line, 8, mode="edge"), taps, mode="valid")
+
+    difference = blurred(np.where(np.arange(SIDE) < 64, 0.5, 0.0))
+    reached = np.array([difference[max(0, i - 2) : i + 3].max() for i in range(SIDE)])
+    expected = np.exp(-np.square(blurred(reached) / 0.3))
+    np.testing.assert_allclose(share, expected, atol=0.02)
 
 
 def test_beyond_the_mask_the_frame_is_kept(mask: torch.Tensor) -> None:
     _, _, crop = on_a_frame()
-    painted = crop * mask - (1 - mask)
-    share = keep_texture(painted, crop, mask)[0, 3]
+    generated = crop * mask - (1 - mask)
+    share = keep_texture(generated, crop, mask)[0, 3]
     assert float(share[:30].min()) == 1.0
     assert share.min() >= 0
 
@@ -81,8 +106,8 @@ def test_any_resolution_and_any_number(side: int) -> None:
     mask = torch.zeros(1, side, side)
     together = keep_texture(crops.flip(1), crops, mask)
     assert together.shape == (3, 4, side, side)
-    for one, painted, crop in zip(together, crops.flip(1), crops, strict=True):
-        torch.testing.assert_close(keep_texture(painted[None], crop[None], mask)[0], one)
+    for one, generated, crop in zip(together, crops.flip(1), crops, strict=True):
+        torch.testing.assert_close(keep_texture(generated[None], crop[None], mask)[0], one)
 
 
 def test_no_share_of_the_frame_is_plain_pasting() -> None:

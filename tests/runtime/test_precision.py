@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.models import make_model_folder
+from helpers.pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
+from helpers.unet import make_inputs, make_unet
 from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
 from lipstream.models.load import load_model
 from lipstream.models.quantized_layers import Float8Linear, hold_float8
 from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import Dtypes, dtypes
 from lipstream.runtime.precision import PrecisionFallback
-from models_helpers import make_model_folder
-from test_pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
-from unet_helpers import make_inputs, make_unet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # A convolution before a group norm in each network: a million times its weights is beyond fp16's range, and the norm
@@ -39,7 +39,7 @@ def folder(goldens: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sync(goldens: Path, folder: Path, tmp_path: Path) -> Sync:
-    """A sync of 19 frames, so two windows, with the model in `folder`."""
+    """A run of 19 frames, so two windows, with the model in `folder`."""
     with np.load(goldens / "align_io.npz") as arrays:
         frames, landmarks = arrays["frames"], arrays["landmarks"][0]
     clip = write_clip(tmp_path / "clip.mp4", [frames[i % len(frames)] for i in range(20)])
@@ -137,6 +137,16 @@ def test_fp8_layers_come_near_the_layers_they_stand_for() -> None:
         assert sum(isinstance(layer, Float8Linear) for layer in fast.modules()) > 50
         found = fast.step(inputs.latents.bfloat16(), torch.tensor(500), fast.prepare(*words))[0]
     assert float((found.float() - expected).pow(2).mean().sqrt() / expected.std()) < 0.1
+
+
+def test_an_fp8_layer_takes_zeros() -> None:
+    linear = torch.nn.Linear(32, 16).to(torch.bfloat16)
+    torch.nn.init.zeros_(linear.weight)  # a motion module's last layer starts so
+    holder = torch.nn.Sequential(linear)
+    hold_float8(holder)
+    with torch.inference_mode():
+        for rows in (torch.zeros(4, 32, dtype=torch.bfloat16), torch.ones(4, 32, dtype=torch.bfloat16)):
+            torch.testing.assert_close(holder(rows), linear.bias.expand(4, -1))
 
 
 def test_networks_in_different_precisions_run_together(sync: Sync, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.unet import SMALL, Inputs, make_inputs, make_unet
 from lipstream.models.group_norm import PooledGroupNorm, replace_group_norms
 from lipstream.models.load import load_model
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.unet_layers import KeysValues, attend
-from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 TIMESTEP = torch.tensor(401)
 ATTENTION_LATER = replace(SMALL, down_block_types=("DownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"))

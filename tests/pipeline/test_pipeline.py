@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import threading
 import time
-import wave
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,10 +18,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from helpers.models import make_model_folder
+from helpers.pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.errors import Cancelled, OutOfMemoryError
-from lipstream.face.registry import Face
-from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.pipeline.file_job import probe_inputs
 from lipstream.pipeline.records import Aligned
@@ -30,31 +29,6 @@ from lipstream.pipeline.windows import batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.memory import is_out_of_memory
 from lipstream.runtime.options import RuntimeFields
-from models_helpers import make_model_folder
-
-FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
-
-
-class KnownFace:
-    """A detector that knows where the face is, and sees none in a dark frame."""
-
-    name = "known"
-
-    def __init__(self, landmarks: NDArray[np.float64]) -> None:
-        self.landmarks = landmarks
-        self.calls = 0
-
-    def detect(self, image: NDArray[np.uint8]) -> Face | None:
-        self.calls += 1
-        if image.mean() < 20:
-            return None
-        return Face((0.0, 0.0, 100.0, 100.0), 1.0, self.landmarks)
-
-    def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
-        return Face(held.box, held.score, held.landmarks + 1) if image.mean() >= 20 else None
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -85,34 +59,6 @@ def sync(model: Model, recorded: dict[str, NDArray[Any]]) -> Callable[..., Any]:
         return line(*files, settings, **more)
 
     return run
-
-
-def write_clip(path: Path, images: list[NDArray[np.uint8]]) -> Path:
-    height, width = images[0].shape[:2]
-    with VideoWriter(path, width=width, height=height, color=None, speech=None, n_frames=len(images), crf=10) as writer:
-        for image in images:
-            writer.write(image)
-    return path
-
-
-def write_speech(path: Path, duration_s: float, sample_rate_hz: int = 22050, channels: int = 1) -> Path:
-    n_samples = round(duration_s * sample_rate_hz)
-    noise = np.random.default_rng(0).normal(0, 3000, (n_samples, channels)).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate_hz)
-        file.writeframes(noise.tobytes())
-    return path
-
-
-def read_images(path: Path) -> list[NDArray[np.uint8]]:
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    return float(10 * np.log10(255**2 / max(np.square(one.astype(float) - other).mean(), 1e-9)))
 
 
 @pytest.fixture
@@ -287,7 +233,7 @@ def test_the_whole_frame_is_searched_as_often_as_asked(
     np.testing.assert_array_equal(*written)
 
 
-def test_savings_in_denoising_are_told_and_the_same_for_any_threads(
+def test_savings_in_denoising_are_reported_and_the_same_for_any_threads(
     sync: Callable[..., Any], clip: Path, tmp_path: Path
 ) -> None:
     speech, written = write_speech(tmp_path / "speech.wav", 0.4), []
@@ -302,8 +248,10 @@ def test_savings_in_denoising_are_told_and_the_same_for_any_threads(
     )
     for threads in (1, 3):
         result = sync(clip, speech, tmp_path / f"{threads}.mp4", settings=saving, threads=threads)
-        told = {name: result.settings[name] for name in ("scheduler", "step_cache", "guidance_interval", "resolution")}
-        assert told == {
+        reported = {
+            name: result.settings[name] for name in ("scheduler", "step_cache", "guidance_interval", "resolution")
+        }
+        assert reported == {
             "scheduler": "unipc",
             "step_cache": 2,
             "guidance_interval": (0.0, 0.5),
@@ -498,7 +446,7 @@ def test_every_kind_of_too_little_memory_is_known(error: Exception) -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
-def test_no_face_is_told_without_an_encode(
+def test_no_face_is_reported_without_an_encode(
     sync: Callable[..., Any], recorded: dict[str, NDArray[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dark, face = np.full_like(recorded["frames"][0], 8), recorded["frames"][0]
@@ -573,7 +521,7 @@ def test_outputs_that_must_not_be_written(sync: Callable[..., Any], clip: Path, 
     assert len(read_images(tmp_path / "out.mp4")) == 5
 
 
-def test_speech_too_short_to_hear_is_refused(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
+def test_speech_that_is_too_short_is_refused(sync: Callable[..., Any], clip: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"speech\.wav"):
         sync(clip, write_speech(tmp_path / "speech.wav", 0.005), tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from face_helpers import picture, turned
+from helpers.face import picture, turned
 from lipstream.face.align import face_size, similarity_transform, template
 from lipstream.face.composite import paste_face, paste_faces, resize_face
 from lipstream.imaging import erode, gaussian_blur
@@ -56,7 +56,7 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int, fill:
 def whole_frame_paste(image: np.ndarray, face: torch.Tensor, matrix: np.ndarray) -> np.ndarray:
     """The published recipe step by step on the whole frame, in float64."""
     height, width = image.shape[:2]
-    painted = (warp(face, matrix, height, width, 127) / 2 + 0.5).clamp(0, 1) * 255
+    generated = (warp(face, matrix, height, width, 127) / 2 + 0.5).clamp(0, 1) * 255
     mask = warp(torch.ones_like(face[:1]), matrix, height, width, 0)
     inner = -F.max_pool2d(-F.pad(mask, (1, 0, 1, 0), value=1.0), 2, 1)
     edge = int(float(inner.sum()) ** 0.5) // 20
@@ -69,7 +69,7 @@ def whole_frame_paste(image: np.ndarray, face: torch.Tensor, matrix: np.ndarray)
         kernel = torch.outer(taps, taps) / taps.sum() ** 2
         soft = F.conv2d(F.pad(soft[None], (edge,) * 4, mode="reflect"), kernel[None, None])[0]
     original = torch.from_numpy(image).permute(2, 0, 1).double()
-    blended = soft * (inner * painted) + (1 - soft) * original
+    blended = soft * (inner * generated) + (1 - soft) * original
     return blended.permute(1, 2, 0).numpy()
 
 

@@ -11,6 +11,7 @@ import torch
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from helpers.media import write_wav
 from lipstream.audio_features import mel
 from lipstream.audio_features.features import feature_rows, frame_windows
 from lipstream.audio_features.mel import log_mel_maximum
@@ -19,7 +20,6 @@ from lipstream.media import audio
 from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono
 from lipstream.media.writer import VideoWriter
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from media_helpers import write_wav
 
 
 def noise(n_samples: int) -> NDArray[np.float32]:

@@ -454,7 +454,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     served.server_close()
 
 
-def test_models_are_fetched_after_their_licence_was_told(server, tmp_path):
+def test_models_are_fetched_after_their_licence_is_announced(server, tmp_path):
     lines: list[str] = []
     folder = fetch_models("buffalo_s", lines.append, url=server)
     assert folder == tmp_path / ".insightface/models/buffalo_s"

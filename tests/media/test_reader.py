@@ -14,15 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from lipstream.errors import InputError
-from lipstream.media import loop
-from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono, read_planar
-from lipstream.media.color import ColorTags
-from lipstream.media.frame_rate import Timed, constant_rate
-from lipstream.media.loop import read_looped
-from lipstream.media.reader import Picture, probe, read_frames
-from lipstream.settings import Loop
-from media_helpers import (
+from helpers.media import (
     HEIGHT,
     WIDTH,
     n_open,
@@ -36,6 +28,14 @@ from media_helpers import (
     write_numbered,
     write_wav,
 )
+from lipstream.errors import InputError
+from lipstream.media import loop
+from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono, read_planar
+from lipstream.media.color import ColorTags
+from lipstream.media.frame_rate import Timed, constant_rate
+from lipstream.media.loop import read_looped
+from lipstream.media.reader import Picture, probe, read_frames
+from lipstream.settings import Loop
 
 # The numbers that ffmpeg 9.0 shows of clips written by write_numbered:
 #   ffmpeg -i CLIP.mp4 -r 25 -crf 10 -preset ultrafast -an OUT.mp4

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lipstream
-from cli_helpers import command, error_line, run
+from helpers.cli import command, error_line, run
 from lipstream.bundled import sample
 from lipstream.cli import main
 from lipstream.media.writer import VideoWriter

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lipstream.errors import ModelError
 from lipstream.evaluate.mouth import INNER_LIPS, FaceMesh, mouth_opening, mouth_width
 from lipstream.face.align import crop_face, face_size
 from lipstream.face.mediapipe.detector import MediapipeDetector
-from lipstream.face.mediapipe.networks import MESH, Network
+from lipstream.face.mediapipe.lips import AttentionMesh
+from lipstream.face.mediapipe.networks import MESH, SIDE, Network
 from lipstream.face.quiet import hide_native_logs
 from lipstream.face.registry import Detector, DetectorStatus, detector_report, make_detector
 from lipstream.face.tracking import FaceTrack
@@ -35,7 +37,7 @@ def detector() -> Iterator[MediapipeDetector]:
 @pytest.fixture(scope="module")
 def portraits() -> list[np.ndarray]:
     """The frames of the goldens, which show one face some 70 px wide, at twice their size."""
-    with np.load(Path(__file__).parent / "goldens/align_io.npz") as recorded:
+    with np.load(Path(__file__).parents[1] / "goldens/align_io.npz") as recorded:
         frames = torch.from_numpy(recorded["frames"]).permute(0, 3, 1, 2)
     size = (2 * frames.shape[2], 2 * frames.shape[3])
     return list(lanczos4_resize(frames, size).permute(0, 2, 3, 1).contiguous().numpy())
@@ -217,6 +219,22 @@ def test_the_lips_are_where_the_library_finds_them(crops):
     mesh = FaceMesh()
     assert np.abs(mesh.points(crops[0])[list(INNER_LIPS)] - LIBRARY).max() <= 0.9
     mesh.close()
+
+
+@pytest.mark.parametrize("degrees", [-15, 15])
+def test_the_lips_turn_with_the_face_in_the_networks_picture(crops, degrees):
+    across, down = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = np.array([[across, down], [-down, across]])
+    middle = np.array([SIDE / 2, SIDE / 2])
+    back = np.column_stack([turn, middle - turn @ middle])
+    face = torch.from_numpy(crops[0]).permute(2, 0, 1)[None].float()
+    upright = F.pad(F.interpolate(face, size=(128, 128), mode="bilinear", antialias=True), (32, 32, 32, 32))
+    turned = bilinear_sample(upright, affine_grid(back[None], (SIDE, SIDE), (SIDE, SIDE), upright.device))
+    mesh = AttentionMesh()
+    expected, found = (
+        mesh.run(picture[0].numpy())[0].reshape(-1, 3)[list(INNER_LIPS), :2] for picture in (upright, turned)
+    )
+    assert np.abs(found - ((expected - middle) @ turn + middle)).max() <= 2.5
 
 
 def test_opening_and_width_are_shares_of_the_height_of_the_face():

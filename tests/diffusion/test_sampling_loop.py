@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 from torch._inductor.exc import TritonMissing
 
+from helpers.unet import SMALL, Inputs, make_inputs, make_unet
 from lipstream.cli import main
 from lipstream.diffusion import batching, conditioning
 from lipstream.diffusion.conditioning import Conditioning
@@ -27,7 +28,6 @@ from lipstream.models.unet import Prepared, UNet
 from lipstream.runtime.compile import RecordedStep, compiled_step
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import RuntimeSettings, Sampling
-from unet_helpers import SMALL, Inputs, make_inputs, make_unet
 
 SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
 ONE_LEVEL = replace(
@@ -63,8 +63,8 @@ def sample_as_published(unet: UNet, inputs: Inputs, noise: Tensor, steps: int, g
         given = torch.cat((latents, inputs.channels), 1)
         if guidance_scale > 1.0:
             audio = torch.cat((torch.zeros_like(inputs.audio), inputs.audio))
-            zero, heard = unet(torch.cat((given, given)), timestep, audio, inputs.num_frames).chunk(2)
-            predicted = zero + guidance_scale * (heard - zero)
+            zero, conditional = unet(torch.cat((given, given)), timestep, audio, inputs.num_frames).chunk(2)
+            predicted = zero + guidance_scale * (conditional - zero)
         else:
             predicted = unet(given, timestep, inputs.audio, inputs.num_frames)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
@@ -198,7 +198,7 @@ def test_a_compiled_step_is_the_step(traced: list[int]) -> None:
         with torch.inference_mode():
             outputs.append(step(inputs.latents, torch.tensor(401), prepared, True, None)[0])
 
-    for _ in range(2):  # a sync denoises in a thread of its own
+    for _ in range(2):  # a run denoises in a thread of its own
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
@@ -306,7 +306,7 @@ def test_a_machine_without_triton_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=[needs_cuda, pytest.mark.gpu])])
-def test_a_lane_brings_there_and_back(device: torch.device) -> None:
+def test_a_device_stream_uploads_and_downloads(device: torch.device) -> None:
     stream = DeviceStream(device)
     given = torch.arange(6).view(2, 3)
     with stream.running():
@@ -317,7 +317,7 @@ def test_a_lane_brings_there_and_back(device: torch.device) -> None:
     assert torch.equal(back, given * 2)
 
 
-def test_lanes_on_metal_take_turns() -> None:
+def test_device_streams_on_metal_take_turns() -> None:
     first, second = (DeviceStream(torch.device("mps")) for _ in range(2))
     entered = threading.Event()
 
