@@ -175,9 +175,9 @@ def test_a_run_in_memory_can_be_cancelled(
 
 
 def test_the_public_names_and_signatures() -> None:
-    methods = [name for name in dir(LipSync) if not name.startswith("_")]
-    assert methods == ["close", "crops", "frames", "load"]
-    in_memory = "self images samples sample_rate_hz settings frame_rate_hz on_progress cancel".split()
+    names = [name for name in dir(LipSync) if not name.startswith("_")]
+    assert names == ["close", "crops", "detector", "frames", "load", "model", "runtime"]
+    in_memory = ["self", "images", "samples", "sample_rate_hz", "settings", "frame_rate_hz", "on_progress", "cancel"]
     assert list(inspect.signature(LipSync.frames).parameters) == in_memory
     assert list(inspect.signature(LipSync.crops).parameters) == in_memory
     assert list(inspect.signature(LipSync.load).parameters) == ["model", "runtime", "options"]
