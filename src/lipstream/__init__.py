@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lipstream.face.detector import Detector, Face, MultiFaceDetector
     from lipstream.face.registry import make_detector
     from lipstream.lipsync import LipSync
-    from lipstream.media.audio import SpeechInfo
-    from lipstream.media.reader import VideoInfo
+    from lipstream.media.audio import SpeechInfo, read_mono
+    from lipstream.media.reader import Frame, VideoInfo, read_frames
     from lipstream.models.load import Model
     from lipstream.pipeline.file_job import Inputs, probe_inputs
     from lipstream.results import GeneratedCrop, Progress, StageTime, SyncResult
@@ -40,6 +40,7 @@ __all__ = [
     "Detector",
     "Face",
     "FaceChoice",
+    "Frame",
     "GeneratedCrop",
     "InputError",
     "Inputs",
@@ -62,6 +63,8 @@ __all__ = [
     "__version__",
     "make_detector",
     "probe_inputs",
+    "read_frames",
+    "read_mono",
 ]
 
 _HOMES = {
@@ -69,6 +72,7 @@ _HOMES = {
     "Detector": "lipstream.face.detector",
     "Face": "lipstream.face.detector",
     "FaceChoice": "lipstream.face.chosen",
+    "Frame": "lipstream.media.reader",
     "GeneratedCrop": "lipstream.results",
     "Inputs": "lipstream.pipeline.file_job",
     "LipSync": "lipstream.lipsync",
@@ -83,6 +87,8 @@ _HOMES = {
     "VideoInfo": "lipstream.media.reader",
     "make_detector": "lipstream.face.registry",
     "probe_inputs": "lipstream.pipeline.file_job",
+    "read_frames": "lipstream.media.reader",
+    "read_mono": "lipstream.media.audio",
 }
 
 
