@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import pytest
 from numpy.typing import NDArray
 
 import lipstream
+from helpers.pipeline import KnownFace
 from lipstream import Cancelled, InputError, LipSync, NoFaceError, SettingsError, SyncSettings
 from lipstream.bundled import sample
+from lipstream.diffusion.sampling import UNetDenoiser
 from lipstream.media.audio import read_mono
+from lipstream.media.memory import Images
 from lipstream.media.reader import read_frames
 from lipstream.media.writer import VideoWriter
 
@@ -174,13 +178,162 @@ def test_a_run_in_memory_can_be_cancelled(
     assert time.monotonic() - begun_s < 10  # 2 s, with room for a busy machine
 
 
+def test_progress_is_reported_while_frames_are_waited_for(
+    sync: LipSync, images: list[NDArray[np.uint8]], speech: NDArray[np.float32]
+) -> None:
+    reports: list[tuple[int, Any]] = []
+    frames = sync.frames(
+        images, speech, RATE_HZ, on_progress=lambda progress: reports.append((threading.get_ident(), progress))
+    )
+    assert reports == []
+    assert len(list(frames)) == N_FRAMES
+    assert {thread for thread, _ in reports} == {threading.get_ident()}
+    first, last = reports[0][1], reports[-1][1]
+    assert (first.frames, first.n_frames, {stage.frames for stage in first.stages}) == (0, N_FRAMES, {0})
+    assert (last.frames, {stage.frames for stage in last.stages}) == (N_FRAMES, {N_FRAMES})
+
+
+def test_speech_comes_in_blocks_too(
+    sync: LipSync, images: list[NDArray[np.uint8]], speech: NDArray[np.float32]
+) -> None:
+    short = speech[: 4 * RATE_HZ // 25]
+    blocks = (short[start : start + 999] for start in range(0, len(short), 999))
+    made, expected = (list(sync.frames(images, samples, RATE_HZ)) for samples in (blocks, short))
+    np.testing.assert_array_equal(made, expected)
+
+
+class Again:
+    """Images that can be iterated again, not indexed."""
+
+    def __init__(self, images: list[NDArray[np.uint8]]) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return iter(self.images)
+
+
+@pytest.mark.parametrize("held_bytes", [1, 2**30])
+def test_images_are_iterated_again_for_longer_speech(
+    images: list[NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr("lipstream.media.memory.MAX_HELD_BYTES", held_bytes)
+    order = [0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1]
+    for source in (images[:3], Again(images[:3]), np.array(images[:3])):
+        frames = list(Images(source, len(order), "pingpong").frames())
+        assert [frame.source_index for frame in frames] == order
+        assert [frame.is_repeat for frame in frames] == [index >= 3 for index in range(len(order))]
+        for frame in frames:
+            np.testing.assert_array_equal(frame.image, images[frame.source_index])
+            assert frame.image is not images[frame.source_index]
+
+
+def test_a_last_image_that_is_held_is_as_it_was_given() -> None:
+    def reused() -> Iterator[NDArray[np.uint8]]:
+        buffer = np.zeros((2, 2, 3), np.uint8)
+        for value in (1, 2):
+            buffer[:] = value
+            yield buffer
+        buffer[:] = 9
+
+    assert [int(frame.image[0, 0, 0]) for frame in Images(reused(), 4, "hold").frames()] == [1, 2, 2, 2]
+
+
+def test_a_thread_that_holds_unfinished_frames_is_not_left_waiting(
+    sync: LipSync, images: list[NDArray[np.uint8]], speech: NDArray[np.float32]
+) -> None:
+    frames = sync.frames(images, speech, RATE_HZ)
+    next(frames)
+    with pytest.raises(SettingsError, match="has not exhausted"):
+        next(sync.frames(images, speech, RATE_HZ))
+    frames.close()
+    assert next(sync.frames(images, speech, RATE_HZ)).shape == images[0].shape
+
+
+def test_closing_ends_unfinished_frames_and_leaves_what_is_shared(
+    sync: LipSync, images: list[NDArray[np.uint8]], speech: NDArray[np.float32]
+) -> None:
+    before = threading.enumerate()
+    with LipSync(sync.model, sync.detector, replace(sync.runtime, threads=1)) as other:
+        frames = other.frames(images, speech, RATE_HZ)
+        next(frames)
+    assert threading.enumerate() == before
+    assert list(frames) == []
+    with pytest.raises(SettingsError, match="closed"):
+        next(other.frames(images, speech, RATE_HZ))
+    assert next(sync.frames(images, speech, RATE_HZ)).shape == images[0].shape
+
+
+def test_a_face_is_chosen_by_a_box_or_a_callback(
+    sync: LipSync, images: list[NDArray[np.uint8]], speech: NDArray[np.float32]
+) -> None:
+    small = images[0][::2, ::2]
+    two = np.concatenate([images[0], np.pad(small, ((256, 0), (0, 0), (0, 0)))], axis=1)
+    short = speech[: RATE_HZ // 25]
+
+    def matrix(face: Any) -> NDArray[np.float32]:
+        (crop,) = sync.crops([two], short, RATE_HZ, face=face)
+        assert crop.affine_matrix is not None
+        return crop.affine_matrix
+
+    largest, smallest = matrix(None), matrix(lambda faces: faces[-1])
+    np.testing.assert_array_equal(matrix((0, 0, 512, 512)), largest)
+    np.testing.assert_array_equal(matrix((512, 0, 768, 512)), smallest)
+    scale = np.linalg.det(smallest[:, :2]) / np.linalg.det(largest[:, :2])
+    assert scale == pytest.approx(4, rel=0.2)
+    with pytest.raises(NoFaceError):
+        matrix(lambda faces: None)
+    with pytest.raises(SettingsError, match="finds one face"):
+        known = LipSync(sync.model, KnownFace(np.zeros((3, 2))), sync.runtime)
+        list(known.crops([two], short, RATE_HZ, face=lambda faces: faces[0]))
+
+
+def test_a_denoiser_takes_the_place_of_the_network(
+    sync: LipSync, images: list[NDArray[np.uint8]], speech: NDArray[np.float32]
+) -> None:
+    calls: list[bool] = []
+
+    class Counting(UNetDenoiser):
+        def __call__(self, *args: Any, **more: Any) -> Any:
+            calls.append(True)
+            return super().__call__(*args, **more)
+
+    short = speech[: 2 * RATE_HZ // 25]
+    other = LipSync(sync.model, sync.detector, sync.runtime, denoiser=Counting(sync.model.unet))
+    np.testing.assert_array_equal(list(other.frames(images, short, RATE_HZ)), list(sync.frames(images, short, RATE_HZ)))
+    assert calls
+
+
+PUBLIC_API = Path(__file__).parent / "public_api.txt"
+"""What lipstream exports; after a change that is meant, replace it by what the test prints."""
+
+
 def test_the_public_names_and_signatures() -> None:
-    names = [name for name in dir(LipSync) if not name.startswith("_")]
-    assert names == ["close", "crops", "detector", "frames", "load", "model", "runtime"]
-    in_memory = ["self", "images", "samples", "sample_rate_hz", "settings", "frame_rate_hz", "on_progress", "cancel"]
-    assert list(inspect.signature(LipSync.frames).parameters) == in_memory
-    assert list(inspect.signature(LipSync.crops).parameters) == in_memory
-    assert list(inspect.signature(LipSync.load).parameters) == ["model", "runtime", "options"]
-    call = list(inspect.signature(LipSync.__call__).parameters)
-    assert call == ["self", "video", "audio", "output", "settings", "overwrite", "on_progress", "cancel", "clocks"]
     assert set(lipstream.__all__) <= set(dir(lipstream))
+    lines = [line for name in sorted(lipstream.__all__) for line in described(name, getattr(lipstream, name))]
+    print("\n".join(lines))
+    assert lines == PUBLIC_API.read_text().splitlines()
+    with pytest.raises(AttributeError, match="LipSink"):
+        _ = lipstream.LipSink
+
+
+def described(name: str, thing: Any) -> Iterator[str]:
+    """Yield lines for a public name: of a class its bases, how it is made and what it has, of all the signatures."""
+    if not inspect.isclass(thing):
+        yield f"{name}{signature(thing)}" if inspect.isfunction(thing) else name
+        return
+    bases = ", ".join(base.__name__ for base in thing.__bases__ if base is not object)
+    yield f"class {name}({bases})"
+    if "Protocol" not in bases:
+        yield f"    {signature(thing)}"
+    for member, value in sorted(vars(thing).items()):
+        if member == "__call__" or not member.startswith("_"):
+            value = value.__func__ if isinstance(value, classmethod) else value
+            if inspect.isfunction(value):
+                yield f"    {member}{signature(value)}"
+            elif isinstance(value, property):
+                yield f"    {member}: property"
+
+
+def signature(thing: Any) -> str:
+    """Return the signature without the quotation marks round annotations, which depend on the Python version."""
+    return str(inspect.signature(thing)).replace("'", "").removesuffix(" -> None")

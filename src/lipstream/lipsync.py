@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lipstream.diffusion.sampling import Denoiser
 from lipstream.errors import SettingsError
+from lipstream.face.chosen import FaceChoice, choosing
 from lipstream.face.registry import Detector, make_detector
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.memory import speech_from
@@ -151,6 +152,7 @@ class LipSync:
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        face: FaceChoice | None = None,
         clocks: Clocks | None = None,
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
@@ -158,7 +160,9 @@ class LipSync:
         video: anything PyAV reads. audio: a recording, or a video with a sound track. Both may be what `probe_inputs`
         returned, so that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread,
         once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
-        cancel: once set, ends the run within 2 s. clocks: to count on, for waits, CPU time and single calls. Raises
+        cancel: once set, ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box
+        (left, top, right, bottom) in px takes the one of which most lies in it; a callback is given a list of Face,
+        the largest first, in any thread and order of frames, and returns one or None. clocks: to count on. Raises
         InputError, NoFaceError, OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
 
         All threads of the run have ended when this returns or raises, but for one inside a library's call that takes
@@ -166,7 +170,7 @@ class LipSync:
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel) as components, memory_errors(components.device):
+        with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
             inputs = probe_inputs(video, audio, output, overwrite=overwrite)
             job = file_job(components, inputs, output, settings, overwrite=overwrite)
@@ -196,6 +200,7 @@ class LipSync:
         frame_rate_hz: int = FRAME_RATE_HZ,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        face: FaceChoice | None = None,
     ) -> Generator[NDArray[np.uint8], None, None]:
         """Yield the frames of a clip in memory with the mouth saying `samples`: (height, width, 3) uint8 RGB.
 
@@ -206,8 +211,8 @@ class LipSync:
         follows; "pingpong" needs images that can be iterated again. The settings of the encoder are not used.
 
         Work begins when the first frame is asked for and goes on in the background, in bounded memory. Other calls
-        wait until the generator is exhausted or closed, which ends its threads. on_progress and cancel: as for
-        `__call__`, while a frame is waited for.
+        wait until the generator is exhausted or closed, which ends its threads. on_progress, cancel (both
+        while a frame is waited for) and face: as for `__call__`.
 
         Raises SettingsError, InputError, NoFaceError (after the last frame, if none has a face), ModelError,
         OutOfMemoryError, Cancelled.
@@ -215,7 +220,7 @@ class LipSync:
         _check_rate(frame_rate_hz)
         settings = settings or SyncSettings()
         return self._add(
-            self._in_memory(pasted_pictures, images, samples, sample_rate_hz, settings, on_progress, cancel)
+            self._in_memory(pasted_pictures, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
         )
 
     def crops(
@@ -228,6 +233,7 @@ class LipSync:
         frame_rate_hz: int = FRAME_RATE_HZ,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        face: FaceChoice | None = None,
     ) -> Generator[GeneratedCrop, None, None]:
         """Yield the generated face of each frame and its affine matrix in place of whole frames; else as `frames`.
 
@@ -236,7 +242,7 @@ class LipSync:
         _check_rate(frame_rate_hz)
         settings = replace(settings or SyncSettings(), texture="generated")
         return self._add(
-            self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel)
+            self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
         )
 
     def _add(self, generator: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -252,9 +258,10 @@ class LipSync:
         settings: SyncSettings,
         on_progress: Callable[[Progress], None] | None,
         cancel: threading.Event | None,
+        face: FaceChoice | None,
     ) -> Generator[T, None, None]:
         """Yield the results of a run over a clip in memory, in threads of its own; report here."""
-        with self._turn(cancel) as components, memory_errors(components.device):
+        with self._turn(cancel, face) as components, memory_errors(components.device):
             clocks, speech = Clocks.start(), speech_from(samples, sample_rate_hz)
             watch = Watch(clocks, speech.n_frames, on_progress, cancel)
             watch.report()
@@ -278,7 +285,7 @@ class LipSync:
         return self._components
 
     @contextmanager
-    def _turn(self, cancel: threading.Event | None) -> Iterator[Components]:
+    def _turn(self, cancel: threading.Event | None, face: FaceChoice | None) -> Iterator[Components]:
         """Hold the lock, with nothing left at work from the call before."""
         while not self._lock.acquire(timeout=POLL_S):
             raise_if_cancelled(cancel)
@@ -290,7 +297,8 @@ class LipSync:
         try:
             while not self._threads.join(POLL_S):
                 raise_if_cancelled(cancel)
-            yield self._open()
+            components = self._open()
+            yield replace(components, detector=choosing(components.detector, face))
         finally:
             self._paused_in = None
             self._lock.release()
