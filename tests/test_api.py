@@ -6,6 +6,7 @@ import inspect
 import itertools
 import threading
 import time
+import wave
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from helpers.pipeline import KnownFace
 from lipstream import Cancelled, InputError, LipSync, NoFaceError, SettingsError, SyncSettings
 from lipstream.bundled import sample
 from lipstream.diffusion.sampling import UNetDenoiser
-from lipstream.media.audio import read_mono
-from lipstream.media.memory import Images
+from lipstream.media.audio import probe_speech, read_mono, read_planar
+from lipstream.media.memory import Images, speech_from
 from lipstream.media.reader import read_frames
 from lipstream.media.writer import VideoWriter
 
@@ -45,31 +46,54 @@ def speech() -> NDArray[np.float32]:
     return np.concatenate(list(read_mono(sample.SPEECH)))[RATE_HZ : RATE_HZ + N_FRAMES * RATE_HZ // 25]
 
 
+@pytest.mark.parametrize(
+    ("n_blank", "n_images", "settings"),
+    [(0, N_FRAMES, SyncSettings()), (3, 10, SyncSettings(detect_every=4)), (0, 7, SyncSettings(loop="hold"))],
+    ids=["as-long", "first-face-late-and-pingpong", "hold"],
+)
 def test_frames_in_memory_are_those_of_the_file_call(
     sync: LipSync,
     images: list[NDArray[np.uint8]],
     speech: NDArray[np.float32],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    n_blank: int,
+    n_images: int,
+    settings: SyncSettings,
 ) -> None:
-    # The file holds what its own decoder gives: those images are the ones to hand over.
+    given = [*[np.zeros_like(images[0])] * n_blank, *images[: n_images - n_blank]]
     with VideoWriter(
-        tmp_path / "in.mp4", width=512, height=512, color=None, speech=None, n_frames=N_FRAMES, crf=0
+        tmp_path / "in.mp4", width=512, height=512, color=None, speech=None, n_frames=len(given), crf=0
     ) as writer:
-        for image in images:
+        for image in given:
             writer.write(image)
+    # The file holds what its own decoder gives: those images are the ones to hand over.
     decoded = [frame.image for frame in read_frames(tmp_path / "in.mp4")]
     write_wav(tmp_path / "speech.wav", speech)
     spoken = np.concatenate(list(read_mono(tmp_path / "speech.wav")))
     written: list[NDArray[np.uint8]] = []
     monkeypatch.setattr(VideoWriter, "write", recording(VideoWriter.write, written))
-    sync(tmp_path / "in.mp4", tmp_path / "speech.wav", tmp_path / "out.mp4")
+    sync(tmp_path / "in.mp4", tmp_path / "speech.wav", tmp_path / "out.mp4", settings)
     before = [image.copy() for image in decoded]
-    made = list(sync.frames(decoded, spoken, RATE_HZ))
+    made = list(sync.frames(decoded, spoken, RATE_HZ, settings))
     assert len(made) == len(written) == N_FRAMES
     assert all(np.array_equal(a, b) for a, b in zip(made, written, strict=True))
-    assert any(not np.array_equal(a, b) for a, b in zip(made, decoded, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(made, decoded, strict=False))
     assert all(np.array_equal(a, b) for a, b in zip(decoded, before, strict=True))  # the inputs are left alone
+
+
+@pytest.mark.parametrize("rate_hz", [16000, 44100])
+def test_samples_in_memory_are_taken_as_those_of_a_recording(tmp_path: Path, rate_hz: int) -> None:
+    noise = np.random.default_rng(0).normal(0, 3000, (round(1.3 * rate_hz), 2)).astype("<i2")
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as file:
+        file.setparams((2, 2, rate_hz, 0, "NONE", ""))
+        file.writeframes(noise.tobytes())
+    recorded = np.concatenate(list(read_mono(tmp_path / "speech.wav")))
+    planar = np.concatenate(list(read_planar(probe_speech(tmp_path / "speech.wav"))), axis=1)
+    for samples in (planar, np.array_split(planar, 37, axis=1)):
+        found = speech_from(samples, rate_hz)
+        np.testing.assert_array_equal(found.samples, recorded)
+        assert found.n_frames == round(25 * 1.3)
 
 
 def recording(write: Any, written: list[NDArray[np.uint8]]) -> Any:
@@ -81,8 +105,6 @@ def recording(write: Any, written: list[NDArray[np.uint8]]) -> Any:
 
 
 def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
-    import wave
-
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
