@@ -217,10 +217,10 @@ def test_settings_are_options_of_sync_on_top_of_the_shared_ones() -> None:
         ("x: steps=two", "invalid int value: 'two'"),
         ("x: steps=0", "'x': --steps 0"),
         ("x: preset=best", "invalid choice: 'best'"),
-        ("x: seed=3", "share one seed"),
-        ("x: loop=hold", "share one loop"),
+        ("x: seed=3", "seed differs"),
+        ("x: loop=hold", "loop differs"),
         ("x: model='a", "'x': No closing quotation"),
-        (": steps=1", "give it a name"),
+        (": steps=1", "has no name"),
     ],
 )
 def test_settings_that_cannot_be_read(text: str, message: str) -> None:
@@ -276,12 +276,12 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
     [
         (("a.mp4", "--synthetic", "640x360"), "not both"),
         (("--synthetic", "large"), "such as 1920x1080"),
-        (("--synthetic", "64x64"), "from 160 to 8192 px"),
+        (("--synthetic", "64x64"), "use 160 to 8192 px"),
         (("--repeats", "0"), "at least 1"),
         (("--seconds", "0"), r"at least 0\.04"),
         (("--loop", "trim"), "pingpong or hold"),
         (("--stage", "unet", "--setting", "a:", "--setting", "b: resolution=64"), "one resolution"),
-        (("--stage", "decode"), "stage = 'decode': must be one of align, "),
+        (("--stage", "decode"), "stage = 'decode': not a stage. Fix: use one of align, "),
     ],
 )
 def test_a_benchmark_that_makes_no_sense(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
