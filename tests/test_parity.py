@@ -42,7 +42,7 @@ def test_affine_matrices_with_smoothing(alignment):
     track = FaceTrack(int(alignment["resolution"]))
     for index, landmarks in enumerate(alignment["landmarks"]):
         affine_matrix = track.update(index, False, landmarks)
-        np.testing.assert_allclose(affine_matrix, alignment["matrices"][index], rtol=0, atol=1e-2)
+        np.testing.assert_allclose(affine_matrix, alignment["matrices"][index], rtol=0, atol=4e-4)
 
 
 def test_crops(alignment):
@@ -52,8 +52,8 @@ def test_crops(alignment):
     ):
         crop = crop_face(frame, affine_matrix, resolution).permute(1, 2, 0).numpy()
         difference = np.abs(crop.astype(int) - golden)
-        assert difference.mean() <= 0.5
-        assert (difference <= 3).mean() >= 0.999
+        assert difference.mean() <= 0.005
+        assert difference.max() <= 1
 
 
 def test_restored_frames(alignment):
@@ -65,7 +65,7 @@ def test_restored_frames(alignment):
         face[:, resolution // 2 :] *= -0.7
         restored = paste_face(frame, resize_face(face), affine_matrix)
         mean_square = np.square(restored.astype(float) - golden).mean()
-        assert 10 * np.log10(255**2 / max(mean_square, 1e-9)) >= 48
+        assert 10 * np.log10(255**2 / max(mean_square, 1e-9)) >= 85
 
 
 def relative_error(ours: Tensor, golden: Tensor) -> float:
@@ -91,7 +91,7 @@ def frames_first(clip: Tensor) -> Tensor:
 def test_unet(goldens: Path, unet: UNet, name: str) -> None:
     io = {key.removeprefix(f"{name}."): t for key, t in load_file(goldens / "unet_io.safetensors").items()}
     output = unet(frames_first(io["sample"]), io["timestep"], io["audio"], io["sample"].shape[2])
-    assert relative_error(output, frames_first(io["output"])) <= 1e-4
+    assert relative_error(output, frames_first(io["output"])) <= 4e-6
 
 
 def test_audio_features_and_windows(goldens: Path) -> None:
@@ -105,16 +105,16 @@ def test_audio_features_and_windows(goldens: Path) -> None:
     rows = list(feature_rows(lambda: read_mono(goldens / "audio.wav"), encoder))
     features = torch.cat(rows)
     assert len(features) == int(io["features_len"])
-    assert relative_error(features[io["features_at"]], io["features"]) <= 1e-4
+    assert relative_error(features[io["features_at"]], io["features"]) <= 1.2e-6
     windows = list(frame_windows(rows, int(io["n_chunks"])))
-    assert relative_error(torch.stack([windows[i] for i in io["chunks_at"]]), io["chunks"]) <= 1e-4
+    assert relative_error(torch.stack([windows[i] for i in io["chunks_at"]]), io["chunks"]) <= 1.2e-6
 
 
 def test_mask_from_its_outline(goldens: Path) -> None:
     outline = json.loads((goldens / "mask_polygon.json").read_text())
     golden = load_file(goldens / "clip_io.safetensors")["mask"]
     mask = face_mask(outline["polygon_xy"], outline["size"], golden.shape[-1])
-    assert float((mask - golden).abs().max()) <= 1.01 / 255
+    assert float((mask - golden).abs().max()) <= 1e-6
 
 
 @torch.inference_mode()
@@ -141,5 +141,5 @@ def test_a_clip_through_the_latent_core(goldens: Path, unet: UNet) -> None:
         )
         new = conditioning.decode(vae, latents[-1])
         decoded.append(conditioning.keep_surroundings(new, pixels, mask))
-    assert relative_error(torch.cat(latents), frames_first(io["latents"])) <= 1e-4
-    assert relative_error(torch.cat(decoded), io["decoded"]) <= 1e-4
+    assert relative_error(torch.cat(latents), frames_first(io["latents"])) <= 1.2e-4
+    assert relative_error(torch.cat(decoded), io["decoded"]) <= 9e-5

@@ -67,6 +67,31 @@ def test_another_mouth_is_the_models_alone(mask: torch.Tensor) -> None:
     torch.testing.assert_close(textured[:3][centre], generated[0][centre], atol=0.02, rtol=0)
 
 
+def test_the_mouth_tolerates_less_difference_than_the_rest() -> None:
+    crop = torch.zeros(1, 3, SIDE, SIDE)
+    share = keep_texture(crop + 0.12, crop, torch.zeros(1, SIDE, SIDE))[0, 3]
+    assert float(share[71, 64]) == pytest.approx(np.exp(-((0.12 / 0.12) ** 2)), abs=0.02)  # the mouth's centre
+    assert float(share[5, 5]) == pytest.approx(np.exp(-((0.12 / 0.3) ** 2)), abs=0.02)
+
+
+def test_the_texture_is_the_models_some_way_round_a_difference() -> None:
+    crop = torch.zeros(1, 3, SIDE, SIDE)
+    changed = crop.clone()
+    changed[..., :64] = 0.5
+    share = keep_texture(changed, crop, torch.zeros(1, SIDE, SIDE))[0, 3, 4].numpy()  # a row far above the mouth
+
+    taps = np.exp(-np.square(np.arange(-8, 9) / 2.5) / 2)
+    taps /= taps.sum()
+
+    def blurred(line: np.ndarray) -> np.ndarray:
+        return np.convolve(np.pad(line, 8, mode="edge"), taps, mode="valid")
+
+    difference = blurred(np.where(np.arange(SIDE) < 64, 0.5, 0.0))
+    reached = np.array([difference[max(0, i - 2) : i + 3].max() for i in range(SIDE)])
+    expected = np.exp(-np.square(blurred(reached) / 0.3))
+    np.testing.assert_allclose(share, expected, atol=0.02)
+
+
 def test_beyond_the_mask_the_frame_is_kept(mask: torch.Tensor) -> None:
     _, _, crop = on_a_frame()
     generated = crop * mask - (1 - mask)

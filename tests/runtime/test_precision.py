@@ -139,6 +139,16 @@ def test_fp8_layers_come_near_the_layers_they_stand_for() -> None:
     assert float((found.float() - expected).pow(2).mean().sqrt() / expected.std()) < 0.1
 
 
+def test_an_fp8_layer_takes_zeros() -> None:
+    linear = torch.nn.Linear(32, 16).to(torch.bfloat16)
+    torch.nn.init.zeros_(linear.weight)  # a motion module's last layer starts so
+    holder = torch.nn.Sequential(linear)
+    hold_float8(holder)
+    with torch.inference_mode():
+        for rows in (torch.zeros(4, 32, dtype=torch.bfloat16), torch.ones(4, 32, dtype=torch.bfloat16)):
+            torch.testing.assert_close(holder(rows), linear.bias.expand(4, -1))
+
+
 def test_networks_in_different_precisions_run_together(sync: Sync, tmp_path: Path) -> None:
     exact = sync("exact.mp4")
     used = sync("mixed.mp4", precision="bf16", vae_precision="fp32", audio_precision="bf16").settings

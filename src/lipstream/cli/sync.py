@@ -91,9 +91,10 @@ def _run(
         reporter.status("Starting ...")
         from lipstream.lipsync import LipSync
         from lipstream.pipeline.file_job import probe_inputs
+        from lipstream.runtime.device import torch_device
 
         inputs = probe_inputs(video, speech, output, overwrite=overwrite)
-        reporter.status(f"Loading {model} on {runtime.device} ...")
+        reporter.status(f"Loading {model} on {torch_device(runtime)} ...")
         with LipSync.load(model, runtime) as sync:
             result = sync(
                 inputs.video,
