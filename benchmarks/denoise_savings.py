@@ -3,7 +3,7 @@
 Without a saving means calling the same plain functions in the way that does without: preparing again at every step,
 both branches of guidance as one batch, windows one by one. Random weights of the published shape: a narrow U-Net, or
 with --full the published widths at 256 px. Both ways of a saving run by turns; two rows a saving go to results.csv
-(the median; fastest and slowest in the description). In fp32 the results must agree within 1e-4. From the repository's root:
+(the median; fastest and slowest in the description). In fp32 the results must agree within 1e-4. From the root:
 
     python -m benchmarks.denoise_savings
     python -m benchmarks.denoise_savings --full --device cuda --precision fp16 --steps 20 --compile
