@@ -92,6 +92,29 @@ def test_the_texture_is_the_models_some_way_round_a_difference() -> None:
     np.testing.assert_allclose(share, expected, atol=0.02)
 
 
+def test_a_difference_in_one_channel_counts_in_full() -> None:
+    crop = torch.zeros(1, 3, SIDE, SIDE)
+    redder = crop + torch.tensor([0.3, 0.0, 0.0])[:, None, None]
+    share = keep_texture(redder, crop, torch.zeros(1, SIDE, SIDE))[0, 3]
+    assert float(share[5, 5]) == pytest.approx(np.exp(-1), abs=0.02)
+
+
+def test_the_mouth_is_where_an_aligned_crop_has_it() -> None:
+    region = mouth_region(256)[0]
+    inside, outside = [(128, 143), (84, 143), (172, 143), (128, 118), (128, 168)], [(128, 90), (40, 143), (128, 210)]
+    assert min(float(region[y, x]) for x, y in inside) > 0.7  # as wide as the lips, not as high
+    assert max(float(region[y, x]) for x, y in outside) < 0.2
+
+
+def test_what_the_model_makes_of_kept_pixels_takes_no_texture_from_them() -> None:
+    crop = torch.zeros(1, 3, SIDE, SIDE)
+    mask = torch.ones(1, SIDE, SIDE)
+    mask[:, SIDE // 2 :] = 0
+    share = keep_texture(crop + 0.5, crop, mask)[0, 3]
+    assert float(share[:48].min()) == 1.0
+    assert float(share[90:].max()) < 0.1
+
+
 def test_beyond_the_mask_the_frame_is_kept(mask: torch.Tensor) -> None:
     _, _, crop = on_a_frame()
     generated = crop * mask - (1 - mask)
