@@ -22,35 +22,73 @@ from lipstream.errors import (
 from lipstream.version import __version__
 
 if TYPE_CHECKING:
+    from lipstream.diffusion.sampling import Denoiser
+    from lipstream.face.chosen import FaceChoice
+    from lipstream.face.detector import Detector, Face, MultiFaceDetector
+    from lipstream.face.registry import make_detector
     from lipstream.lipsync import LipSync
-    from lipstream.results import Progress, StageTime, SyncResult
+    from lipstream.media.audio import SpeechInfo, read_mono
+    from lipstream.media.reader import Frame, VideoInfo, read_frames
+    from lipstream.models.load import Model
+    from lipstream.pipeline.file_job import Inputs, probe_inputs
+    from lipstream.results import GeneratedCrop, Progress, StageTime, SyncResult
     from lipstream.settings import RuntimeSettings, SyncSettings
 
 __all__ = [
     "Cancelled",
+    "Denoiser",
+    "Detector",
+    "Face",
+    "FaceChoice",
+    "Frame",
+    "GeneratedCrop",
     "InputError",
+    "Inputs",
     "LipSync",
     "LipstreamError",
+    "Model",
     "ModelError",
+    "MultiFaceDetector",
     "NoFaceError",
     "OutOfMemoryError",
     "OutputError",
     "Progress",
     "RuntimeSettings",
     "SettingsError",
+    "SpeechInfo",
     "StageTime",
     "SyncResult",
     "SyncSettings",
+    "VideoInfo",
     "__version__",
+    "make_detector",
+    "probe_inputs",
+    "read_frames",
+    "read_mono",
 ]
 
 _HOMES = {
+    "Denoiser": "lipstream.diffusion.sampling",
+    "Detector": "lipstream.face.detector",
+    "Face": "lipstream.face.detector",
+    "FaceChoice": "lipstream.face.chosen",
+    "Frame": "lipstream.media.reader",
+    "GeneratedCrop": "lipstream.results",
+    "Inputs": "lipstream.pipeline.file_job",
     "LipSync": "lipstream.lipsync",
+    "Model": "lipstream.models.load",
+    "MultiFaceDetector": "lipstream.face.detector",
     "Progress": "lipstream.results",
+    "RuntimeSettings": "lipstream.settings",
+    "SpeechInfo": "lipstream.media.audio",
     "StageTime": "lipstream.results",
     "SyncResult": "lipstream.results",
-    "RuntimeSettings": "lipstream.settings",
     "SyncSettings": "lipstream.settings",
+    "VideoInfo": "lipstream.media.reader",
+    "make_detector": "lipstream.face.registry",
+    "probe_inputs": "lipstream.pipeline.file_job",
+    "read_frames": "lipstream.media.reader",
+    "read_mono": "lipstream.media.audio",
 }
 
 

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lipstream.errors import Cancelled, SettingsError
+from lipstream.diffusion.sampling import Denoiser
+from lipstream.errors import SettingsError
+from lipstream.face.chosen import FaceChoice, choosing
 from lipstream.face.registry import Detector, make_detector
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.memory import speech_from
 from lipstream.media.reader import VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline.build import build_components
+from lipstream.pipeline.build import build_components, settings_used
+from lipstream.pipeline.caller import POLL_S, HandOff, Watch, cancelled, raise_if_cancelled, stage_times
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import file_job, probe_inputs
-from lipstream.pipeline.first_face import no_face_in
-from lipstream.pipeline.line import Job, crops, pictures, run
-from lipstream.pipeline.memory_clip import memory_clip, to_generated_crop
+from lipstream.pipeline.line import Job, run
+from lipstream.pipeline.memory_clip import generated_crops, memory_clip, pasted_pictures
 from lipstream.pipeline.records import Clip, Components, Counts
-from lipstream.pipeline.threads import Stopped, ThreadGroup
-from lipstream.results import GeneratedCrop, Progress, StageTime, SyncResult
+from lipstream.pipeline.threads import ThreadGroup
+from lipstream.results import GeneratedCrop, Progress, SyncResult
 from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import memory_errors
@@ -42,10 +45,9 @@ from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_POLL_S = 0.1
-_PROGRESS_S = 0.5
+logger = logging.getLogger(__name__)
 
 
 class LipSync:
@@ -54,12 +56,21 @@ class LipSync:
     A context manager that closes it.
     """
 
-    def __init__(self, model: Model, detector: Detector, runtime: RuntimeSettings) -> None:
+    def __init__(
+        self, model: Model, detector: Detector, runtime: RuntimeSettings, *, denoiser: Denoiser | None = None
+    ) -> None:
+        """Take a model that is loaded, and a detector, which stays the caller's to close.
+
+        runtime: its device has to be the model's. denoiser: computes in place of the model's U-Net, which is still what
+        a result that is not finite is computed with again.
+        """
         self._runtime = runtime
         self._lock = threading.Lock()
         self._threads = ThreadGroup()  # of the last call
-        self._components: Components | None = build_components(model, detector, runtime)
-        self._log_loaded(self._components)
+        self._owns_detector = False
+        self._generators: WeakSet[Generator[Any, None, None]] = WeakSet()
+        self._paused_in: int | None = None  # the thread that took the last result of `frames` or `crops`
+        self._components: Components | None = build_components(model, detector, runtime, denoiser)
 
     @classmethod
     def load(
@@ -79,7 +90,24 @@ class LipSync:
             loaded = load_model(
                 model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned
             )
-            return cls(loaded, detector, settings)
+            sync = cls(loaded, detector, settings)
+        sync._owns_detector = True
+        return sync
+
+    @property
+    def model(self) -> Model:
+        """The loaded model, for another LipSync with other settings."""
+        return self._open().model
+
+    @property
+    def detector(self) -> Detector:
+        """The face detector."""
+        return self._open().detector
+
+    @property
+    def runtime(self) -> RuntimeSettings:
+        """The settings that this was made with."""
+        return self._runtime
 
     def __enter__(self) -> LipSync:
         return self
@@ -93,14 +121,22 @@ class LipSync:
         self.close()
 
     def close(self) -> None:
-        """Free the networks and the detector, after the call that is at work. Closing twice is allowed."""
+        """Free the networks, and the detector if `load` made it, after the call that is at work. May be called twice.
+
+        Generators of `frames` and `crops` that this thread has begun and not exhausted are closed.
+        """
+        if self._paused_in == threading.get_ident():
+            for generator in list(self._generators):
+                if inspect.getgeneratorstate(generator) == inspect.GEN_SUSPENDED:
+                    generator.close()
         with self._lock:
             if self._components is None:
                 return
-            while not self._threads.join(_POLL_S):
+            while not self._threads.join(POLL_S):
                 pass
             components, self._components = self._components, None
-            components.detector.close()
+            if self._owns_detector:
+                components.detector.close()
             device = components.device
             del components
             if device.type == "cuda":
@@ -116,6 +152,7 @@ class LipSync:
         overwrite: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        face: FaceChoice | None = None,
         clocks: Clocks | None = None,
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
@@ -123,7 +160,9 @@ class LipSync:
         video: anything PyAV reads. audio: a recording, or a video with a sound track. Both may be what `probe_inputs`
         returned, so that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread,
         once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
-        cancel: once set, ends the run within 2 s. clocks: to count on, for waits, CPU time and single calls. Raises
+        cancel: once set, ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box
+        (left, top, right, bottom) in px takes the one of which most lies in it; a callback is given a list of Face,
+        the largest first, in any thread and order of frames, and returns one or None. clocks: to count on. Raises
         InputError, NoFaceError, OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
 
         All threads of the run have ended when this returns or raises, but for one inside a library's call that takes
@@ -131,114 +170,137 @@ class LipSync:
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel) as components, memory_errors(components.device):
+        with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
             inputs = probe_inputs(video, audio, output, overwrite=overwrite)
             job = file_job(components, inputs, output, settings, overwrite=overwrite)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             counts = self._run(components, job, clocks, on_progress, cancel)
-            frames = counts.frames_with_face + counts.frames_without
             wall_s = time.perf_counter() - begun_s
-            logger.info("%s: %d frames in %.1f s", output, frames, wall_s)
+            logger.info("%s: %d frames in %.1f s", output, counts.frames, wall_s)
             return SyncResult(
                 output=Path(output),
-                frames=frames,
-                duration_s=frames / FRAME_RATE_HZ,
+                frames=counts.frames,
+                duration_s=counts.frames / FRAME_RATE_HZ,
                 wall_s=wall_s,
-                real_time_factor=wall_s * FRAME_RATE_HZ / frames,
-                stages=_times(clocks),
+                real_time_factor=wall_s * FRAME_RATE_HZ / counts.frames,
+                stages=stage_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
-                settings=self._settings_used(components, settings),
+                settings=settings_used(components, settings, self._runtime),
             )
 
     def frames(
         self,
-        images: Iterable[NDArray[np.uint8]],
-        samples: NDArray[np.floating[Any]],
+        images: Iterable[ArrayLike],
+        samples: ArrayLike | Iterable[ArrayLike],
         sample_rate_hz: int,
         settings: SyncSettings | None = None,
         *,
         frame_rate_hz: int = FRAME_RATE_HZ,
+        on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        face: FaceChoice | None = None,
     ) -> Generator[NDArray[np.uint8], None, None]:
         """Yield the frames of a clip in memory with the mouth saying `samples`: (height, width, 3) uint8 RGB.
 
-        images: (height, width, 3) uint8 RGB at `frame_rate_hz`, which must be 25; asked for as they are needed, and
-        copied. samples: (n,) or (channels, n), 1.0 being full scale. round(25 n / sample_rate_hz) frames come out, the
-        same that a file of these images and samples would get before encoding; where the images end earlier,
-        `settings.loop` says how it goes on ("pingpong" needs a sequence). Settings of the encoder are ignored.
+        images: (height, width, 3) uint8 RGB, all of one size, `frame_rate_hz` of them per second, which must be 25;
+        taken as they are needed, in a thread of the run, and copied. samples: float32 (n,) or (channels, n), full scale
+        1, or an iterable of such blocks, which is read to its end first. round(25 n / sample_rate_hz) frames come out,
+        bit for bit those that `__call__` would encode. Where the images end earlier, `settings.loop` says what
+        follows; "pingpong" needs images that can be iterated again. The settings of the encoder are not used.
 
-        Work begins with the first frame asked for and runs ahead in bounded memory. Until the generator is exhausted or
-        closed, other calls of this LipSync wait. cancel: once set, the next frame raises Cancelled within 2 s.
+        Work begins when the first frame is asked for and goes on in the background, in bounded memory. Other calls
+        wait until the generator is exhausted or closed, which ends its threads. on_progress, cancel (both
+        while a frame is waited for) and face: as for `__call__`.
 
-        Raises InputError, NoFaceError (after the last frame, if none had a face), SettingsError, ModelError,
+        Raises SettingsError, InputError, NoFaceError (after the last frame, if none has a face), ModelError,
         OutOfMemoryError, Cancelled.
         """
-        n_faces = n = 0
+        _check_rate(frame_rate_hz)
         settings = settings or SyncSettings()
-        with self._in_memory(images, samples, sample_rate_hz, frame_rate_hz, settings, cancel) as parts:
-            for picture, has_face in pictures(*parts):
-                yield picture
-                n, n_faces = n + 1, n_faces + has_face
-            if not n_faces:
-                raise no_face_in("images", n)
+        return self._add(
+            self._in_memory(pasted_pictures, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
+        )
 
     def crops(
         self,
-        images: Iterable[NDArray[np.uint8]],
-        samples: NDArray[np.floating[Any]],
+        images: Iterable[ArrayLike],
+        samples: ArrayLike | Iterable[ArrayLike],
         sample_rate_hz: int,
         settings: SyncSettings | None = None,
         *,
         frame_rate_hz: int = FRAME_RATE_HZ,
+        on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        face: FaceChoice | None = None,
     ) -> Generator[GeneratedCrop, None, None]:
         """Yield the generated face of each frame and its affine matrix in place of whole frames; else as `frames`.
 
-        The crops are as generated: `settings.texture` is ignored.
+        The crops are as generated: `settings.texture` is not used.
         """
+        _check_rate(frame_rate_hz)
         settings = replace(settings or SyncSettings(), texture="generated")
-        with self._in_memory(images, samples, sample_rate_hz, frame_rate_hz, settings, cancel) as parts:
-            for repainted in crops(*parts):
-                yield to_generated_crop(repainted)
+        return self._add(
+            self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
+        )
 
-    @contextmanager
+    def _add(self, generator: Generator[T, None, None]) -> Generator[T, None, None]:
+        self._generators.add(generator)
+        return generator
+
     def _in_memory(
         self,
-        images: Iterable[NDArray[np.uint8]],
-        samples: NDArray[np.floating[Any]],
+        results: Callable[[Components, Clip, Clocks, ThreadGroup], Iterator[T]],
+        images: Iterable[ArrayLike],
+        samples: ArrayLike | Iterable[ArrayLike],
         sample_rate_hz: int,
-        frame_rate_hz: int,
         settings: SyncSettings,
+        on_progress: Callable[[Progress], None] | None,
         cancel: threading.Event | None,
-    ) -> Iterator[tuple[Components, Clip, Clocks, ThreadGroup]]:
-        """Hold the turn and the threads of a run over a clip in memory; give what `pictures` and `crops` take."""
-        if frame_rate_hz != FRAME_RATE_HZ:
-            raise SettingsError(f"frame_rate_hz = {frame_rate_hz}: must be {FRAME_RATE_HZ}", fix="resample the images")
-        with self._turn(cancel) as components, memory_errors(components.device):
-            clip = memory_clip(components, images, samples, sample_rate_hz, settings)
+        face: FaceChoice | None,
+    ) -> Generator[T, None, None]:
+        """Yield the results of a run over a clip in memory, in threads of its own; report here."""
+        with self._turn(cancel, face) as components, memory_errors(components.device):
+            clocks, speech = Clocks.start(), speech_from(samples, sample_rate_hz)
+            watch = Watch(clocks, speech.n_frames, on_progress, cancel)
+            watch.report()
             threads = self._threads = ThreadGroup()
+            handed_over: HandOff[T] = HandOff(threads, clocks.write)
+
+            def work() -> None:
+                clip = memory_clip(components, images, speech, settings, clocks)
+                handed_over.fill(results(components, clip, clocks, threads))
+
             with tuned_convolutions(components.device), threads:
-                if cancel is not None:
-                    threads.start(partial(_stop_when_set, cancel, threads), "cancel")
-                try:
-                    yield components, clip, Clocks.start(), threads
-                except Stopped:
-                    raise _cancelled() from None
+                for result in watch.results(handed_over, threads.call(work, "results")):
+                    self._paused_in = threading.get_ident()
+                    yield result
+                    self._paused_in = None
+            watch.report()
+
+    def _open(self) -> Components:
+        if self._components is None:
+            raise SettingsError("this LipSync is closed", fix="load the model again with LipSync.load")
+        return self._components
 
     @contextmanager
-    def _turn(self, cancel: threading.Event | None) -> Iterator[Components]:
+    def _turn(self, cancel: threading.Event | None, face: FaceChoice | None) -> Iterator[Components]:
         """Hold the lock, with nothing left at work from the call before."""
-        while not self._lock.acquire(timeout=_POLL_S):
-            _raise_if_cancelled(cancel)
+        while not self._lock.acquire(timeout=POLL_S):
+            raise_if_cancelled(cancel)
+            if self._paused_in == threading.get_ident():
+                raise SettingsError(
+                    "this thread has not exhausted the frames or crops of this LipSync that it has begun",
+                    fix="exhaust or close that generator first",
+                )
         try:
-            while not self._threads.join(_POLL_S):
-                _raise_if_cancelled(cancel)
-            if self._components is None:
-                raise SettingsError("this LipSync is closed", fix="load the model again with LipSync.load")
-            yield self._components
+            while not self._threads.join(POLL_S):
+                raise_if_cancelled(cancel)
+            components = self._open()
+            yield replace(components, detector=choosing(components.detector, face))
         finally:
+            self._paused_in = None
             self._lock.release()
 
     def _run(
@@ -250,12 +312,8 @@ class LipSync:
         cancel: threading.Event | None,
     ) -> Counts:
         """Run the job in threads of its own, and report here."""
-
-        def report() -> None:
-            if on_progress is not None:
-                on_progress(Progress(clocks.write.frames, job.n_frames, _times(clocks)))
-
-        report()
+        watch = Watch(clocks, job.n_frames, on_progress, cancel)
+        watch.report()
         begin_output, writers = job.open_writer, list[VideoWriter]()
 
         def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
@@ -267,81 +325,22 @@ class LipSync:
             with tuned_convolutions(components.device), threads:
                 job = replace(job, open_writer=open_writer)
                 done = threads.call(lambda: run(components, job, clocks, threads), "write")
-                _wait(done, report, cancel)
+                watch.wait(done)
         finally:
             if threads.unfinished():  # the writing thread among them, perhaps
                 for writer in writers:
                     writer.discard()
-        if cancel is not None and cancel.is_set() and (not done.done() or done.exception() is not None):
-            raise _cancelled()
+        if watch.is_cancelled and (not done.done() or done.exception() is not None):
+            raise cancelled()
         counts = done.result()
-        report()
+        watch.report()
         return counts
 
-    def _log_loaded(self, components: Components) -> None:
-        logger.info(
-            "model %s on %s: U-Net %s, VAE %s, audio encoder %s; detector %s, %d threads; %d windows per call",
-            components.model.config.name,
-            components.device,
-            *(str(dtype).removeprefix("torch.") for dtype in _all_dtypes(components.model)),
-            components.detector.name,
-            components.threads,
-            components.batch,
+
+def _check_rate(frame_rate_hz: int) -> None:
+    if frame_rate_hz != FRAME_RATE_HZ:
+        raise SettingsError(
+            f"frame_rate_hz = {frame_rate_hz}: must be {FRAME_RATE_HZ}",
+            fix="resample the images",
+            setting="frame_rate_hz",
         )
-
-    def _settings_used(self, components: Components, settings: SyncSettings) -> dict[str, Any]:
-        """Return the settings with every choice made: what the result really ran with."""
-        model, config = components.model, components.model.config
-        unet, vae, audio_encoder = (str(dtype).removeprefix("torch.") for dtype in _all_dtypes(model))
-        return {
-            "model": config.name,
-            **asdict(settings),
-            **asdict(settings.sampling(config.num_inference_steps, config.guidance_scale)),
-            "resolution": settings.resolution or config.resolution,
-            "detect_every": settings.frames_per_detection(),
-            "texture": settings.texture or config.texture,
-            "device": str(components.device),
-            "precision": unet,
-            "vae_precision": vae,
-            "audio_precision": audio_encoder,
-            "quantize": model.source.quantize,
-            "detector": components.detector.name,
-            "threads": components.threads,
-            "batch": components.batch,
-            "compile": self._runtime.compile,
-            "pruned_layers": len(model.source.left_out),
-        }
-
-
-def _wait(done: Future[Any], report: Callable[[], None], cancel: threading.Event | None) -> None:
-    """Wait until a run is done or to be cancelled, reporting on a clock."""
-    due_s = time.monotonic() + _PROGRESS_S
-    while not wait([done], _POLL_S).done:
-        if cancel is not None and cancel.is_set():
-            return
-        if time.monotonic() >= due_s:
-            report()
-            due_s = time.monotonic() + _PROGRESS_S
-
-
-def _stop_when_set(cancel: threading.Event, threads: ThreadGroup) -> None:
-    while not cancel.wait(_POLL_S):
-        threads.check()
-    threads.stop()
-
-
-def _raise_if_cancelled(cancel: threading.Event | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise _cancelled()
-
-
-def _cancelled() -> Cancelled:
-    return Cancelled("stopped before its end; nothing was written")
-
-
-def _all_dtypes(model: Model) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
-    return model.dtypes.unet, model.dtypes.vae, model.dtypes.audio_encoder
-
-
-def _times(clocks: Clocks) -> tuple[StageTime, ...]:
-    return tuple(StageTime(clock.name, round(clock.seconds, 4), clock.frames) for clock in clocks.in_order())

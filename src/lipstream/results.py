@@ -53,11 +53,13 @@ class SyncResult:
 class GeneratedCrop:
     """The generated face of one frame, not pasted back.
 
-    index: position in the output. image: (resolution, resolution, 3) uint8 RGB. affine_matrix: (2, 3) float32, takes
-    the frame's pixels (x, y) to the aligned face of `lipstream.face.align.face_size(resolution)` pixels, which the
-    image is a resized version of. Both are None for a frame without a face.
+    index: position in the output. source_index: of the image that it was made from. image: (resolution, resolution, 3)
+    uint8 RGB. affine_matrix: (2, 3) float32, takes the frame's pixels (x, y) to the aligned face of
+    `lipstream.face.align.face_size(resolution)` pixels, which the image is a resized version of. Both are None for a
+    frame without a face.
     """
 
     index: int
+    source_index: int
     image: NDArray[np.uint8] | None
     affine_matrix: NDArray[np.float32] | None

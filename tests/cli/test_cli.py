@@ -287,31 +287,6 @@ def test_doctor_is_exit_1_where_no_run_is_possible(tmp_path: Path, monkeypatch: 
     assert "ok  disk" in doctor.stdout
 
 
-def test_the_exported_names() -> None:
-    assert set(lipstream.__all__) <= set(dir(lipstream))
-    assert sorted(lipstream.__all__) == [
-        "Cancelled",
-        "InputError",
-        "LipSync",
-        "LipstreamError",
-        "ModelError",
-        "NoFaceError",
-        "OutOfMemoryError",
-        "OutputError",
-        "Progress",
-        "RuntimeSettings",
-        "SettingsError",
-        "StageTime",
-        "SyncResult",
-        "SyncSettings",
-        "__version__",
-    ]
-    for name in lipstream.__all__:
-        assert getattr(lipstream, name) is not None
-    with pytest.raises(AttributeError, match="LipSink"):
-        _ = lipstream.LipSink
-
-
 def test_every_error_has_its_exit_code() -> None:
     codes = {
         lipstream.SettingsError: 2,

@@ -169,8 +169,8 @@ def test_what_cannot_be_compared(videos: list[Path], tmp_path: Path) -> None:
     assert "no.mp4" in error_line(run("compare", videos[0], tmp_path / "no.mp4", *output), 3)
     small = write_images(tmp_path / "small.mkv", [np.zeros((64, 64, 3), np.uint8)])
     line = error_line(run("compare", videos[0], small, *output), 3)
-    assert "small.mkv: is 64x64" in line
-    assert "must be 2" in error_line(run("compare", *videos[:2], *output, "--labels", "one"), 2)
+    assert "small.mkv: size 64x64" in line
+    assert "got 1 labels for 2 videos" in error_line(run("compare", *videos[:2], *output, "--labels", "one"), 2)
     assert "also an input" in error_line(run("compare", *videos[:2], "-o", videos[1], "--overwrite"), 6)
     (tmp_path / "text.mp4").write_text("no video")
     assert "text.mp4" in error_line(run("compare", videos[0], tmp_path / "text.mp4", *output), 3)

@@ -27,7 +27,7 @@ from lipstream_lab.bench import flops
 from lipstream_lab.bench.cases import Parts, Setting, make_sampling
 from lipstream_lab.bench.clips import prepare
 from lipstream_lab.cli import add_prune_arguments, run_prune
-from lipstream_lab.prune.search import Pruned, PruneSettings, drop_in_turn, search, table
+from lipstream_lab.prune.search import Pruned, PruneSettings, drop_greedily, search, table
 
 TIMESTEP = torch.tensor(401)
 CPU = torch.device("cpu")
@@ -247,28 +247,28 @@ class Indifferent:
 
 def test_the_last_cross_attention_is_kept(unet: UNet) -> None:
     indifferent: Any = Indifferent(unet)
-    tried = drop_in_turn([(name, 1.0) for name in parts(unet)], indifferent, indifferent, 0.97, lambda line: None)
+    tried = drop_greedily([(name, 1.0) for name in parts(unet)], indifferent, indifferent, 0.97, lambda line: None)
     kept = [one.name for one in tried if not one.is_dropped]
     assert kept == attentions(unet)[-1:]
 
 
 def test_the_search_drops_in_order_and_stays_above_the_floor(pruned: Pruned) -> None:
-    alone = [one.ssim_alone for one in pruned.tried]
+    alone = [one.ssim_alone for one in pruned.candidates]
     assert alone == sorted(alone, reverse=True)
-    assert len(pruned.tried) == 30
-    assert 1 < len(pruned.found.dropped) < 30
-    assert pruned.found.names == tuple(one.name for one in pruned.tried if one.is_dropped)
+    assert len(pruned.candidates) == 30
+    assert 1 < len(pruned.prune_list.dropped) < 30
+    assert pruned.prune_list.names == tuple(one.name for one in pruned.candidates if one.is_dropped)
     share = 1.0
-    for one in pruned.tried:
+    for one in pruned.candidates:
         assert one.is_dropped == (one.ssim is not None and one.ssim >= FLOOR)
         assert (one.ssim is None) == (one.ssim_alone < FLOOR)  # and not yet the last attention
         assert one.flop_share < share if one.is_dropped else one.flop_share == share
         share = one.flop_share
     assert 0 < share < 1
-    assert len(pruned.seconds_before) == len(pruned.seconds_after) == 2
+    assert len(pruned.before_s) == len(pruned.after_s) == 2
     text = table(pruned)
-    assert f"{len(pruned.found.dropped)} of 30 layers dropped" in text
-    assert all(one.name in text for one in pruned.tried)
+    assert f"{len(pruned.prune_list.dropped)} of 30 layers dropped" in text
+    assert all(one.name in text for one in pruned.candidates)
 
 
 @pytest.fixture
@@ -288,16 +288,16 @@ def pasted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 def test_a_run_with_the_list_generates_what_the_search_saw(
     pruned: Pruned, setting: Setting, pasted: list[Tensor], tmp_path: Path
 ) -> None:
-    pruned.found.write(tmp_path / "list.json")
+    pruned.prune_list.write(tmp_path / "list.json")
     inputs = prepare(tmp_path, None, None, duration_s=0.12, synthetic=None)
     runtime = replace(setting.runtime, pruned=tmp_path / "list.json")
     whole, detector = load_model("tiny", CPU, torch.float32), make_detector("mediapipe", CPU)
     lesser = load_model("tiny", CPU, torch.float32, pruned=tmp_path / "list.json")
-    seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.found.names))
+    seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.prune_list.names))
     settings = SyncSettings(texture="generated")
     result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4", settings)
     detector.close()
-    assert result.settings["pruned_layers"] == len(pruned.found.dropped)
+    assert result.settings["pruned_layers"] == len(pruned.prune_list.dropped)
     generated = [((face + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for face in pasted]
     assert len(generated) == 3
     for ours, expected in zip(generated, seen, strict=True):

@@ -89,8 +89,8 @@ def made_latents(tmp_path: Path) -> list[latents.LatentClip]:
     return latents.prepare(folder, tmp_path / "latents", made_vae(), made_mask(), CPU)
 
 
-def loop_of(steps: int, **words) -> LoopSettings:
-    return LoopSettings(steps=steps, warmup_steps=2, decay_steps=2, log_every=1, **words)
+def loop_of(steps: int, **options) -> LoopSettings:
+    return LoopSettings(steps=steps, warmup_steps=2, decay_steps=2, log_every=1, **options)
 
 
 def test_autoencoder_learns_made_crops(tmp_path):
@@ -114,7 +114,7 @@ def test_decoder_only_leaves_the_encoder_alone(tmp_path):
 def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
     clips = made_latents(tmp_path)
     torch.manual_seed(0)
-    before = unet.Pair(SMALL_UNET, 4).state_dict()
+    before = unet.ConditionedUNet(SMALL_UNET, 4).state_dict()
     settings = loop_of(12, learning_rate=3e-3, ema_decay=0.5)
     after = unet.train(clips, made_vae(), made_mask(), tmp_path / "run", SMALL_UNET, settings, CPU).state_dict()
     losses = [line["loss"] for line in read_log(tmp_path / "run")]
@@ -150,7 +150,7 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", kill)
     resumed = train(tmp_path / "killed")
-    for part in ("module", "average", "beside"):
+    for part in ("module", "average", "auxiliary"):
         for name, value in whole[part].items():
             assert torch.equal(value, resumed[part][name]), name
     assert [line["step"] for line in read_log(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
@@ -167,45 +167,45 @@ def test_bundle_loads_with_the_products_loader_and_computes_the_same(tmp_path):
     autoencoder = made_vae()
     autoencoder.register_to_config(scaling_factor=0.5)
     torch.manual_seed(1)
-    pair = unet.Pair(SMALL_UNET, 4).eval()
-    words = bundle.BundleSettings("made", 64, 64, POLYGON, num_frames=4)
+    model = unet.ConditionedUNet(SMALL_UNET, 4).eval()
+    description = bundle.BundleSettings("made", 64, 64, POLYGON, num_frames=4)
     for _ in range(2):  # the second replaces the first
-        bundle.write(tmp_path / "model", pair, autoencoder, SMALL_UNET, words)
+        bundle.write(tmp_path / "model", model, autoencoder, SMALL_UNET, description)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     model = load_model(tmp_path / "model", CPU, torch.float32)
     assert model.vae.config.scaling_factor == 0.5
     sample, audio = torch.randn(3, 13, 8, 8), torch.randn(3, 10, SMALL_UNET.audio_channels)
     with torch.inference_mode():
-        expected = pair.unet(sample, torch.tensor(999), audio, 3)
+        expected = model.unet(sample, torch.tensor(999), audio, 3)
         got = model.unet(sample, torch.tensor(999), audio, 3)
     assert torch.allclose(expected, got, atol=2e-2)
     mel = torch.randn(1, data.N_MELS, 3000)
     with torch.inference_mode():
-        assert torch.allclose(pair.audio_encoder(mel), model.audio_encoder(mel), atol=2e-2)
+        assert torch.allclose(model.audio_encoder(mel), model.audio_encoder(mel), atol=2e-2)
 
 
-def test_corrected_sound_tells_what_is_wanted():
+def test_features_with_a_shape_predict_that_shape():
     """Whatever the features; the channels that hold no shape stay, and in each group all move alike."""
     generator = torch.Generator().manual_seed(0)
     features, wanted = torch.randn(3, 10, 32, generator=generator), torch.randn(3, 2, generator=generator)
-    corrected = audio_encoder.corrected(features, wanted)
+    corrected = audio_encoder.with_shape(features, wanted)
     torch.testing.assert_close(audio_encoder.predicted_shape(corrected), wanted)
     assert torch.equal(corrected[..., :8], features[..., :8])
-    torch.testing.assert_close(audio_encoder.corrected(corrected, wanted), corrected)
+    torch.testing.assert_close(audio_encoder.with_shape(corrected, wanted), corrected)
 
 
-def test_truth_is_brought_to_the_scale_of_guesses(tmp_path):
-    """Scaled, true openings have the mean and the spread of what the encoder tells of the same clips."""
+def test_true_shapes_are_scaled_to_the_predictions(tmp_path):
+    """Scaled, true openings have the mean and the spread of the encoder's predictions for the same clips."""
     clips = made_latents(tmp_path)
-    encoder = unet.Pair(SMALL_UNET, 4).audio_encoder
-    gain, offset = audio_encoder.scale_of(encoder, clips, seed=0)
+    encoder = unet.ConditionedUNet(SMALL_UNET, 4).audio_encoder
+    gain, offset = audio_encoder.prediction_scale(encoder, clips, seed=0)
     draws = [audio_encoder._draw(clips, 32, torch.Generator().manual_seed(i)) for i in range(40)]
     with torch.no_grad():
         windows = [audio_encoder.feature_windows(encoder.convolve(mel), 12) for mel, _ in draws]
-        guessed = torch.cat([audio_encoder.predicted_shape(window) for window in windows])
-    true = torch.cat([said for _, said in draws]) * gain + offset
+        predicted = torch.cat([audio_encoder.predicted_shape(window) for window in windows])
+    true = torch.cat([target for _, target in draws]) * gain + offset
     for moment in (torch.mean, torch.std):
-        torch.testing.assert_close(moment(true[..., 0]), moment(guessed[..., 0]), rtol=0.1, atol=1e-3)
+        torch.testing.assert_close(moment(true[..., 0]), moment(predicted[..., 0]), rtol=0.1, atol=1e-3)
 
 
 def test_the_unet_gets_the_true_opening(tmp_path):
@@ -213,9 +213,11 @@ def test_the_unet_gets_the_true_opening(tmp_path):
     sampler = latents.Sampler(made_latents(tmp_path), made_mask(), footage_share=0.5, unconditional_share=0.5)
     batch = sampler.draw(6, 3, torch.Generator().manual_seed(0), CPU)
     torch.manual_seed(0)
-    pair, noise = unet.Pair(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
+    model, noise = unet.ConditionedUNet(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
     with torch.inference_mode():
-        change = pair.predict(batch, noise) - pair.predict(dataclasses.replace(batch, opening=1 - batch.opening), noise)
+        change = model.predict(batch, noise) - model.predict(
+            dataclasses.replace(batch, opening=1 - batch.opening), noise
+        )
     changed = change.unflatten(0, (6, 3)).abs().amax((1, 2, 3, 4)) > 0
     assert torch.equal(changed, batch.has_audio[:, 0, 0] > 0)
 
@@ -224,23 +226,23 @@ def test_other_voices_are_near_the_true_one():
     """Every clip of a batch gets its own voice; the loud part of a tone stays within a few bands of where it was."""
     mel = torch.zeros(4, data.N_MELS, 20)
     mel[:, 40] = 2
-    made = augment.other_voices(mel, torch.Generator().manual_seed(0))
+    made = augment.vary_voices(mel, torch.Generator().manual_seed(0))
     assert made.shape == mel.shape
     assert not torch.equal(made[0], made[1])
     loudest = made.mean(-1).argmax(1)
     assert int((loudest - 40).abs().max()) <= 7
-    assert torch.equal(made, augment.other_voices(mel, torch.Generator().manual_seed(0)))
+    assert torch.equal(made, augment.vary_voices(mel, torch.Generator().manual_seed(0)))
 
 
 @torch.inference_mode()
 def test_training_and_inference_have_the_same_audio_features(tmp_path):
     """Features of a window in training equal the product's rows for the same frames, positions and all."""
-    pair = unet.Pair(SMALL_UNET, 4)
+    model = unet.ConditionedUNet(SMALL_UNET, 4)
     samples = (0.1 * np.random.default_rng(0).standard_normal(16000 * 3)).astype(np.float32)
-    whole = list(frame_windows(feature_rows(lambda: [samples], pair.audio_encoder), 75))
+    whole = list(frame_windows(feature_rows(lambda: [samples], model.audio_encoder), 75))
     first, n_frames = 20, 5
     mel = data.mel_of_frames(data.normalised_mel(samples), first, n_frames)[None]
-    features = pair.encode_audio(mel, torch.tensor([first]), n_frames)
+    features = model.encode_audio(mel, torch.tensor([first]), n_frames)
     assert torch.allclose(features, torch.stack(whole[first : first + n_frames]), atol=1e-5)
 
 
@@ -294,7 +296,7 @@ def test_variation_is_the_same_for_all_frames():
         assert np.array_equal(frame, varied.crops[0])
 
 
-def made_spoken(n_frames: int = 40) -> SpeechSample:
+def made_speech(n_frames: int = 40) -> SpeechSample:
     samples = np.random.default_rng(1).normal(0, 0.1, n_frames * 640).astype(np.float32)
     opening = (np.arange(n_frames) / n_frames).astype(np.float32)
     return SpeechSample(samples, opening, np.ones(n_frames, np.float32))
@@ -309,11 +311,11 @@ def test_dubbed_face_says_the_other_speech():
         (128, y) for y in (120, 150, 170, 220, 20)
     ]
     found = [points] * 19 + [None]
-    spoken = made_spoken()
-    clip = dataset.dubbed_clip("d", footage, found, spoken, 20, torch.Generator().manual_seed(0))
-    first = int(np.flatnonzero(spoken.opening == clip.opening[0])[0])
-    assert np.array_equal(clip.opening, spoken.opening[first : first + 20])
-    assert np.array_equal(clip.mel, spoken.mel_window(first, 20).numpy())
+    speech = made_speech()
+    clip = dataset.dubbed_clip("d", footage, found, speech, 20, torch.Generator().manual_seed(0))
+    first = int(np.flatnonzero(speech.opening == clip.opening[0])[0])
+    assert np.array_equal(clip.opening, speech.opening[first : first + 20])
+    assert np.array_equal(clip.mel, speech.mel_window(first, 20).numpy())
     assert np.array_equal(clip.extra, footage.crops)
     assert np.array_equal(clip.crops[19], footage.crops[19])
     assert not np.array_equal(clip.crops[10, :, 35:50], footage.crops[10, :, 35:50])
@@ -321,7 +323,7 @@ def test_dubbed_face_says_the_other_speech():
 
 
 def test_masked_latents_of_a_dubbed_face_are_the_filmed_ones():
-    """The jaw of a dubbed face may not tell what it says."""
+    """The jaw of a dubbed face must not reveal the speech."""
     clip = dataclasses.replace(made_clip(kind="dubbed"), extra=made_clip("other").crops)
     as_filmed = dataclasses.replace(clip, kind="footage", crops=clip.extra, extra=clip.crops)
     mask = made_mask()
@@ -330,11 +332,11 @@ def test_masked_latents_of_a_dubbed_face_are_the_filmed_ones():
 
 
 def test_faster_speech_is_shorter_and_opens_as_far():
-    spoken = made_spoken()
-    faster = spoken.faster(1.25)
-    assert len(faster.samples) == pytest.approx(len(spoken.samples) / 1.25, abs=2)
+    speech = made_speech()
+    faster = speech.faster(1.25)
+    assert len(faster.samples) == pytest.approx(len(speech.samples) / 1.25, abs=2)
     assert len(faster.opening) == 32
-    assert faster.opening[8] == pytest.approx(spoken.opening[10])
+    assert faster.opening[8] == pytest.approx(speech.opening[10])
 
 
 @pytest.mark.parametrize("shift_ms", [-60.0, 0.0, 40.0])
@@ -342,10 +344,10 @@ def test_real_speech_is_at_the_frames_that_say_it(shift_ms):
     """Cut out of its video, the sound lies at the same frames as in the clip, however late it is in the file."""
     samples = np.random.default_rng(1).normal(0, 0.1, 16000 * 2).astype(np.float32)
     footage = made_clip(n_frames=30)
-    spoken = SpeechSample.real(samples, footage, shift_ms)
-    assert len(spoken.samples) == 30 * 640
+    speech = SpeechSample.real(samples, footage, shift_ms)
+    assert len(speech.samples) == 30 * 640
     start = 10 * 640 + round(shift_ms * 16)
-    assert np.array_equal(spoken.samples[10 * 640 : 11 * 640], samples[start : start + 640])
+    assert np.array_equal(speech.samples[10 * 640 : 11 * 640], samples[start : start + 640])
 
 
 def test_every_clip_draws_for_itself():
@@ -389,7 +391,7 @@ def test_mouth_follows_phonemes_and_loudness():
 
 
 @pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="needs espeak-ng")
-def test_espeak_tells_its_phonemes():
+def test_espeak_reports_its_phonemes():
     speech = espeak.Speaker().say("mama", "en-us")
     names = [phoneme.name for phoneme in speech.phonemes]
     assert names.count("m") == 2
@@ -419,7 +421,7 @@ def test_bundled_model_is_named():
 
 
 def test_lip_reader_reads_what_it_was_taught(tmp_path):
-    """Brighter latents stand for a mouth further open; the reader tells it of frames, and of their mixtures."""
+    """Brighter latents stand for a mouth further open; the reader estimates it for frames and their mixtures."""
     clips = made_latents(tmp_path)
     for clip in clips:
         clip.latents[: clip.n_frames] = clip.opening[:, None, None, None].half()
@@ -441,7 +443,7 @@ def test_lip_reader_is_taught_what_fooled_it(tmp_path):
     openings[:4] = float("nan")
     before = float(reader(grey).mean())
     with torch.autocast("cpu", torch.bfloat16):  # as a training step asks for it
-        taught = lip_reader.relearn(reader, grey, openings, clips, seed=1)
+        taught = lip_reader.update_reader(reader, grey, openings, clips, seed=1)
     assert abs(float(taught(grey).mean())) < min(0.15, abs(before))
     high, low = taught(torch.full((1, 4, 8, 8), 0.8)), taught(torch.full((1, 4, 8, 8), 0.2))
     assert float(high - low) > 0.3
@@ -454,12 +456,12 @@ def test_windows_without_sound_have_no_audio(tmp_path):
     batch = sampler.draw(12, 3, torch.Generator().manual_seed(0), CPU)
     assert 0 < float(batch.has_audio.sum()) < 12
     torch.manual_seed(0)
-    pair = unet.Pair(SMALL_UNET, 4).eval()
+    model = unet.ConditionedUNet(SMALL_UNET, 4).eval()
     other = dataclasses.replace(batch, mel=batch.mel + 1)
     with torch.inference_mode():
         noise = torch.randn(batch.latents.shape)
         change = (
-            (pair.predict(batch, noise) - pair.predict(other, noise)).unflatten(0, (12, 3)).abs().amax((1, 2, 3, 4))
+            (model.predict(batch, noise) - model.predict(other, noise)).unflatten(0, (12, 3)).abs().amax((1, 2, 3, 4))
         )
     assert torch.equal(change > 0, batch.has_audio[:, 0, 0] > 0)
 
@@ -476,14 +478,14 @@ def test_finishing_changes_the_decoder_alone(tmp_path):
     clips, autoencoder = made_latents(tmp_path), made_vae()
     before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
     torch.manual_seed(0)
-    pair = unet.Pair(SMALL_UNET, 4)
-    trained = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    model = unet.ConditionedUNet(SMALL_UNET, 4)
+    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     settings = decoder.FinishSettings(windows=2, num_frames=3, decoded_frames=4)
     after = decoder.train(
-        clips, pair, autoencoder, made_mask(), tmp_path / "finish", SMALL_UNET, settings, loop_of(3), CPU
+        clips, model, autoencoder, made_mask(), tmp_path / "finish", SMALL_UNET, settings, loop_of(3), CPU
     ).state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
-    assert all(torch.equal(trained[name], tensor) for name, tensor in pair.state_dict().items())
+    assert all(torch.equal(trained[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_texture_minds_strength_not_place():
@@ -504,9 +506,9 @@ def test_many_steps_begin_anywhere(tmp_path):
     batch = sampler.draw(1, 3, torch.Generator().manual_seed(0), CPU)
     other = dataclasses.replace(batch, latents=batch.latents + 1)
     torch.manual_seed(0)
-    pair, noise = unet.Pair(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
+    model, noise = unet.ConditionedUNet(SMALL_UNET, 4).eval(), torch.randn(batch.latents.shape)
     with torch.inference_mode():
         for timestep, seen in ((10, True), (unet.FIRST_TIMESTEP, False)):
             times = torch.tensor([timestep])
-            assert torch.equal(pair.predict(batch, noise, times), pair.predict(other, noise, times)) != seen
-        torch.testing.assert_close(pair.predict(batch, noise, times), pair.predict(batch, noise), atol=1e-4, rtol=0)
+            assert torch.equal(model.predict(batch, noise, times), model.predict(other, noise, times)) != seen
+        torch.testing.assert_close(model.predict(batch, noise, times), model.predict(batch, noise), atol=1e-4, rtol=0)

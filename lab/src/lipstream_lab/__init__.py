@@ -1,1 +1,1 @@
-"""Benchmarks, the search for layers to prune, and training, beside the product `lipstream`."""
+"""Benchmarks, layer pruning and training for `lipstream`."""

@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         parsed, unknown = super().parse_known_args(args, namespace)
-        options = [one.partition("=")[0] for one in unknown if one.startswith("-")]
+        options = [one.partition("=")[0] for one in unknown if one.startswith("--")]
         near = difflib.get_close_matches(options[0], self._option_string_actions, n=1) if options else []
         if near:
             raise SettingsError(f"{options[0]!r} is not an option", fix=f"did you mean {near[0]}?")

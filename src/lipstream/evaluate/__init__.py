@@ -1,1 +1,1 @@
-"""How good a result is: likeness to a reference, lips, videos side by side."""
+"""Quality of a result: similarity to a reference, mouth metrics, side-by-side videos."""

@@ -1,6 +1,6 @@
-"""Videos side by side: a labelled film with the speech, the figures beside it, and a sheet of moments.
+"""Compare videos side by side: a labelled video with sound, a JSON file of metrics and a contact sheet.
 
-Frames are taken at 25 per second, as a run takes them, and compared one moment of all videos at a time.
+Frames are resampled to 25 per second, as in a run, and compared at equal times, one time at a time.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ Image = NDArray[np.uint8]
 
 LABELS = ("original", "lip-synced", "optimised")
 
-# Levels of 255 by which a compressed frame's pixels may differ from the original's though nothing was generated there.
-_COMPRESSION = 8
-# What hardware that decodes H.264 goes up to; wider films are made smaller.
-_WIDEST_PX = 4096
-_MOMENTS = 8
+# Differences up to this (of 255) are compression artefacts, not generated pixels.
+_COMPRESSION_TOLERANCE = 8
+# Limit of most H.264 hardware decoders; wider output is downscaled.
+_MAX_WIDTH_PX = 4096
+_SHEET_COLUMNS = 8
 _THUMBNAIL_PX = 256
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the videos, and how many frames it has at 25 a second."""
+    """One input video. frames: its length at 25 frames per second."""
 
     label: str
     path: Path
@@ -57,9 +57,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared and what came of it. sound: the file that the film's is from, None where none has any.
+    """Result of a comparison.
 
-    quality: of the last video beside the one before it, in the region of `untouched`, the first, that was generated.
+    quality: metrics of the video labelled `measured` (the last) with `against` (the one before) as the reference, over
+    the pixels in which either differs from `untouched` (the first). sound: the file whose sound the output carries,
+    None if no input has any.
     """
 
     output: Path
@@ -74,23 +76,24 @@ class Comparison:
     quality: Quality
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as a JSON object; psnr_db is null where it is infinite."""
-        words: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        """Return the comparison as a JSON object; psnr_db is null if infinite."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         if self.quality.psnr_db == math.inf:
-            words["quality"]["psnr_db"] = None
-        return words
+            values["quality"]["psnr_db"] = None
+        return values
 
 
 def compare_videos(
     reference: Path, video: Path, original: Path | None = None, *, finder: MouthFinder | None = None
 ) -> Quality:
-    """How far a video is from another of the same size, as far as the shortest goes; of mouths only with a finder.
+    """Measure `video` against `reference`, up to the end of the shortest; mouth metrics only with a finder.
 
-    original: what both were made from, or None where the reference itself is; what differs from it by more than
-    compression changes was generated, and counts. Raises InputError for what cannot be read, or is of another size.
+    original: the video that both were generated from; None if that is the reference itself. Only generated pixels
+    count: those which differ from the original by more than compression artefacts. Raises InputError for a video that
+    cannot be read or has a different size.
     """
     meter = Meter(finder)
-    for images in _moments([original or reference, reference, video]):
+    for images in _aligned_frames([original or reference, reference, video]):
         meter.add(_compared(images))
     return meter.value()
 
@@ -103,27 +106,31 @@ def compare(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
-    """Write two or three videos side by side to `output`, the figures to its .json and a sheet of moments to its .png.
+    """Write two or three videos side by side to `output`, the metrics to its .json and a contact sheet to its .png.
 
-    videos: the original, one made from it, and another made from it. labels: as many, LABELS where None. Raises
-    InputError, OutputError, SettingsError, ModelError.
+    videos: the original, then one or two generated from it. labels: one per video, LABELS if None. Raises InputError,
+    OutputError, SettingsError and ModelError.
     """
     labels = labels or LABELS[: len(videos)]
     if len(labels) != len(videos):
-        raise SettingsError(f"labels = {','.join(labels)!r}: must be {len(videos)}, one a video, with commas between")
-    beside = output.with_suffix(".json"), output.with_suffix(".png")
+        raise SettingsError(
+            f"labels = {','.join(labels)!r}: got {len(labels)} labels for {len(videos)} videos",
+            fix="give one label per video, separated by commas",
+            setting="labels",
+        )
+    side_files = output.with_suffix(".json"), output.with_suffix(".png")
     check_output(output, inputs=videos, overwrite=overwrite)
-    for path in beside:
+    for path in side_files:
         check_beside(path, inputs=videos, overwrite=overwrite)
     _common_size(videos)
     sides = [Side(label, path, _count(path)) for label, path in zip(labels, videos, strict=True)]
     speech = _speech([*videos[1:], videos[0]])
     detector = make_detector("mediapipe", "cpu")
     with closing(detector), closing(MouthFinder(detector)) as finder:
-        quality, picture = _film(sides, output, speech, finder, overwrite, on_progress)
+        quality, picture = _write_video(sides, output, speech, finder, overwrite, on_progress)
     comparison = Comparison(
         output=output,
-        sheet=beside[1],
+        sheet=side_files[1],
         videos=tuple(sides),
         frames=quality.frames,
         duration_s=quality.frames / FRAME_RATE_HZ,
@@ -133,12 +140,12 @@ def compare(
         untouched=labels[0],
         quality=quality,
     )
-    write_png(beside[1], picture)
-    write_whole(beside[0], (json.dumps(comparison.to_dict(), indent=1) + "\n").encode())
+    write_png(side_files[1], picture)
+    write_whole(side_files[0], (json.dumps(comparison.to_dict(), indent=1) + "\n").encode())
     return comparison
 
 
-def _film(
+def _write_video(
     sides: Sequence[Side],
     output: Path,
     speech: SpeechInfo | None,
@@ -146,14 +153,14 @@ def _film(
     overwrite: bool,
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[Quality, Image]:
-    """Go through all videos once: write them, measure the last one, and keep a few moments for the sheet."""
+    """Read all videos once: write them side by side, measure the last one and collect the contact sheet."""
     paths, labels = [side.path for side in sides], [side.label for side in sides]
     info, (width, height) = probe(paths[0]), _common_size(paths)
     n_frames = min(side.frames for side in sides)
-    shown_height = min(height, _WIDEST_PX * height // (len(sides) * width))
+    shown_height = min(height, _MAX_WIDTH_PX * height // (len(sides) * width))
     shown_width = max(round(width * shown_height / height), 1)
     band = np.concatenate(_bands(labels, shown_width, 2 * max(shown_height // 24, 12)), axis=1)
-    wanted = set(np.linspace(0, n_frames - 1, _MOMENTS).round().astype(int).tolist())
+    sheet_frames = set(np.linspace(0, n_frames - 1, _SHEET_COLUMNS).round().astype(int).tolist())
     columns: list[list[Image]] = []
     meter, begun_s = Meter(finder), time.perf_counter()
     with VideoWriter(
@@ -169,11 +176,11 @@ def _film(
             "comment": f"Made with AI: compares videos with generated lip movements, by lipstream {__version__}."
         },
     ) as writer:
-        for index, images in enumerate(_moments(paths)):
+        for index, images in enumerate(_aligned_frames(paths)):
             meter.add(_compared(images))
             shown = images if shown_height == height else [resized(i, shown_height, shown_width) for i in images]
             writer.write(np.concatenate([band, np.concatenate(shown, axis=1)]))
-            if index in wanted:
+            if index in sheet_frames:
                 columns.append(_thumbnails(images, finder.detector))
             if on_progress is not None:
                 stage = StageTime("compare", time.perf_counter() - begun_s, index + 1)
@@ -184,25 +191,26 @@ def _film(
 
 
 def _compared(images: Sequence[Image]) -> Compared:
-    """A moment of the original, of what was made from it and, it may be, of what else was: the last beside the one."""
-    return Compared.generated(images[-2], images[-1], images[0], _COMPRESSION)
+    """Pair the last image with the one before it, given the first as the original. images: two or three, (h, w, 3)."""
+    return Compared.generated(images[-2], images[-1], images[0], _COMPRESSION_TOLERANCE)
 
 
-def _moments(paths: Sequence[Path]) -> Iterator[list[Image]]:
-    """One frame (h, w, 3) of each video at a time, until the first of them ends. Raises InputError."""
+def _aligned_frames(paths: Sequence[Path]) -> Iterator[list[Image]]:
+    """Yield one frame (h, w, 3) of each video per time step until the shortest ends. Raises InputError."""
     width, height = _common_size(paths)
     for frames in zip(*(read_frames(path) for path in paths), strict=False):
         yield [frame.image[:height, :width] for frame in frames]
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """The width and height that all have, but for a last column or row that was added to make an odd size even."""
+    """Return the common (width, height), ignoring a column or row that was padded to make an odd size even."""
     infos = [probe(path) for path in paths]
     for info in infos:
         if _even(info) != _even(infos[0]):
             raise InputError(
-                f"{info.path}: is {info.width}x{info.height}, {paths[0]} is {infos[0].width}x{infos[0].height};"
-                " only videos of one size can be compared"
+                f"size {info.width}x{info.height} differs from {infos[0].width}x{infos[0].height} of {paths[0]}",
+                file=info.path,
+                fix="scale the videos to one size",
             )
     return min(info.width for info in infos), min(info.height for info in infos)
 
@@ -217,17 +225,17 @@ def _count(path: Path) -> int:
 
 
 def _speech(paths: Sequence[Path]) -> SpeechInfo | None:
-    """The sound of the first video that has any."""
+    """Return the sound of the first video that has any."""
     for path in paths:
         try:
             return probe_speech(path)
-        except InputError:  # the pictures can be compared without
+        except InputError:  # sound is optional
             continue
     return None
 
 
 def _bands(labels: Sequence[str], width: int, height: int) -> list[Image]:
-    """Each label on a dark band of that size, in Pillow's own font."""
+    """Draw each label on a dark band of the given size (height, width, 3), in Pillow's default font."""
     try:
         from PIL import Image as Pictures
         from PIL import ImageDraw, ImageFont
@@ -244,7 +252,7 @@ def _bands(labels: Sequence[str], width: int, height: int) -> list[Image]:
 
 
 def _thumbnails(images: Sequence[Image], detector: Detector) -> list[Image]:
-    """The face of the first picture, cut alike from all; the middle of them where there is none."""
+    """Crop all images to the face in the first one, or to their centre if it shows none."""
     face_width, face_height = face_size(_THUMBNAIL_PX)
     width = round(_THUMBNAIL_PX * face_width / face_height)
     face = detector.detect(images[0])

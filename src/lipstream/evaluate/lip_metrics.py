@@ -1,4 +1,4 @@
-"""Whether two videos of one face move the mouth alike."""
+"""Mouth metrics of two videos of the same face: landmark distance and correlation of the opening."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lipstream.face.tracking import FaceTrack
 Image = NDArray[np.uint8]
 
 _CROP_PX = 256
-# A crop is the face's rectangle made square: this brings a mesh's points back to the rectangle's proportions.
+# A crop is the face rectangle stretched to a square; this undoes the stretch for mesh points.
 _PROPORTIONS = np.array(face_size(_CROP_PX)) / max(face_size(_CROP_PX))
 
 
 class MouthFinder:
-    """Finds the points of a face in crops that are cut alike from every picture.
+    """Finds face mesh points in crops that are cut with a given affine matrix.
 
-    The detector is not closed by `close`, only the mesh is. Raises ModelError where LiteRT cannot be used.
+    `close` closes the mesh, not the detector, which belongs to the caller. Raises ModelError if LiteRT cannot be used.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -30,7 +30,7 @@ class MouthFinder:
         self._mesh = FaceMesh()
 
     def points(self, image: Image, affine_matrix: NDArray[np.float32]) -> NDArray[np.float64] | None:
-        """Return the mesh points (468, 2) of the face that `affine_matrix` cuts out, in its proportions, or None."""
+        """Return the mesh points (468, 2) of the face that `affine_matrix` crops, in its proportions, or None."""
         crop = crop_face(image, affine_matrix, _CROP_PX)
         points = self._mesh.points(crop.permute(1, 2, 0).numpy())
         return None if points is None else points * _PROPORTIONS
@@ -41,9 +41,9 @@ class MouthFinder:
 
 
 class Mouths:
-    """Accumulates how far the mouth of one video is from another's, frame by frame, in order.
+    """Accumulates the mouth metrics of a video against a reference, frame by frame, in order.
 
-    frames_without: those in which a face was not found in one of them; they count in nothing else.
+    frames_without: frames in which one of the two shows no face; the metrics leave them out.
     """
 
     def __init__(self, finder: MouthFinder) -> None:
@@ -55,7 +55,7 @@ class Mouths:
         self.frames_without = 0
 
     def add(self, reference: Image, picture: Image, before: Image) -> None:
-        """Count one frame of both (h, w, 3). before: the frame in which the face of both is detected."""
+        """Add one frame of both (h, w, 3). before: the source frame, in which the face is detected for both."""
         face = self._finder.detector.detect(before)
         affine_matrix = self._track.update(self._frames, False, None if face is None else face.landmarks)
         self._frames += 1
@@ -71,16 +71,16 @@ class Mouths:
         self._openings.add(mouth_opening(one), mouth_opening(other))
 
     def landmark_distance(self) -> float | None:
-        """Return the mean distance of the inner lips' points over the height of the reference's face, or None."""
+        """Return the mean distance of the inner lips' points, in heights of the reference's face, or None."""
         return None if self._openings.count == 0 else self._distance / self._openings.count
 
     def opening_correlation(self) -> float | None:
-        """Return Pearson's correlation of the two mouths' openings over time; None where one does not move."""
+        """Return Pearson's correlation of the two mouth openings over time; None if one is constant."""
         return self._openings.value()
 
 
 class Correlation:
-    """Pearson's correlation of pairs that come one after another (Welford's sums: nothing is kept)."""
+    """Online Pearson correlation (Welford's algorithm)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -98,6 +98,6 @@ class Correlation:
         self._xy += before_x * (y - self._mean_y)
 
     def value(self) -> float | None:
-        """Return it, from -1 to 1; None where either is constant, or there are fewer than two pairs."""
+        """Return the correlation, -1 to 1; None if either variable is constant or there are fewer than two pairs."""
         spread = math.sqrt(self._xx * self._yy)
         return None if spread == 0 else self._xy / spread

@@ -1,6 +1,6 @@
-"""How far pictures are from those they are compared with, in the region that was repainted.
+"""Image metrics over the repainted region: PSNR, SSIM, flicker, and mouth metrics with a finder.
 
-Images are uint8 RGB (h, w, 3), gone through once and one frame at a time: memory does not grow with the clip.
+Images are uint8 RGB (h, w, 3). They are read once, one frame at a time, so memory does not grow with the clip.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lipstream.imaging import gaussian_blur
 Image = NDArray[np.uint8]
 Images = Iterable[Image]
 
-# Of Wang et al. 2004: a Gaussian window of 11 x 11 pixels, and constants for pixels from 0 to 255.
+# Wang et al. 2004: a Gaussian window of 11 x 11 pixels, and constants for pixels from 0 to 255.
 _RADIUS, _SIGMA = 5, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -30,13 +30,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Quality:
-    """How far pictures are from the reference's, over `frames` frames; None where it cannot be measured.
+    """Metrics of a clip against a reference, over `frames` frames; None where a metric is undefined.
 
-    frames_without_face: those where a mouth was not found in one of the two, left out of landmark_distance and
-    opening_correlation. All but these two look at the repainted region (see psnr_db). psnr_db: inf where all is equal.
-    ssim: 1 is equal. landmark_distance: of the inner lips' points, in heights of the face. opening_correlation: of how
-    far the mouth is open, over time. flicker and reference_flicker: mean absolute second difference over time of the
-    pictures and of the reference, levels of 255.
+    psnr_db, ssim, flicker and reference_flicker cover the repainted region (see the function psnr_db). psnr_db is inf
+    and ssim 1 for equal clips. landmark_distance: mean distance of the inner lips' mesh points, in face heights.
+    opening_correlation: Pearson's r of the mouth opening over time. flicker and reference_flicker: mean absolute second
+    difference over time of the clip and of the reference, in levels of 255. frames_without_face: frames in which the
+    mouth was not found in one of the two; the two mouth metrics leave them out.
     """
 
     frames: int
@@ -57,7 +57,7 @@ def measure(
     tolerance: int = 0,
     finder: MouthFinder | None = None,
 ) -> Quality:
-    """All figures in one pass over the pictures; those of mouths only with a finder. As `psnr_db` otherwise."""
+    """Compute all metrics in one pass; mouth metrics only with a finder. Other arguments are those of `psnr_db`."""
     meter = Meter(finder)
     for frames in compared(reference, pictures, untouched, tolerance):
         meter.add(frames)
@@ -65,11 +65,11 @@ def measure(
 
 
 def psnr_db(reference: Images, pictures: Images, untouched: Images | None = None, tolerance: int = 0) -> float | None:
-    """Peak signal-to-noise ratio of uint8 pictures (h, w, 3) beside the reference's, dB; inf where they are equal.
+    """Return the peak signal-to-noise ratio in dB of uint8 images (h, w, 3); inf if equal, None if no pixel counts.
 
-    untouched: the frames before anything was generated; only pixels that differ from them in either picture count,
-    since the rest is equal whatever the settings. tolerance: levels of 255 by which a pixel may differ and still be
-    untouched, for frames that were compressed. None where no pixel counts.
+    untouched: the source frames. Only pixels that differ from them in either clip count, since all others are equal
+    for any settings; None counts every pixel. tolerance: differences up to this many levels of 255 are taken for
+    compression artefacts.
     """
     psnr = Psnr()
     for frames in compared(reference, pictures, untouched, tolerance):
@@ -78,10 +78,10 @@ def psnr_db(reference: Images, pictures: Images, untouched: Images | None = None
 
 
 def ssim(reference: Images, pictures: Images, untouched: Images | None = None, tolerance: int = 0) -> float | None:
-    """Structural similarity of uint8 pictures (h, w, 3) with the reference's, at most 1, which is equal.
+    """Return the structural similarity of uint8 images (h, w, 3), at most 1 (equal); None if no pixel counts.
 
-    After Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity": on luma, the
-    mean over the pixels that count, of all frames together. Which ones do, and None: as for `psnr_db`.
+    Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity": computed on luma and
+    averaged over the counted pixels of all frames. Arguments are those of `psnr_db`.
     """
     similarity = Ssim()
     for frames in compared(reference, pictures, untouched, tolerance):
@@ -90,18 +90,18 @@ def ssim(reference: Images, pictures: Images, untouched: Images | None = None, t
 
 
 def flicker(pictures: Images, counts: Iterable[NDArray[np.bool_]]) -> float | None:
-    """Mean absolute second difference over time, |before - 2 now + after|, levels of 255; a still's is 0.
+    """Return the mean absolute second difference over time, |previous - 2 current + next|, in levels of 255.
 
-    counts: which pixels of each picture do, (h, w). None where none does, or where there are fewer than three pictures.
+    counts: the pixels of each image to include, (h, w) bool. None if there are none, or fewer than three images.
     """
-    unrest = Flicker()
+    total = Flicker()
     for image, places in zip(pictures, counts, strict=True):
-        unrest.add(image, places)
-    return unrest.value()
+        total.add(image, places)
+    return total.value()
 
 
 class Compared(NamedTuple):
-    """A frame of both sides and the same frame of the source (h, w, 3), and which pixels count: (h, w) bool."""
+    """One frame of both clips and of the source (h, w, 3), and the pixels to include: (h, w) bool."""
 
     reference: Image
     picture: Image
@@ -110,7 +110,7 @@ class Compared(NamedTuple):
 
     @classmethod
     def generated(cls, reference: Image, picture: Image, before: Image, tolerance: int) -> Compared:
-        """With those pixels counting that differ from the frame before in either picture."""
+        """Include the pixels in which either image differs from the source by more than `tolerance`."""
         counts = _differs(reference, before, tolerance) | _differs(picture, before, tolerance)
         return cls(reference, picture, before, counts)
 
@@ -118,7 +118,7 @@ class Compared(NamedTuple):
 def compared(
     reference: Images, pictures: Images, untouched: Images | None = None, tolerance: int = 0
 ) -> Iterator[Compared]:
-    """The frames of all side by side. Raises ValueError where one has more than another."""
+    """Yield the frames of all clips together. Raises ValueError if their lengths differ."""
     if untouched is None:
         for one, other in zip(reference, pictures, strict=True):
             yield Compared(one, other, one, np.ones(one.shape[:2], np.bool_))
@@ -128,13 +128,13 @@ def compared(
 
 
 def _differs(image: Image, before: Image, tolerance: int) -> NDArray[np.bool_]:
-    """Where an image differs from that before by more than `tolerance` in any channel: (h, w)."""
+    """Return the mask (h, w) of pixels that differ by more than `tolerance` in any channel."""
     difference = np.maximum(image, before) - np.minimum(image, before)
     return np.asarray((difference > tolerance).any(axis=-1))
 
 
 class Meter:
-    """Adds up `Quality` frame by frame, in order; mouths only with a finder."""
+    """Accumulates `Quality` frame by frame, in order; mouth metrics only with a finder."""
 
     def __init__(self, finder: MouthFinder | None = None) -> None:
         self._frames = 0
@@ -143,7 +143,7 @@ class Meter:
         self._mouths = None if finder is None else Mouths(finder)
 
     def add(self, frames: Compared) -> None:
-        """Count one frame."""
+        """Add one frame."""
         self._frames += 1
         self._psnr.add(frames)
         self._ssim.add(frames)
@@ -153,7 +153,7 @@ class Meter:
             self._mouths.add(frames.reference, frames.picture, frames.before)
 
     def value(self) -> Quality:
-        """Of all frames so far."""
+        """Return the metric over all frames so far."""
         mouths = self._mouths
         return Quality(
             frames=self._frames,
@@ -168,32 +168,32 @@ class Meter:
 
 
 class Psnr:
-    """Adds up `psnr_db` frame by frame."""
+    """Accumulates `psnr_db` frame by frame."""
 
     def __init__(self) -> None:
         self._squares, self._count = 0, 0
 
     def add(self, frames: Compared) -> None:
-        """Count one frame's pixels."""
+        """Add one frame."""
         difference = frames.reference[frames.counts].astype(np.int64) - frames.picture[frames.counts]
         self._squares += int(np.square(difference).sum())
         self._count += difference.size
 
     def value(self) -> float | None:
-        """Of all frames so far, dB."""
+        """Return the ratio over all frames so far, in dB."""
         if self._count == 0:
             return None
         return math.inf if self._squares == 0 else 10 * math.log10(255**2 * self._count / self._squares)
 
 
 class Ssim:
-    """Adds up `ssim` frame by frame."""
+    """Accumulates `ssim` frame by frame."""
 
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0
 
     def add(self, frames: Compared) -> None:
-        """Count one frame's pixels. Only the part of the frame that they lie in, and its margin, is looked at."""
+        """Add one frame. Only the bounding box of its counted pixels, plus a margin, is computed."""
         if not frames.counts.any():
             return
         rows, columns = (_span(np.asarray(frames.counts.any(axis=axis))) for axis in (1, 0))
@@ -204,19 +204,19 @@ class Ssim:
         self._count += len(found)
 
     def value(self) -> float | None:
-        """Of all frames so far."""
+        """Return the metric over all frames so far."""
         return None if self._count == 0 else self._sum / self._count
 
 
 class Flicker:
-    """Adds up `flicker` frame by frame, in order; holds two frames."""
+    """Accumulates `flicker` frame by frame, in order; keeps the last two frames."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[Image, NDArray[np.bool_]]] = deque(maxlen=2)
         self._sum, self._count = 0, 0
 
     def add(self, image: Image, counts: NDArray[np.bool_]) -> None:
-        """Take the next frame: (h, w, 3), and which of its pixels count, (h, w)."""
+        """Add the next frame (h, w, 3). counts: its pixels to include, (h, w) bool."""
         if len(self._held) == 2:
             (first, _), (middle, places) = self._held
             past, now, then = (frame[places].astype(np.int32) for frame in (first, middle, image))
@@ -225,12 +225,12 @@ class Flicker:
         self._held.append((image, counts))
 
     def value(self) -> float | None:
-        """Of all frames so far that have one before and one after."""
+        """Return the mean over all frames so far that have a previous and a next one."""
         return None if self._count == 0 else self._sum / self._count
 
 
 def ssim_map(one: Tensor, other: Tensor) -> Tensor:
-    """The similarity at every pixel of two pictures (h, w), float32 from 0 to 255; mirrored beyond their edges."""
+    """Return the similarity (h, w) at every pixel of two images (h, w), float32 from 0 to 255; borders are mirrored."""
     mean_one, mean_other, square_one, square_other, product = (
         gaussian_blur(plane, _RADIUS, _SIGMA) for plane in (one, other, one * one, other * other, one * other)
     )
@@ -240,11 +240,11 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _span(holds: NDArray[np.bool_]) -> slice:
-    """From the first to the last place that holds, with a window's margin."""
+    """Return the slice from the first to the last True, widened by the window's radius."""
     places = np.nonzero(holds)[0]
     return slice(max(int(places[0]) - _RADIUS, 0), int(places[-1]) + _RADIUS + 1)
 
 
 def _luma(image: Image) -> Tensor:
-    """An image (h, w, 3) as grey (h, w) float32, from 0 to 255."""
+    """Convert an image (h, w, 3) to luma (h, w), float32 from 0 to 255."""
     return torch.from_numpy(image.astype(np.float32) @ _LUMA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,14 @@ class Detector(Protocol):
         """Let go of the models. No thread may be in `detect`."""
 
 
+@runtime_checkable
+class MultiFaceDetector(Detector, Protocol):
+    """A detector that can be asked for all faces, so that one can be chosen among them."""
+
+    def detect_all(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Return all usable faces of a frame, from the largest to the smallest; `detect` returns the first."""
+
+
 def has_room_for_a_face(image: NDArray[np.uint8]) -> bool:
     """Whether a frame (h, w, 3) is as large as the smallest usable face; the libraries choke on thinner ones."""
     height, width = image.shape[:2]
@@ -65,20 +73,24 @@ def is_near(face: Face, held: Face) -> bool:
     return bool(moved < _NEAR * held_size and 1 / _ALIKE < size / held_size < _ALIKE)
 
 
-def choose(candidates: Iterable[Face]) -> Face | None:
-    """The largest usable face, the first of equals, or None.
+def usable(candidates: Iterable[Face]) -> list[Face]:
+    """Return the usable faces from the largest to the smallest, equals in their order.
 
     Dropped, as in the published code: narrower than 50 pixels or lower than 80, width / height above 1.5 or
     below 0.2, score below 0.5. Boxes count in whole pixels.
     """
-    chosen, largest = None, 0
-    for face in candidates:
-        left, top, right, bottom = (int(value) for value in face.box)
-        width, height = right - left, bottom - top
-        if width < _MIN_WIDTH or height < _MIN_HEIGHT or face.score < _MIN_SCORE:
-            continue
-        if not _MIN_ASPECT <= width / height <= _MAX_ASPECT:
-            continue
-        if width * height > largest:
-            chosen, largest = face, width * height
-    return chosen
+    areas = [(face, _usable_area(face)) for face in candidates]
+    return [face for face, area in sorted(areas, key=lambda pair: -pair[1]) if area > 0]
+
+
+def choose(candidates: Iterable[Face]) -> Face | None:
+    """Return the largest usable face, the first of equals, or None."""
+    return next(iter(usable(candidates)), None)
+
+
+def _usable_area(face: Face) -> int:
+    left, top, right, bottom = (int(value) for value in face.box)
+    width, height = right - left, bottom - top
+    if width < _MIN_WIDTH or height < _MIN_HEIGHT or face.score < _MIN_SCORE:
+        return 0
+    return width * height if _MIN_ASPECT <= width / height <= _MAX_ASPECT else 0

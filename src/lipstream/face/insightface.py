@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from lipstream.errors import ModelError
-from lipstream.face.detector import Face, choose, has_room_for_a_face
+from lipstream.face.detector import Face, has_room_for_a_face, usable
 from lipstream.face.fetch import fetch_archive
 from lipstream.face.quiet import IMPORT_ERRORS, Problem, import_problem, own_prints_dropped
 
@@ -75,13 +75,20 @@ class InsightFaceDetector:
 
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
         """Return the largest usable face of a uint8 RGB frame (h, w, 3), or None."""
+        # Landmarks of the chosen face only; the library's own `get` takes those of every face in the frame.
+        return next(iter(self._detect(image, 1)), None)
+
+    def detect_all(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Return all usable faces of a uint8 RGB frame (h, w, 3), from the largest to the smallest."""
+        return self._detect(image, None)
+
+    def _detect(self, image: NDArray[np.uint8], n_largest: int | None) -> list[Face]:
         if not has_room_for_a_face(image):
-            return None
+            return []
         with self._as_model_error("use --detector mediapipe, or --device cpu"), self._callers:
             bgr = self._cv2.cvtColor(np.ascontiguousarray(image), self._cv2.COLOR_RGB2BGR)
-            chosen = choose(self._boxes(bgr))
-            # Landmarks of the chosen face only; the library's own `get` takes those of every face in the frame.
-            return None if chosen is None else replace(chosen, landmarks=self._landmarks(bgr, chosen))
+            chosen = usable(self._boxes(bgr))[:n_largest]
+            return [replace(face, landmarks=self._landmarks(bgr, face)) for face in chosen]
 
     def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
         """As `detect`: how far off a search of the surroundings alone would be has not been measured."""

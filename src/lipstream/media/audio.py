@@ -100,28 +100,6 @@ def read_mono(path: str | Path, sample_rate_hz: int = MODEL_SAMPLE_RATE_HZ) -> G
         yield from _to_mono(blocks, sample_rate_hz)
 
 
-def mono_of(samples: Samples, sample_rate_hz: int) -> Generator[Samples, None, None]:
-    """Yield samples in memory as `read_mono` yields a recording's: mono, 16 kHz, in blocks.
-
-    samples: (n,) or (channels, n), floating point, 1.0 being full scale. Raises InputError for another shape or type,
-    or no sample; logs one warning where some are not finite, which are silence.
-    """
-    planar = np.atleast_2d(np.asarray(samples))
-    if planar.ndim != 2 or planar.dtype.kind != "f" or planar.shape[1] == 0:
-        raise InputError(
-            f"samples of shape {np.shape(samples)} and type {planar.dtype} are not speech",
-            fix="give floating-point samples (n,) or (channels, n) in [-1, 1]",
-        )
-    is_valid = np.abs(planar) <= _LARGEST_SAMPLE
-    if not is_valid.all():
-        n_invalid = is_valid.size - int(np.count_nonzero(is_valid))
-        logger.warning("%d samples are not finite numbers or far too loud; they are replaced by silence", n_invalid)
-        planar = np.where(is_valid, planar, 0)
-    parts = (planar[:, i : i + sample_rate_hz] for i in range(0, planar.shape[1], sample_rate_hz))
-    blocks = (_Block(part.astype(np.float32), sample_rate_hz, "", 0) for part in parts)
-    yield from _to_mono(blocks, MODEL_SAMPLE_RATE_HZ)
-
-
 class SharedSpeech:
     """One decoding of a recording for two readers: the model, and the output's sound track some way behind it.
 
@@ -209,6 +187,20 @@ def resample(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Sa
     yield tail[: max(0, n_left)]
 
 
+def mixed_down(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
+    """Resample the mean of the channels of (channels, n) blocks: (n,) blocks in [-1, 1]."""
+    for samples in resample((block.mean(0) for block in blocks), from_hz, to_hz):
+        yield np.clip(samples, -1.0, 1.0)
+
+
+def without_invalid(samples: Samples) -> tuple[Samples, int]:
+    """Return the samples, silence in place of those that are not finite or far beyond full scale, and their number."""
+    if np.abs(samples).max() <= _LARGEST_SAMPLE:  # False for NaN too
+        return samples, 0
+    is_valid = np.abs(samples) <= _LARGEST_SAMPLE
+    return np.where(is_valid, samples, np.float32(0)), is_valid.size - int(np.count_nonzero(is_valid))
+
+
 def _samples(frames: Iterable[AudioFrame]) -> list[Samples]:
     return [np.asarray(frame.to_ndarray()[0], np.float32) for frame in frames]
 
@@ -280,13 +272,12 @@ def _to_mono(blocks: Iterator[_Block], sample_rate_hz: int) -> Generator[Samples
     if first is None:
         return
 
-    def mono() -> Iterator[Samples]:
-        yield first.samples.mean(0)
+    def samples() -> Iterator[Samples]:
+        yield first.samples
         for block in blocks:
-            yield block.samples.mean(0)
+            yield block.samples
 
-    for samples in resample(mono(), first.sample_rate_hz, sample_rate_hz):
-        yield np.clip(samples, -1.0, 1.0)
+    yield from mixed_down(samples(), first.sample_rate_hz, sample_rate_hz)
 
 
 def _with_channels(block: _Block, info: SpeechInfo) -> Samples:
@@ -308,12 +299,7 @@ def _decode(path: Path) -> Generator[AudioFrame, None, None]:
 
 
 def _block(frame: AudioFrame) -> _Block:
-    samples = _planar(frame)
-    n_invalid = 0
-    if not np.abs(samples).max() <= _LARGEST_SAMPLE:  # true for NaN too
-        is_valid = np.abs(samples) <= _LARGEST_SAMPLE
-        n_invalid = is_valid.size - int(np.count_nonzero(is_valid))
-        samples = np.where(is_valid, samples, np.float32(0))
+    samples, n_invalid = without_invalid(_planar(frame))
     return _Block(samples, frame.sample_rate, frame.layout.name, n_invalid)
 
 

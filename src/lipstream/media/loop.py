@@ -12,7 +12,7 @@ import itertools
 import logging
 import zlib
 from array import array
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from lipstream.errors import InputError, SettingsError
+from lipstream.errors import InputError
 from lipstream.media.reader import Frame, Picture, VideoSource
 from lipstream.settings import FRAME_RATE_HZ, Loop
 
@@ -80,41 +80,6 @@ def read_looped(
         for index in range(n_yielded, n_frames):
             source_index, image = next(replay)
             yield Frame(index, source_index, True, image)
-
-
-def loop_images(images: Iterable[NDArray[np.uint8]], n_frames: int, loop: Loop) -> Generator[Frame, None, None]:
-    """Yield `n_frames` frames of images in memory, continuing past their end as `read_looped` does.
-
-    images: (height, width, 3) uint8 RGB, all of one size; each is copied. "pingpong" goes through them again, so they
-    must be a sequence then (a list, an array) if there are fewer than `n_frames`.
-
-    Raises InputError for an image of another size or type, or none at all; SettingsError where "pingpong" needs a
-    sequence.
-    """
-    n, image, size = 0, None, None
-    for image in itertools.islice(images, n_frames):
-        size = size or image.shape
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != size:
-            wanted = "(height, width, 3) uint8" if n == 0 else f"{size} uint8, as the first"
-            raise InputError(f"image {n} is {image.shape} {image.dtype}, not {wanted}", fix="convert the images first")
-        yield Frame(n, n, False, np.array(image, order="C"))
-        n += 1
-    if image is None:
-        raise InputError("no images", fix="give at least one")
-    if n == n_frames or loop == "trim":
-        return
-    if loop == "hold":
-        for index in range(n, n_frames):
-            yield Frame(index, n - 1, True, np.array(image, order="C"))
-        return
-    if not hasattr(images, "__getitem__"):
-        raise SettingsError(
-            'loop = "pingpong": the speech outlasts the images, which cannot be gone through backwards',
-            fix='give them as a list, or set loop="hold" or loop="trim"',
-        )
-    backwards_and_forwards = itertools.cycle((*reversed(range(n)), *range(n)))
-    for index, source_index in zip(range(n, n_frames), backwards_and_forwards, strict=False):
-        yield Frame(index, source_index, True, np.array(images[source_index], order="C"))
 
 
 def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:

@@ -99,9 +99,8 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             with clocks.write.running():
                 writer.write(picture)
             del picture
-            counts.frames_with_face += has_face
-            counts.frames_without += not has_face
-        if counts.frames_with_face + counts.frames_without == 0:
+            counts.add(has_face)
+        if counts.frames == 0:
             raise InputError("too short to be synced", file=job.speech.path, fix="give at least 0.04 s of speech")
         threads.check()
         with clocks.write.running(frames=0):  # the encoder holds many frames back

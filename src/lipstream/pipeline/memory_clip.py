@@ -1,9 +1,8 @@
-"""A clip whose images and samples are in memory, and the crops that go back there."""
+"""A clip whose images and samples are in memory, and the results that go back there."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,47 +10,71 @@ from numpy.typing import NDArray
 
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.errors import InputError
-from lipstream.media.audio import mono_of
-from lipstream.media.loop import loop_images
-from lipstream.pipeline.records import Clip, Components, Repainted
+from lipstream.media.memory import Images, Speech
+from lipstream.pipeline.clocks import Clocks, timed
+from lipstream.pipeline.first_face import no_face_in
+from lipstream.pipeline.line import crops, pictures
+from lipstream.pipeline.records import Clip, Components, Counts, Repainted
+from lipstream.pipeline.threads import ThreadGroup
 from lipstream.results import GeneratedCrop
-from lipstream.settings import FRAME_RATE_HZ, SyncSettings
+from lipstream.settings import SyncSettings
+
+_NAME = "images"
 
 
 def memory_clip(
-    components: Components,
-    images: Iterable[NDArray[np.uint8]],
-    samples: NDArray[np.floating[Any]],
-    sample_rate_hz: int,
-    settings: SyncSettings,
+    components: Components, images: Iterable[Any], speech: Speech, settings: SyncSettings, clocks: Clocks
 ) -> Clip:
-    """Return the clip of images (height, width, 3) uint8 RGB and samples (n,) or (channels, n); see LipSync.frames.
-
-    The first image is taken at once, the others when the run asks for them. Raises InputError, SettingsError.
-    """
-    if sample_rate_hz <= 0:
-        raise InputError(f"sample_rate_hz = {sample_rate_hz} is not a sample rate", fix="give samples per second")
-    n_mels = components.model.audio_encoder.config.n_mels
-    maximum = log_mel_maximum(mono_of(samples, sample_rate_hz), n_mels)
-    n_frames = max(1, round(FRAME_RATE_HZ * np.shape(samples)[-1] / sample_rate_hz))
-    frames = loop_images(images, n_frames, settings.loop)
-    first = next(frames)
-    height, width = first.image.shape[:2]
+    """Return the clip of images and speech; see `Images`. The first image is taken at once, the others as needed."""
+    source = Images(images, speech.n_frames, settings.loop)
     return Clip(
-        name="images",
-        width=width,
-        height=height,
-        frames=itertools.chain([first], frames),
-        samples=mono_of(samples, sample_rate_hz),
-        log_mel_max=maximum,
-        n_frames=n_frames,
+        name=_NAME,
+        width=source.width,
+        height=source.height,
+        frames=timed(source.frames(), clocks.read),
+        samples=[speech.samples],
+        log_mel_max=log_mel_maximum([speech.samples], components.model.audio_encoder.config.n_mels),
+        n_frames=speech.n_frames,
         settings=settings,
     )
 
 
-def to_generated_crop(repainted: Repainted) -> GeneratedCrop:
+def pasted_pictures(
+    components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of the output. Raises NoFaceError after the last one if none has a face."""
+    counts = Counts()
+    for picture, has_face in pictures(components, clip, clocks, threads):
+        counts.add(has_face)
+        yield picture
+        del picture
+    _check(counts)
+
+
+def generated_crops(
+    components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup
+) -> Iterator[GeneratedCrop]:
+    """Yield the generated faces of the output's frames. Raises NoFaceError after the last one if none has a face."""
+    counts = Counts()
+    for repainted in crops(components, clip, clocks, threads):
+        counts.add(repainted.face is not None)
+        yield _to_generated_crop(components, repainted)
+        del repainted
+    _check(counts)
+
+
+def _to_generated_crop(components: Components, repainted: Repainted) -> GeneratedCrop:
     """Return a generated crop as a picture; it is rounded down as a pasted one is (published behaviour)."""
-    if repainted.face is None:
-        return GeneratedCrop(repainted.frame.index, None, None)
-    image = repainted.face.div(2).add(0.5).clamp(0, 1).mul(255).permute(1, 2, 0).byte().cpu().numpy()
-    return GeneratedCrop(repainted.frame.index, image, repainted.affine_matrix)
+    frame, image, stream = repainted.frame, None, components.streams.composite
+    if repainted.face is not None:
+        with stream.running():
+            levels = repainted.face.div(2).add(0.5).clamp(0, 1).mul(255).permute(1, 2, 0).byte().contiguous()
+            image = stream.download(levels).numpy()
+    return GeneratedCrop(frame.index, frame.source_index, image, repainted.affine_matrix)
+
+
+def _check(counts: Counts) -> None:
+    if counts.frames == 0:
+        raise InputError("the speech is too short to be synced", fix="give at least 0.04 s of speech")
+    if counts.frames_with_face == 0:
+        raise no_face_in(_NAME, counts.frames)

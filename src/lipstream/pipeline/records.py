@@ -110,6 +110,16 @@ class Counts:
     frames_with_face: int = 0
     frames_without: int = 0
 
+    @property
+    def frames(self) -> int:
+        """Number of all frames."""
+        return self.frames_with_face + self.frames_without
+
+    def add(self, has_face: bool) -> None:
+        """Count a frame."""
+        self.frames_with_face += has_face
+        self.frames_without += not has_face
+
 
 @dataclass(frozen=True)
 class DeviceStreams:

@@ -1,1 +1,1 @@
-"""Where a run's time goes: per stage, per call, on a trace."""
+"""Profiling of a run: time per stage, per Python call, and a trace."""

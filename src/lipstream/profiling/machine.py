@@ -1,4 +1,4 @@
-"""What numbers were measured on: the machine, the versions, the commit; peak memory and the rate of a plain matmul."""
+"""Describe the machine, versions and commit of a measurement; measure peak memory and the matmul rate."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LARGEST_MATMUL = 16384
 
 
 def machine(device: torch.device) -> str:
-    """The processor, its cores, torch's threads and, for a CUDA device, the GPU."""
-    words = f"{_processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"
-    return f"{words}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else words
+    """Name the processor, its cores, torch's threads and, for a CUDA device, the GPU."""
+    text = f"{_processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"
+    return f"{text}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else text
 
 
 def _processor() -> str:
@@ -34,13 +34,13 @@ def _processor() -> str:
 
 
 def versions() -> str:
-    """lipstream's own version and those of what it computes with."""
-    words = f"lipstream {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{words}, PyAV {av.__version__}"
+    """Return the versions of lipstream, Python, torch and PyAV."""
+    versions = (f"lipstream {__version__}", f"Python {platform.python_version()}", f"torch {torch.__version__}")
+    return ", ".join((*versions, f"PyAV {av.__version__}"))
 
 
 def commit() -> str:
-    """The commit that lipstream runs from, with a + where files differ from it; empty where it is no checkout."""
+    """Return the short hash of the checkout, with a + if files differ from it; empty outside a checkout."""
     folder = Path(__file__).parent
     try:
         name = _git(folder, "rev-parse", "--short", "HEAD")
@@ -49,28 +49,28 @@ def commit() -> str:
         return ""
 
 
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given; the CPU has."""
+    """Wait until the device has finished its queued work; returns at once for the CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 class PeakMemory:
-    """Peak memory of the process and of its CUDA device since the last `reset`, MB; None where not measurable."""
+    """Peak memory in MB of the process and its CUDA device since the last `reset`; None if not measurable."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._can_reset = False
 
     def reset(self) -> None:
-        """Forget what was before."""
+        """Start a new peak from the memory in use now."""
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes what is in memory now
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak resident set size
             self._can_reset = True
         except OSError:
             self._can_reset = False
@@ -78,32 +78,32 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def host_mb(self) -> float | None:
-        """Of the process, everything that is loaded included."""
+        """Return the peak resident set size of the process."""
         if not self._can_reset:
             return None
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)
 
     def device_mb(self) -> float | None:
-        """Of torch's tensors on the device, everything that is loaded included."""
+        """Return the peak of torch's allocations on the CUDA device."""
         return torch.cuda.max_memory_allocated(self._device) / 1e6 if self._device.type == "cuda" else None
 
 
 class MatrixRate:
-    """What a device does at most, near enough: a matmul of square matrices large enough to be timed."""
+    """Measures the matmul rate of a device, an estimate of its attainable peak, with square matrices."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         size = 256
         while True:
             self._matrix = torch.randn(size, size, device=device).to(dtype)
-            self._seconds()  # the first of its size
+            self._seconds()  # warm-up at this size
             if self._seconds() > _MATMUL_S or size >= _LARGEST_MATMUL:
                 break
             size *= 2
 
     def flop_per_s(self) -> float:
-        """Measured now: the median of three."""
+        """Return the rate measured now, the median of three."""
         return 2 * len(self._matrix) ** 3 / statistics.median(self._seconds() for _ in range(3))
 
     def _seconds(self) -> float:

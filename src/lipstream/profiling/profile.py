@@ -1,8 +1,9 @@
-"""One sync, looked at closely: its stages, its calls and a picture of it in time."""
+"""Profile one run: time per stage, Python calls and a trace."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -11,19 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lipstream.errors import OutputError
+from lipstream.errors import OutputError, SettingsError
 from lipstream.face.registry import make_detector
 from lipstream.lipsync import LipSync
 from lipstream.models.load import load_model
 from lipstream.pipeline.clocks import Clocks, StageClock
 from lipstream.pipeline.file_job import probe_inputs
 from lipstream.profiling import machine
-from lipstream.profiling.call_profile import CallProfiles
+from lipstream.profiling.call_profile import CallProfile
 from lipstream.profiling.trace import Trace
 from lipstream.results import Progress, SyncResult
 from lipstream.runtime.cpu import cores
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
+
+logger = logging.getLogger(__name__)
 
 CLIP, CALLS, STAGES, TABLE, TRACE = "synced.mp4", "profile.pstats", "stages.json", "stages.md", "trace.json"
 
@@ -43,9 +46,9 @@ _HEADINGS = {
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of a run; seconds are summed over its threads (see docs/measuring.md).
+    """Times of one stage; seconds are summed over its threads (see docs/measuring.md).
 
-    frames_per_s: what it would do by itself on its threads. share: of all stages' seconds.
+    frames_per_s: throughput of the stage alone, on its threads. share: of the seconds of all stages.
     """
 
     name: str
@@ -62,7 +65,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What a profiled sync took. stages_cpu_s is part of process_cpu_s, with which libraries' own threads come."""
+    """Result of a profiled run. process_cpu_s also contains the libraries' own threads, stages_cpu_s does not."""
 
     stages: tuple[StageRow, ...]
     slowest: str
@@ -80,14 +83,14 @@ class Report:
     commit: str
 
     def table(self) -> str:
-        """The stages as a Markdown table."""
+        """Return the stages as a Markdown table."""
         rows = [list(_HEADINGS.values())] + [[_cell(getattr(row, name)) for name in _HEADINGS] for row in self.stages]
         widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
         lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
         return "\n".join([lines[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *lines[1:]])
 
     def summary(self) -> str:
-        """In words: the slowest stage, and wall time beside CPU time."""
+        """Return two lines of text: the slowest stage, and wall time with CPU time."""
         slowest = next(row for row in self.stages if row.name == self.slowest)
         return (
             f"slowest stage: {slowest.name}, {slowest.frames_per_s:.1f} frames a second by itself\n"
@@ -109,13 +112,14 @@ def profile_sync(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
-    """Sync into `folder` and write there what the run did: the clip, its calls, its stages and a trace.
+    """Run once and write the clip, the call profile, the stage table and the trace into `folder`.
 
-    layers: the U-Net's parts on the trace, which slows the run. overwrite: replace a former profile. Raises what
-    LipSync raises, and OutputError for a folder that cannot be written.
+    layers: record the U-Net's layers in the trace, which slows the run. overwrite: replace an earlier profile. Raises
+    what LipSync raises, and OutputError if the folder cannot be written.
     """
     folder = Path(folder)
     _prepare(folder, overwrite=overwrite)
+    calls = _call_profile()
     probe_inputs(video, speech, folder / CLIP, overwrite=overwrite)  # before the model is loaded, or downloaded
     begun_s = time.perf_counter()
     device = torch_device(runtime)
@@ -124,13 +128,14 @@ def profile_sync(
     sync = LipSync(loaded, detector, runtime)
     load_s = time.perf_counter() - begun_s
 
-    trace, calls, clocks = Trace(), CallProfiles(), Clocks.start()
+    trace, clocks = Trace(), Clocks.start()
     for clock in clocks.in_order():
         clock.on_span = trace.add_stage
     with ExitStack() as recorders:
         if layers:
             recorders.enter_context(trace.layers_of(loaded.unet, device))
-        recorders.enter_context(calls.recording())
+        if calls is not None:
+            recorders.enter_context(calls.recording())
         begun_cpu_s = time.process_time()
         result = sync(
             video, speech, folder / CLIP, settings, overwrite=overwrite, on_progress=on_progress, clocks=clocks
@@ -140,27 +145,42 @@ def profile_sync(
 
     report = _report(result, clocks.in_order(), load_s, process_cpu_s, machine.machine(device))
     try:
-        calls.write(folder / CALLS)
+        if calls is not None:
+            calls.write(folder / CALLS)
         trace.write(folder / TRACE)
         (folder / STAGES).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
         (folder / TABLE).write_text(f"{report.table()}\n\n{report.summary()}\n", "utf-8")
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); free some space") from error
+        raise OutputError(f"cannot be written ({error.strerror})", file=folder, fix="free some space") from error
     return report
+
+
+def _call_profile() -> CallProfile | None:
+    """Return the call profiler; None, with a warning, if yappi is not installed: stages and trace do without it."""
+    try:
+        return CallProfile()
+    except SettingsError as error:
+        logger.warning("%s is not written: %s", CALLS, error)
+        return None
 
 
 def _prepare(folder: Path, *, overwrite: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made a folder ({error.strerror}); choose another with -o") from error
+        raise OutputError(
+            f"folder cannot be created ({error.strerror})", file=folder, fix="choose another with -o"
+        ) from error
     for name in (CALLS, STAGES, TABLE, TRACE):
-        if os.path.lexists(folder / name) and not overwrite:
-            raise OutputError(f"{folder / name}: already exists; choose another folder or add --overwrite")
+        if not os.path.lexists(folder / name):
+            continue
+        if not overwrite:
+            raise OutputError("already exists", file=folder / name, fix="choose another folder or add --overwrite")
+        (folder / name).unlink()
 
 
 def _report(
-    result: SyncResult, clocks: Iterable[StageClock], load_s: float, process_cpu_s: float, machine_words: str
+    result: SyncResult, clocks: Iterable[StageClock], load_s: float, process_cpu_s: float, machine_name: str
 ) -> Report:
     stages = _rows(list(clocks))
     return Report(
@@ -175,7 +195,7 @@ def _report(
         process_cpu_s=round(process_cpu_s, 4),
         cores=cores(),
         settings=result.settings,
-        machine=machine_words,
+        machine=machine_name,
         versions=machine.versions(),
         commit=machine.commit(),
     )

@@ -1,4 +1,4 @@
-"""A run as a picture in time: spans by thread, in the Trace Event Format that Perfetto and Chrome open.
+"""Record spans per thread and write them in the Trace Event Format, which Perfetto and Chrome open.
 
 Format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """
@@ -20,12 +20,12 @@ from torch import nn
 from lipstream.profiling.machine import wait_for
 
 _PROCESS = 1
-_FIRST_THREAD = 1  # viewers take thread 0 for the idle one, of no process
+_FIRST_THREAD = 1  # viewers treat thread 0 as the idle thread
 
 
 @dataclass(frozen=True)
 class Span:
-    """Something that a thread did. track: number of the thread, from 0. Times on perf_counter, s."""
+    """An interval of work of one thread. track: index of the thread. Times in seconds of perf_counter."""
 
     kind: str
     name: str
@@ -35,7 +35,7 @@ class Span:
 
 
 class Trace:
-    """Collects spans from any thread; one track a thread. Times count from the trace's making."""
+    """Collects spans from any thread, one track per thread. Times are relative to the creation of the trace."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -45,25 +45,25 @@ class Trace:
         self._lock = threading.Lock()
 
     def add_stage(self, name: str, begun_s: float, ended_s: float) -> None:
-        """A call of a stage, made by the calling thread (stages.OnSpan)."""
+        """Record a call of a stage in the calling thread (see StageClock.on_span)."""
         self._add("stage", name, begun_s, ended_s)
 
     @contextmanager
     def layers_of(self, unet: nn.Module, device: torch.device) -> Iterator[None]:
-        """Record each call of the network's parts: every module with parts of its own, and the outermost layers.
+        """Record each call of the network's modules that have children, and of its top-level layers.
 
-        The device is waited for around each, so that a span is the part's own time; the run as a whole gets slower.
+        Synchronises the device around each call, so that a span is the module's own time; this slows the run.
         """
-        here = _Open()
+        open_spans = _OpenSpans()
 
         def before(module: nn.Module, inputs: Any) -> None:
             wait_for(device)
-            here.begun_s.append(time.perf_counter())
+            open_spans.begun_s.append(time.perf_counter())
 
         def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 wait_for(device)
-                self._add("layer", name, here.begun_s.pop(), time.perf_counter())
+                self._add("layer", name, open_spans.begun_s.pop(), time.perf_counter())
 
             return hook
 
@@ -79,7 +79,7 @@ class Trace:
                 hook.remove()
 
     def write(self, path: Path) -> None:
-        """Write the trace as JSON, times in microseconds, each track in the order of time. Raises OSError."""
+        """Write the trace as JSON, times in microseconds, each track in time order. Raises OSError."""
         events: list[dict[str, Any]] = [_metadata("process_name", _FIRST_THREAD, "lipstream")]
         events += [_metadata("thread_name", thread, name) for thread, name in enumerate(self.threads, _FIRST_THREAD)]
         for span in sorted(self.spans, key=lambda span: (span.track, span.begun_s, -span.ended_s)):
@@ -105,8 +105,8 @@ class Trace:
             self.spans.append(Span(kind, name, track, begun_s, ended_s))
 
 
-class _Open(threading.local):
-    """When the parts that this thread is in began, the innermost last."""
+class _OpenSpans(threading.local):
+    """Start times of the module calls in progress in this thread, the innermost last."""
 
     def __init__(self) -> None:
         self.begun_s: list[float] = []

@@ -1,1 +1,1 @@
-"""Settings against one another: speed, memory, quality."""
+"""Benchmarks of settings: speed, memory and quality."""

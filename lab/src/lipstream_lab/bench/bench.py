@@ -1,11 +1,10 @@
-"""Settings against one another: in one process, in turns, warmed up, with median and spread."""
+"""Benchmark settings against each other: in one process, warmed up, interleaved, with median and spread."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,16 +22,20 @@ from lipstream.models.load import Model, load_model
 from lipstream.profiling import machine
 from lipstream.runtime.device import dtypes, torch_device, torch_dtype
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings
-from lipstream_lab.bench.cases import Parts, Setting, StageName, Subject, make_subject
-from lipstream_lab.bench.clips import Clip, Inputs, prepare
+from lipstream_lab.bench.cases import Case, Parts, Setting, StageName, make_case
+from lipstream_lab.bench.clips import Clip, Inputs, check_run_lengths, prepare
 from lipstream_lab.bench.csv_rows import Row
+from lipstream_lab.bench.turns import in_turns, timed
 
-Tell = Callable[[str], None]
-Keep = Callable[[Sequence[Row]], None]
+Report = Callable[[str], None]
+"""Receives lines of progress."""
 
-# Settings that take turns with one another. More would lie too far apart in time to be compared, and all would be lost
-# if the last was interrupted.
-_TOGETHER = 8
+Save = Callable[[Sequence[Row]], None]
+"""Receives the rows of a group as soon as they are measured."""
+
+# Settings that are interleaved. With more, the turns of one setting lie too far apart in time, and an interruption
+# loses more.
+_GROUP_SIZE = 8
 
 _DIGITS = {
     "psnr_db": 2,
@@ -46,10 +49,11 @@ _DIGITS = {
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is run, on what and how often.
+    """What to run, on which inputs and how often.
 
-    video and speech None: the bundled sample's. synthetic: width and height in px of a clip made instead.
-    duration_s: of the speech, whole where None. leave_out_failing: go on without a setting that cannot be run.
+    video, speech: None takes the bundled sample's. synthetic: (width, height) in pixels of a clip to generate instead
+    of a video. duration_s: use this much of the speech; None uses all. skip_failing: continue without a setting that
+    fails.
     """
 
     settings: tuple[Setting, ...]
@@ -59,30 +63,32 @@ class BenchSettings:
     synthetic: tuple[int, int] | None = None
     duration_s: float | None = None
     repeats: int = 5
-    leave_out_failing: bool = False
+    skip_failing: bool = False
 
     def __post_init__(self) -> None:
         if self.stage not in get_args(StageName):
-            raise SettingsError(f"stage = {self.stage!r}: must be one of {', '.join(get_args(StageName))}")
+            raise SettingsError(
+                f"stage = {self.stage!r}: not a stage",
+                fix=f"use one of {', '.join(get_args(StageName))}",
+                setting="stage",
+            )
         if self.video is not None and self.synthetic is not None:
-            raise SettingsError("a benchmark takes a video or a synthetic clip, not both")
-        if self.duration_s is not None and self.duration_s * FRAME_RATE_HZ < 1:
-            raise SettingsError(f"seconds = {self.duration_s}: must be at least {1 / FRAME_RATE_HZ}, one frame")
-        if self.repeats < 1:
-            raise SettingsError(f"repeats = {self.repeats}: must be at least 1")
+            raise SettingsError("a benchmark takes a video or a synthetic clip, not both", fix="leave one out")
+        check_run_lengths(self.duration_s, self.repeats, [setting.sync for setting in self.settings])
         if self.stage != "all" and len({setting.sync.resolution for setting in self.settings}) > 1:
-            raise SettingsError("the crops of one stage are compared pixel by pixel; give all settings one resolution")
-        if any(setting.sync.loop == "trim" for setting in self.settings):
-            raise SettingsError("loop = 'trim': a benchmark takes all the speech's frames; use pingpong or hold")
+            raise SettingsError(
+                "the crops of a stage are compared pixel by pixel and differ in size",
+                fix="give all settings one resolution",
+            )
 
 
 @dataclass
-class _Runs:
-    """What was measured of one setting so far. Memory: the peak of a run while no other model was loaded, MB."""
+class _Measured:
+    """Measurements of one setting so far. host_mb, device_mb: peaks of a run with no other model loaded."""
 
     setting: Setting
     parts: Parts
-    subject: Subject
+    case: Case
     quality: Quality | None = None
     host_mb: float | None = None
     device_mb: float | None = None
@@ -91,51 +97,51 @@ class _Runs:
     matrix_flop_per_s: list[float] = field(default_factory=list)
 
 
-def run(bench: BenchSettings, tell: Tell, keep: Keep) -> list[Row]:
-    """Run every setting once to warm up and compare it with the first, then `repeats` times in turns.
+def run(bench: BenchSettings, report: Report, save: Save) -> list[Row]:
+    """Run every setting once to warm up and to compare it with the first, then `repeats` times in turns.
 
-    Settings of one model come together, a few at a time, and no other model is in memory but the first setting's, which
-    takes turns with all of them. keep: given the rows of each few as soon as they are measured; where an error or an
-    interrupt ends the run, with the turns there were. Raises what loading and syncing raise; SettingsError for a device
-    this machine has not.
+    Settings that share a model are measured in groups. Only their model and that of the first setting, which takes
+    turns with every group, are in memory then. If an error or an interrupt ends the run, `save` still receives the rows
+    of the current group, with the turns completed so far. Raises what loading and running raise, and SettingsError for
+    a device that this machine does not have.
     """
     rows: list[Row] = []
     commit, versions = machine.commit(), machine.versions()
     with tempfile.TemporaryDirectory(prefix="lipstream-bench-") as name, closing(_Loaded()) as loaded:
         folder = Path(name)
         inputs = prepare(folder, bench.video, bench.speech, duration_s=bench.duration_s, synthetic=bench.synthetic)
-        comparison = _Comparison(bench, inputs, loaded, tell)
+        comparison = _Comparison(bench, inputs, loaded, report)
         for group in _groups(bench.settings):
-            runs: list[_Runs] = []
+            measured: list[_Measured] = []
             try:
-                comparison.measure(group, runs)
+                comparison.measure(group, measured)
             finally:
                 done = [
-                    _row(one, comparison.beside(runs), bench.stage, inputs.label, versions, commit)
-                    for one in runs
+                    _row(one, comparison.baseline(measured), bench.stage, inputs.label, versions, commit)
+                    for one in measured
                     if one.seconds and one.setting in group
                 ]
                 if done:
-                    keep(done)
+                    save(done)
                 rows += done
     return rows
 
 
 def _groups(settings: Sequence[Setting]) -> list[list[Setting]]:
-    """Settings of one model together, a few at a time; those of the first setting's model first."""
-    alike: dict[object, list[Setting]] = {}
+    """Group settings by model, at most _GROUP_SIZE in each, beginning with the first setting's model."""
+    by_model: dict[object, list[Setting]] = {}
     for setting in settings:
-        alike.setdefault(_model_key(setting), []).append(setting)
-    return [some[i : i + _TOGETHER] for some in alike.values() for i in range(0, len(some), _TOGETHER)]
+        by_model.setdefault(_model_key(setting), []).append(setting)
+    return [some[i : i + _GROUP_SIZE] for some in by_model.values() for i in range(0, len(some), _GROUP_SIZE)]
 
 
 def _model_key(setting: Setting) -> tuple[str, RuntimeSettings]:
-    """What a model is loaded by: all but how it is then run."""
+    """Return what determines the loaded model, that is all but the options of running it."""
     return setting.model, replace(setting.runtime, detector="auto", threads=None, batch=1, compile=False)
 
 
 class _Loaded:
-    """Models, detectors and what finds mouths, each loaded once however many settings share it."""
+    """Cache of models, detectors and the mouth finder, shared by settings."""
 
     def __init__(self) -> None:
         self._models: dict[tuple[str, RuntimeSettings], Model] = {}
@@ -159,18 +165,18 @@ class _Loaded:
         return self._detectors[key]
 
     def finder(self, setting: Setting) -> MouthFinder:
-        """With the setting's own detector. Raises ModelError where it cannot be used."""
+        """Return the mouth finder, with the setting's detector. Raises ModelError if it cannot be used."""
         self._finder = self._finder or MouthFinder(self._detector(setting))
         return self._finder
 
-    def forget_others(self, setting: Setting) -> None:
-        """Let go of all models but the setting's."""
+    def unload_others(self, setting: Setting) -> None:
+        """Free all models but the setting's."""
         key = _model_key(setting)
         self._models = {other: model for other, model in self._models.items() if other == key}
         gc.collect()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close the detectors and the finder."""
         if self._finder is not None:
             self._finder.close()
         for detector in self._detectors.values():
@@ -178,107 +184,101 @@ class _Loaded:
 
 
 class _Comparison:
-    """Measures groups of settings, each beside the first of all: its pictures are kept, and it takes turns with all."""
+    """Measures groups of settings against the first setting, the baseline of speed and quality."""
 
-    def __init__(self, bench: BenchSettings, inputs: Inputs, loaded: _Loaded, tell: Tell) -> None:
-        self._bench, self._inputs, self._loaded, self._tell = bench, inputs, loaded, tell
+    def __init__(self, bench: BenchSettings, inputs: Inputs, loaded: _Loaded, report: Report) -> None:
+        self._bench, self._inputs, self._loaded, self._report = bench, inputs, loaded, report
         self._first = bench.settings[0]
         self._reference: Images | None = None
         self._untouched: Images | None = None
         self._finder: MouthFinder | None = None
 
-    def measure(self, group: Sequence[Setting], runs: list[_Runs]) -> None:
-        """Fill `runs` with what each setting of a group does, and with the first of all where it is not in it."""
-        self._loaded.forget_others(group[0])
+    def measure(self, group: Sequence[Setting], measured: list[_Measured]) -> None:
+        """Append the measurements of each setting of a group, and of the baseline if it is not in it."""
+        self._loaded.unload_others(group[0])
         for setting in group:
             try:
-                one = self._ready(setting)
+                one = self._prepared(setting)
                 self._warm_up(one)
                 self._compare(one)
-            except (LipstreamError, RuntimeError) as error:  # RuntimeError: how torch says what it cannot do
-                if setting is self._first or not self._bench.leave_out_failing:
+            except (LipstreamError, RuntimeError) as error:  # torch raises RuntimeError for what it does not support
+                if setting is self._first or not self._bench.skip_failing:
                     raise
-                self._tell(f"{setting.name}: left out, {error}")
+                self._report(f"{setting.name}: skipped, {error}")
             else:
-                runs.append(one)
-        if not runs:
+                measured.append(one)
+        if not measured:
             return
-        if self.beside(runs) is None:
-            runs.append(self._ready(self._first))
-            runs[-1].subject.run()
-        self._take_turns(runs)
+        if self.baseline(measured) is None:
+            measured.append(self._prepared(self._first))
+            measured[-1].case.run()
+        self._take_turns(measured)
 
-    def beside(self, runs: Sequence[_Runs]) -> _Runs | None:
-        """The first of all settings, in these runs."""
-        return next((one for one in runs if one.setting is self._first), None)
+    def baseline(self, measured: Sequence[_Measured]) -> _Measured | None:
+        """Return the measurements of the first setting, if it is among them."""
+        return next((one for one in measured if one.setting is self._first), None)
 
-    def _ready(self, setting: Setting) -> _Runs:
+    def _prepared(self, setting: Setting) -> _Measured:
         parts = self._loaded.parts(setting)
-        return _Runs(setting, parts, make_subject(self._bench.stage, setting, parts, self._inputs))
+        return _Measured(setting, parts, make_case(self._bench.stage, setting, parts, self._inputs))
 
-    def _warm_up(self, one: _Runs) -> None:
-        peak = machine.PeakMemory(_place(one)[0])
+    def _warm_up(self, one: _Measured) -> None:
+        peak = machine.PeakMemory(_device_and_dtype(one)[0])
         peak.reset()
-        one.subject.run()
+        one.case.run()
         one.host_mb, one.device_mb = peak.host_mb(), peak.device_mb()
 
-    def _compare(self, one: _Runs) -> None:
-        pictures = None if one.subject.pictures is None else one.subject.pictures()
+    def _compare(self, one: _Measured) -> None:
+        pictures = None if one.case.pictures is None else one.case.pictures()
         if one.setting is self._first:
-            self._reference, self._untouched = pictures, one.subject.untouched
+            self._reference, self._untouched = pictures, one.case.untouched
             self._finder = self._find_mouths()
         elif pictures is not None and self._reference is not None:
             one.quality = measure(self._reference, pictures, self._untouched, finder=self._finder)
             if isinstance(pictures, Clip):
-                pictures.path.unlink()  # without loss, it is large
-        self._tell(f"{one.setting.name}: warmed up{_described(one.quality)}")
+                pictures.path.unlink()  # lossless, so large
+        self._report(f"{one.setting.name}: warmed up{_described(one.quality)}")
 
     def _find_mouths(self) -> MouthFinder | None:
-        """None where there are no whole frames to find them in."""
+        """Return the mouth finder, or None if it cannot be used or the stage has no whole frames."""
         if self._bench.stage != "all":
             return None
         try:
             return self._loaded.finder(self._first)
         except ModelError as error:
-            self._tell(f"mouths are not compared: {error}")
+            self._report(f"no mouth metrics: {error}")
             return None
 
-    def _take_turns(self, runs: Sequence[_Runs]) -> None:
-        rates = {key: machine.MatrixRate(*key) for key in {_place(one) for one in runs}}
-        for turn in range(self._bench.repeats):
-            # There and back: what grows warmer or slower over time meets all settings alike.
-            for one in runs if turn % 2 == 0 else reversed(runs):
-                _measure(one, rates[_place(one)])
-                self._tell(f"turn {turn + 1} of {self._bench.repeats}: {one.setting.name} {one.seconds[-1]:.3f} s")
+    def _take_turns(self, measured: Sequence[_Measured]) -> None:
+        rates = {key: machine.MatrixRate(*key) for key in {_device_and_dtype(one) for one in measured}}
+        for turn, one in in_turns(measured, self._bench.repeats):
+            _measure(one, rates[_device_and_dtype(one)])
+            self._report(f"turn {turn} of {self._bench.repeats}: {one.setting.name} {one.seconds[-1]:.3f} s")
 
 
 def _described(quality: Quality | None) -> str:
     if quality is None:
         return ""
-    words = "" if quality.psnr_db is None else f", {quality.psnr_db:.1f} dB"
-    return words + ("" if quality.ssim is None else f", SSIM {quality.ssim:.4f}")
+    text = "" if quality.psnr_db is None else f", {quality.psnr_db:.1f} dB"
+    return text + ("" if quality.ssim is None else f", SSIM {quality.ssim:.4f}")
 
 
-def _place(one: _Runs) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(one: _Measured) -> tuple[torch.device, torch.dtype]:
     device = torch_device(one.setting.runtime)
     return device, torch_dtype(one.setting.runtime, device)
 
 
-def _measure(one: _Runs, rate: machine.MatrixRate) -> None:
-    device = _place(one)[0]
-    if one.subject.flop is not None:
+def _measure(one: _Measured, rate: machine.MatrixRate) -> None:
+    if one.case.flop is not None:
         one.matrix_flop_per_s.append(rate.flop_per_s())
-    machine.wait_for(device)
-    begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
-    one.subject.run()
-    machine.wait_for(device)
-    one.seconds.append(time.perf_counter() - begun_s)
-    one.cpu_s.append(time.process_time() - begun_cpu_s)
+    timing = timed(one.case.run, _device_and_dtype(one)[0])
+    one.seconds.append(timing.wall_s)
+    one.cpu_s.append(timing.cpu_s)
 
 
-def _row(one: _Runs, beside: _Runs | None, stage: str, label: str, versions: str, commit: str) -> Row:
-    device, dtype = _place(one)
-    seconds, flop, frames = statistics.median(one.seconds), one.subject.flop, one.subject.frames
+def _row(one: _Measured, baseline: _Measured | None, stage: str, label: str, versions: str, commit: str) -> Row:
+    device, dtype = _device_and_dtype(one)
+    seconds, flop, frames = statistics.median(one.seconds), one.case.flop, one.case.frames
     matrix = statistics.median(one.matrix_flop_per_s) if one.matrix_flop_per_s else None
     quality = one.quality
     return Row(
@@ -286,7 +286,7 @@ def _row(one: _Runs, beside: _Runs | None, stage: str, label: str, versions: str
         stage=stage,
         input=label,
         setting=one.setting.name,
-        words=one.setting.text,
+        options=one.setting.text,
         model=one.parts.model.config.name,
         device=str(device),
         precision=str(dtype).removeprefix("torch."),
@@ -295,7 +295,7 @@ def _row(one: _Runs, beside: _Runs | None, stage: str, label: str, versions: str
         seconds=round(seconds, 4),
         seconds_min=round(min(one.seconds), 4),
         seconds_max=round(max(one.seconds), 4),
-        speedup=_rounded(statistics.median(beside.seconds) / seconds if beside and beside.seconds else None, 3),
+        speedup=_rounded(statistics.median(baseline.seconds) / seconds if baseline and baseline.seconds else None, 3),
         frames_per_s=round(frames / seconds, 3),
         real_time_factor=round(seconds * FRAME_RATE_HZ / frames, 4),
         cpu_s=round(statistics.median(one.cpu_s), 4),
@@ -305,7 +305,7 @@ def _row(one: _Runs, beside: _Runs | None, stage: str, label: str, versions: str
         matrix_share=None if flop is None or matrix is None else round(flop / seconds / matrix, 4),
         peak_host_mb=_rounded(one.host_mb, 1),
         peak_device_mb=_rounded(one.device_mb, 1),
-        **_figures(quality),
+        **_metrics(quality),
         frames_without_face=None if quality is None else quality.frames_without_face,
         machine=machine.machine(device),
         versions=versions,
@@ -313,7 +313,7 @@ def _row(one: _Runs, beside: _Runs | None, stage: str, label: str, versions: str
     )
 
 
-def _figures(quality: Quality | None) -> dict[str, float | None]:
+def _metrics(quality: Quality | None) -> dict[str, float | None]:
     return {
         name: None if quality is None else _rounded(getattr(quality, name), digits) for name, digits in _DIGITS.items()
     }

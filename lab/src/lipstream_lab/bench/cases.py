@@ -1,4 +1,4 @@
-"""What is timed: a whole sync, or one stage of it alone on inputs made beforehand."""
+"""Benchmark cases: a whole run, or one stage on prepared inputs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ StageName = Literal["align", "composite", "detect", "features", "unet", "vae", "
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of a benchmark: what is run, under its name. text: the words that it was given as."""
+    """One row of a benchmark. text: the options as the user gave them."""
 
     name: str
     text: str
@@ -57,19 +57,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a setting runs with, loaded."""
+    """The loaded model and detector of a setting."""
 
     model: Model
     detector: Detector
 
 
 @dataclass(frozen=True)
-class Subject:
+class Case:
     """Something to time.
 
-    run: the work itself, on all `frames` frames. flop: what that has the networks do, None where there are none.
-    pictures: does the work once more and gives what came of it, None where that is no picture. untouched: the same
-    frames as they were.
+    run: does the work, on all `frames` frames. flop: floating-point operations of its networks, None if it has none.
+    pictures: does the work again and returns the images, None if it makes no images. untouched: the source frames of
+    these images.
     """
 
     run: Callable[[], Any]
@@ -79,13 +79,13 @@ class Subject:
     untouched: Images | None = None
 
 
-def make_subject(stage: StageName, setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
-    """Make ready what the stage needs, so that `run` does its work and nothing else.
+def make_case(stage: StageName, setting: Setting, parts: Parts, inputs: Inputs) -> Case:
+    """Prepare the inputs of the stage, so that `run` does its work and nothing else.
 
-    Raises InputError, NoFaceError.
+    Raises InputError and NoFaceError.
     """
     if stage == "all":
-        return _sync(setting, parts, inputs)
+        return _whole_run(setting, parts, inputs)
     if stage == "features":
         return _features(setting, parts, inputs)
     if stage == "unet":
@@ -101,7 +101,7 @@ def make_subject(stage: StageName, setting: Setting, parts: Parts, inputs: Input
     return _vae(setting, parts, faces)
 
 
-def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
+def _whole_run(setting: Setting, parts: Parts, inputs: Inputs) -> Case:
     sync = LipSync(parts.model, parts.detector, setting.runtime)
     folder = Path(tempfile.mkdtemp(dir=inputs.folder))
 
@@ -110,7 +110,7 @@ def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
         sync(inputs.video, inputs.speech, folder / "lossless.mp4", lossless, overwrite=True)
         return Clip(folder / "lossless.mp4", inputs.n_frames)
 
-    return Subject(
+    return Case(
         run=lambda: sync(inputs.video, inputs.speech, folder / "out.mp4", setting.sync, overwrite=True),
         frames=inputs.n_frames,
         flop=_flop(setting, inputs.n_frames).total,
@@ -119,31 +119,31 @@ def _sync(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
     )
 
 
-def _features(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
-    return Subject(
+def _features(setting: Setting, parts: Parts, inputs: Inputs) -> Case:
+    return Case(
         run=lambda: _audio_features(parts, inputs),
         frames=inputs.n_frames,
         flop=_flop(setting, inputs.n_frames).features,
     )
 
 
-def _detect(setting: Setting, parts: Parts, frames: list[Frame]) -> Subject:
+def _detect(setting: Setting, parts: Parts, frames: list[Frame]) -> Case:
     images = [frame.image for frame in frames]
-    return Subject(run=lambda: _mapped(parts.detector.detect, images, setting, "detect"), frames=len(frames))
+    return Case(run=lambda: _mapped(parts.detector.detect, images, setting, "detect"), frames=len(frames))
 
 
-def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    cut_out = _cutting(setting, parts)
+def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Case:
+    crop_all = _cropper(setting, parts)
     tracked = [(face.frame, face.affine_matrix) for face in faces]
 
     def run() -> list[Aligned]:
-        return cut_out(tracked)
+        return crop_all(tracked)
 
-    return Subject(run, len(faces), pictures=lambda: [_image(crop) for crop in _crops(run())])
+    return Case(run, len(faces), pictures=lambda: [_image(crop) for crop in _crops(run())])
 
 
-def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    """Pastes the crops back, darkened, so that every generated pixel changes."""
+def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Case:
+    """Paste darkened crops back, so that every generated pixel changes."""
     config, geometry = parts.model.config, face_geometry(setting.runtime)
     crops = torch.stack(_crops(faces))
     generated = conditioning.to_pixels(crops // 2)
@@ -152,7 +152,7 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
         generated = keep_texture(generated, conditioning.to_pixels(crops), mask)
 
     def repainted() -> list[Repainted]:
-        """On frames of its own: they are changed in place."""
+        """Return the items on copies of the frames, which are changed in place."""
         frames = [replace(face.frame, image=face.frame.image.copy()) for face in faces]
         return [Repainted(frames[i], face.affine_matrix, generated[i]) for i, face in enumerate(faces)]
 
@@ -163,7 +163,7 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
             return [image for image, _ in by_groups(into_frames, items, geometry, StageClock("composite"), threads)]
 
     timed = repainted()
-    return Subject(
+    return Case(
         run=lambda: paste(timed),
         frames=len(faces),
         pictures=lambda: paste(repainted()),
@@ -171,8 +171,8 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     )
 
 
-def _vae(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
-    """Encodes masked and whole crops and decodes as many: what a run does once per window."""
+def _vae(setting: Setting, parts: Parts, faces: list[Aligned]) -> Case:
+    """Encode masked and whole crops and decode as many, as a run does for each window."""
     batches = _batches(setting, parts, faces, None)
     channels = parts.model.config.unet.out_channels
 
@@ -180,19 +180,19 @@ def _vae(setting: Setting, parts: Parts, faces: list[Aligned]) -> Subject:
     def run() -> list[Tensor]:
         decoded = []
         for pixels, mask, audio, num_frames in batches:
-            seen = conditioning.condition(parts.model.vae, pixels, mask, audio, num_frames)
-            decoded.append(conditioning.decode(parts.model.vae, seen.channels[:, -channels:]))
+            conditions = conditioning.condition(parts.model.vae, pixels, mask, audio, num_frames)
+            decoded.append(conditioning.decode(parts.model.vae, conditions.channels[:, -channels:]))
         return decoded
 
     flop = _flop(setting, len(faces)).vae
-    return Subject(run, len(faces), flop, pictures=lambda: _images(run()))
+    return Case(run, len(faces), flop, pictures=lambda: _images(run()))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sampling loop over a clip, with all that comes before it done; any U-Net of the model's shape may run it.
+    """The sampling loop over a clip with its inputs prepared; runs with any U-Net of the model's shape.
 
-    crops: (faces, 3, res, res), uint8, on the CPU. batches: what conditions each U-Net call, in their order.
+    crops: (faces, 3, res, res) uint8, on the CPU. batches: conditioning of each U-Net call, in order.
     mask: (1, res, res), 1 where a crop is kept. noise: (1, C, h, w).
     """
 
@@ -205,23 +205,23 @@ class Sampling:
 
     @torch.inference_mode()
     def run(self, unet: UNet) -> list[Tensor]:
-        """Latents (faces of a call, C, h, w) of every call."""
+        """Return the latents of each call: (faces, C, h, w)."""
         config, denoiser = self.model.config, UNetDenoiser(unet)
         sampling = self.setting.sync.sampling(config.num_inference_steps, config.guidance_scale)
-        return [sample(denoiser, config.scheduler, self.noise, seen, sampling) for seen in self.batches]
+        return [sample(denoiser, config.scheduler, self.noise, conditions, sampling) for conditions in self.batches]
 
     @torch.inference_mode()
     def decoded(self, unet: UNet) -> list[Tensor]:
-        """Pixels (faces of a call, 3, res, res), about [-1, 1], of every call."""
+        """Return the decoded pixels of each call: (faces, 3, res, res), about [-1, 1]."""
         return [conditioning.decode(self.model.vae, latents) for latents in self.run(unet)]
 
     def pictures(self, unet: UNet) -> Images:
-        """The crops with their region repainted, as they are pasted into the frames."""
+        """Return the generated faces as they are pasted into the frames."""
         repainted = torch.cat(self.decoded(unet))
         return _images([conditioning.keep_surroundings(repainted, self._pixels(), self.mask)])
 
     def untouched(self) -> Images:
-        """The crops as they are."""
+        """Return the source crops."""
         return [_image(crop) for crop in self.crops]
 
     def _pixels(self) -> Tensor:
@@ -229,7 +229,7 @@ class Sampling:
 
 
 def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
-    """Find and cut out the faces, compute the audio features and encode both. Raises InputError, NoFaceError."""
+    """Detect and crop the faces, compute audio features and encodings. Raises InputError, NoFaceError."""
     faces, model = _align_all(setting, parts, _frames(inputs, setting)), parts.model
     audio_features, size = _audio_features(parts, inputs), model.latent_size(_resolution(setting, parts))
     batches = _batches(setting, parts, faces, audio_features)
@@ -245,12 +245,12 @@ def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
         )
 
 
-def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Subject:
-    """The sampling loop alone; encoding comes before, decoding after."""
+def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Case:
+    """Time the sampling loop alone, without encoding and decoding."""
     sampling, unet = make_sampling(setting, parts, inputs), parts.model.unet
     frames = len(sampling.crops)
     flop = _flop(setting, frames).unet
-    return Subject(lambda: sampling.run(unet), frames, flop, lambda: _images(sampling.decoded(unet)))
+    return Case(lambda: sampling.run(unet), frames, flop, lambda: _images(sampling.decoded(unet)))
 
 
 def _flop(setting: Setting, n_frames: int) -> flops.Flop:
@@ -268,27 +268,27 @@ def _frames(inputs: Inputs, setting: Setting) -> list[Frame]:
 
 
 def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Aligned]:
-    """Every frame with a face, found and cut out."""
+    """Detect, track and crop; frames without a face are left out. Raises NoFaceError if none has one."""
     track, tracked = FaceTrack(_resolution(setting, parts)), []
     for index, found in enumerate(_mapped(parts.detector.detect, [frame.image for frame in frames], setting, "detect")):
         affine_matrix = track.update(index, False, None if found is None else found.landmarks)
         if affine_matrix is not None:
             tracked.append((frames[index], affine_matrix))
     if not tracked:
-        raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark; name another video")
-    return _cutting(setting, parts)(tracked)
+        raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark", fix="give another video")
+    return _cropper(setting, parts)(tracked)
 
 
-def _cutting(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, Matrix | None]]], list[Aligned]]:
-    """What cuts the faces out of frames, as the line does."""
+def _cropper(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, Matrix | None]]], list[Aligned]]:
+    """Return a function that crops the faces of frames, as the pipeline does."""
     geometry = face_geometry(setting.runtime)
-    cut = partial(align, _resolution(setting, parts), DeviceStream(geometry.device))
+    crop = partial(align, _resolution(setting, parts), DeviceStream(geometry.device))
 
-    def cut_all(tracked: Iterable[tuple[Frame, Matrix | None]]) -> list[Aligned]:
+    def crop_all(tracked: Iterable[tuple[Frame, Matrix | None]]) -> list[Aligned]:
         with ThreadGroup() as threads:
-            return list(by_groups(cut, tracked, geometry, StageClock("align"), threads))
+            return list(by_groups(crop, tracked, geometry, StageClock("align"), threads))
 
-    return cut_all
+    return crop_all
 
 
 def _crops(faces: Iterable[Aligned]) -> list[Tensor]:
@@ -303,7 +303,7 @@ def _audio_features(parts: Parts, inputs: Inputs) -> list[Tensor]:
 def _batches(
     setting: Setting, parts: Parts, faces: list[Aligned], audio_features: list[Tensor] | None
 ) -> list[tuple[Tensor, Tensor, Tensor, int]]:
-    """Pixels, mask, audio and frames a window of each U-Net call, on the device; no audio where nobody listens."""
+    """Return (pixels, mask, audio, frames per window) of each U-Net call, on the device; empty audio if None."""
     config, device = parts.model.config, torch_device(setting.runtime)
     mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(device)
     batches, first = [], 0
@@ -322,7 +322,7 @@ def _mapped(function: Callable[[Any], Any], items: Iterable[Any], setting: Setti
 
 
 def _images(batches: Iterable[Tensor]) -> Images:
-    """Pixels (n, 3, h, w) in [-1, 1] as images."""
+    """Convert pixels (n, 3, h, w) in [-1, 1] to uint8 images (h, w, 3)."""
     return [_image(((p + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)) for batch in batches for p in batch]
 
 

@@ -1,10 +1,10 @@
-"""What a benchmark runs on: the files named, the bundled sample, or a clip made on the spot."""
+"""Inputs of a benchmark: given files, the bundled sample, or a synthetic clip."""
 
 from __future__ import annotations
 
 import itertools
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +20,16 @@ from lipstream.media.color import ColorTags
 from lipstream.media.loop import read_looped
 from lipstream.media.reader import probe
 from lipstream.media.writer import VideoWriter
-from lipstream.settings import FRAME_RATE_HZ, Loop
+from lipstream.settings import FRAME_RATE_HZ, Loop, SyncSettings
 
 _SMALLEST_PX, _LARGEST_PX = 160, 8192
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A clip and the speech it is synced to, which lasts `n_frames` frames.
+    """A video and a recording that lasts `n_frames` frames.
 
-    label: what they are, for the table. folder: for files on the way.
+    label: description for the table. folder: for temporary files.
     """
 
     label: str
@@ -41,13 +41,29 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Clip:
-    """The images of a video file (h, w, 3), uint8 RGB, decoded again each time they are gone through."""
+    """The images (h, w, 3) uint8 RGB of a video file, decoded again on each iteration."""
 
     path: Path
     n_frames: int
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return (frame.image for frame in read_looped(self.path, self.n_frames, "trim"))
+
+
+def check_run_lengths(duration_s: float | None, repeats: int, settings: Iterable[SyncSettings]) -> None:
+    """Check the options that every measurement on a clip has. Raises SettingsError."""
+    if duration_s is not None and duration_s * FRAME_RATE_HZ < 1:
+        raise SettingsError(
+            f"seconds = {duration_s}: shorter than one frame",
+            fix=f"use at least {1 / FRAME_RATE_HZ}",
+            setting="seconds",
+        )
+    if repeats < 1:
+        raise SettingsError(f"repeats = {repeats}: nothing to measure", fix="use at least 1", setting="repeats")
+    if any(sync.loop == "trim" for sync in settings):
+        raise SettingsError(
+            "loop = 'trim': the number of frames must be that of the speech", fix="use pingpong or hold", setting="loop"
+        )
 
 
 def prepare(
@@ -58,10 +74,11 @@ def prepare(
     duration_s: float | None,
     synthetic: tuple[int, int] | None,
 ) -> Inputs:
-    """The files named, or the bundled sample's where there is none; cut or made ones are written to `folder`.
+    """Return the inputs: the given files or the bundled sample, trimmed or generated files being written to `folder`.
 
-    duration_s: of the speech, whole where None. synthetic: width and height in px of a clip to make: the bundled
-    portrait, enlarged to fill the frame's shorter side. Raises InputError, and SettingsError for a size out of range.
+    duration_s: use this much of the speech; None uses all. synthetic: (width, height) in pixels of a clip to generate
+    from the bundled portrait, scaled to the frame's shorter side. Raises InputError, and SettingsError for a size out
+    of range.
     """
     speech = speech or sample.SPEECH
     if duration_s is not None:
@@ -70,7 +87,10 @@ def prepare(
     if synthetic is not None:
         width, height = synthetic
         if not _SMALLEST_PX <= min(synthetic) <= max(synthetic) <= _LARGEST_PX:
-            raise SettingsError(f"synthetic {width}x{height}: must be from {_SMALLEST_PX} to {_LARGEST_PX} px each way")
+            raise SettingsError(
+                f"synthetic = {width}x{height}: out of range",
+                fix=f"use {_SMALLEST_PX} to {_LARGEST_PX} px for each side",
+            )
         video = write_clip(folder / "synthetic.mp4", _synthetic_images(width, height, n_frames), n_frames, crf=10)
         return Inputs(f"synthetic {width}x{height}, {n_frames} frames", folder, video, speech, n_frames)
     video = video or sample.VIDEO
@@ -79,7 +99,7 @@ def prepare(
 
 
 def untouched(inputs: Inputs, loop: Loop) -> Clip:
-    """Write the frames as a run reads them, once, as a run at crf 0 writes: no loss but for the colours' 4:2:0."""
+    """Return the source frames of a run as a lossless clip (but for 4:2:0 chroma), written on the first call."""
     clip = Clip(inputs.folder / "untouched.mp4", inputs.n_frames)
     if not clip.path.exists():
         images = (frame.image for frame in read_looped(inputs.video, inputs.n_frames, loop))
@@ -90,7 +110,7 @@ def untouched(inputs: Inputs, loop: Loop) -> Clip:
 def write_clip(
     path: Path, images: Iterator[NDArray[np.uint8]], n_frames: int, *, crf: int, color: ColorTags | None = None
 ) -> Path:
-    """A silent H.264 clip of images (h, w, 3), uint8 RGB, at 25 frames a second; as fast as it goes."""
+    """Write images (h, w, 3) uint8 RGB as a silent H.264 clip at 25 frames per second, with the fastest preset."""
     first = next(images)
     height, width = first.shape[:2]
     with VideoWriter(

@@ -1,4 +1,4 @@
-"""The rows of a benchmark and the CSV file that they are added to."""
+"""Rows of a benchmark and the CSV file they are appended to."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lipstream.errors import OutputError
 
 @dataclass(frozen=True)
 class Row:
-    """What one setting did; the columns are explained in docs/measuring.md. None where it cannot be measured."""
+    """Measurements of one setting; docs/measuring.md explains the columns. None if a value cannot be measured."""
 
     date: str
     stage: str
     input: str
     setting: str
-    words: str
+    options: str
     model: str
     device: str
     precision: str
@@ -50,18 +50,18 @@ class Row:
 
 
 def check_csv(path: Path) -> None:
-    """Refuse, before anything is run, a file that rows cannot be added to. Raises OutputError."""
+    """Check, before anything is run, that rows can be appended to the file. Raises OutputError."""
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: its folder does not exist; create {path.parent} first")
+        raise OutputError("its folder does not exist", file=path, fix=f"create {path.parent}")
     try:
         if path.exists() and path.stat().st_size and path.read_text("utf-8").splitlines()[0].split(",") != _COLUMNS:
-            raise OutputError(f"{path}: its columns are others; name another file with -o")
+            raise OutputError("has different columns", file=path, fix="choose another file with -o")
     except (OSError, UnicodeDecodeError) as error:
-        raise OutputError(f"{path}: cannot be added to ({error}); name another file with -o") from error
+        raise OutputError(f"cannot be appended to ({error})", file=path, fix="choose another file with -o") from error
 
 
 def add_to_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Add the rows to a CSV file, with a heading where it is new. Raises OutputError."""
+    """Append the rows to a CSV file, with a header if it is new. Raises OutputError."""
     check_csv(path)
     try:
         is_new = not path.exists() or path.stat().st_size == 0
@@ -71,7 +71,9 @@ def add_to_csv(path: Path, rows: Sequence[Row]) -> None:
                 writer.writeheader()
             writer.writerows(asdict(row) for row in rows)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another file with -o") from error
+        raise OutputError(
+            f"cannot be written ({error.strerror})", file=path, fix="choose another file with -o"
+        ) from error
 
 
 _COLUMNS = [column.name for column in fields(Row)]

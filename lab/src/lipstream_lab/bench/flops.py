@@ -1,4 +1,4 @@
-"""Count the arithmetic of a run's networks on the meta device, where nothing is computed."""
+"""Count the floating-point operations of a run on the meta device, where nothing is computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Flop:
-    """Floating-point operations of each network's matrix products and convolutions, a multiply-add being two."""
+    """Floating-point operations of the matrix products and convolutions per network; a multiply-add counts as two."""
 
     features: int
     vae: int
@@ -31,7 +31,7 @@ class Flop:
 
     @property
     def total(self) -> int:
-        """Of a whole sync."""
+        """Operations of a whole run."""
         return self.features + self.vae + self.unet
 
 
@@ -42,7 +42,7 @@ def calls(n_frames: int, num_frames: int, batch: int) -> list[tuple[int, int]]:
     return [(size, num_frames) for size in sizes] + ([(rest, rest)] if rest else [])
 
 
-@functools.lru_cache  # a minute for twenty steps of the published sizes, and settings often differ in other things
+@functools.lru_cache  # takes a minute for 20 steps at the published sizes, and settings often share their count
 def count(
     model_name: str | Path,
     settings: SyncSettings,
@@ -53,8 +53,8 @@ def count(
 ) -> Flop:
     """Count the operations of the networks for `n_frames` frames, all with a face. Raises ModelError.
 
-    Counts what is executed: both halves of guidance, and nothing that is skipped or cached from an earlier step.
-    pruned: see load_model. merged: upsampling and convolution are merged, as on a CPU.
+    Counts what is executed: both branches of guidance, but nothing that is skipped or reused from an earlier step.
+    pruned: see load_model. merged: upsampling is merged into the following convolution, as on a CPU.
     """
     model = load_model(model_name, _META, torch.float32, pruned=pruned)
     if merged:
@@ -100,8 +100,8 @@ def of_unet(model: Model, settings: SyncSettings, size: int, window: int) -> int
 
 
 def counted(work: Callable[[], object]) -> int:
-    """Count the operations that `work` asks of torch in this thread, on any device."""
-    # The counter does not know the fused attention of every device; as plain products it knows them all.
+    """Count the operations that `work` runs in this thread, on any device."""
+    # The counter does not know every device's fused attention, but it knows the plain matrix products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""What of a sweep is worth having: speed against likeness, and the front that nothing else beats in both."""
+"""Plot a sweep: speed against SSIM, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SIZE_INCHES = (10, 6)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other matches in both numbers and beats in one, more being better; from the least first number.
+    """Return the indices of the points that no other dominates, by rising first coordinate; larger is better.
 
-    Of points that are equal the first counts.
+    Of equal points only the first is returned.
     """
     front: list[int] = []
     best = -float("inf")
@@ -30,15 +30,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def check_plot(path: Path, *, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuse, before anything is run, a plot that cannot be drawn. Raises OutputError, SettingsError."""
+    """Check, before anything is run, that the plot can be drawn and written. Raises OutputError, SettingsError."""
     check_beside(path, inputs=inputs, overwrite=overwrite)
     _figure()
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Speed-up against SSIM beside the first row, which is 1 in both, as PNG: the front in a line, named.
+    """Plot speed-up against SSIM as PNG, relative to the first row (1 in both); label the Pareto front.
 
-    Rows without the one or the other are left out. Raises OutputError, and SettingsError where matplotlib is missing.
+    Rows without one of the two are left out. Raises OutputError, and SettingsError if matplotlib is not installed.
     """
     first = rows[0]
     found = {row.setting: (row.speedup, row.ssim) for row in rows[1:]}
@@ -49,8 +49,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis = figure.subplots()
     axis.scatter(*zip(*points, strict=True), s=18, color="0.6", label="settings")
     axis.plot(*zip(*(points[i] for i in front), strict=True), "o-", color="tab:blue", label="Pareto front")
-    axis.plot(*points[0], "*", markersize=14, color="tab:orange", label=f"{first.setting}: {first.words or 'as given'}")
-    for index in front:  # nothing lies above and to the right of these
+    axis.plot(
+        *points[0], "*", markersize=14, color="tab:orange", label=f"{first.setting}: {first.options or 'as given'}"
+    )
+    for index in front:  # no point lies above and to the right of a label
         axis.annotate(
             names[index],
             points[index],
@@ -62,8 +64,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         )
     axis.margins(0.12)
     axis.grid(alpha=0.3)
-    axis.set_xlabel(f"times as fast as {first.setting} ({first.frames_per_s:.2f} frames a second)", parse_math=False)
-    axis.set_ylabel(f"SSIM of the repainted region beside {first.setting}", parse_math=False)
+    axis.set_xlabel(f"speed-up over {first.setting} ({first.frames_per_s:.2f} frames per second)", parse_math=False)
+    axis.set_ylabel(f"SSIM of the repainted region against {first.setting}", parse_math=False)
     axis.set_title(f"{first.model}, {first.input}\n{first.machine}", fontsize=9, parse_math=False)
     axis.legend(loc="lower left")
     picture = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Sweeps: a small TOML file that lists settings, or spans grids of them, in sync's words (see docs/measuring.md)."""
+"""Read sweeps: TOML files that list settings or grids of them as options of sync (see docs/measuring.md)."""
 
 from __future__ import annotations
 
@@ -19,50 +19,54 @@ _TABLES = ("baseline", "grid", "setting")
 
 
 def read_sweep(path: Path) -> list[tuple[str, list[str]]]:
-    """The settings of a sweep, the baseline first, then grids, then single ones: a name and options, such as steps=4.
+    """Return the settings of a sweep as (name, options such as "steps=4"): baseline, grids, then single settings.
 
-    Raises InputError for a file that cannot be read, SettingsError for one that says what no sweep says.
+    Raises InputError if the file cannot be read, SettingsError if its content is not a sweep.
     """
     try:
-        words = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); name a TOML file") from error
+        raise InputError(f"cannot be read ({error})", file=path, fix="give the path of a TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: is no TOML: {error}") from error
-    for name in words:
+        raise InputError(f"not valid TOML: {error}", file=path, fix="correct the syntax") from error
+    for name in content:
         if name not in _TABLES:
-            raise SettingsError(f"{path}: {name!r} is none of {', '.join(_TABLES)}")
-    baseline = words.get("baseline", "")
+            raise SettingsError(f"unknown key {name!r}", file=path, fix=f"use {', '.join(_TABLES)}")
+    baseline = content.get("baseline", "")
     if not isinstance(baseline, str):
-        raise SettingsError(f'{path}: baseline = {baseline!r}: must be options in quotes, such as "steps=20"')
+        raise SettingsError(
+            f"baseline = {baseline!r}: not a string", file=path, fix='give options in quotes, such as "steps=20"'
+        )
     try:
-        grids = [setting for table in _tables(words, "grid") for setting in _spanned(table)]
-        return [("baseline", baseline.split()), *grids, *(_single(table) for table in _tables(words, "setting"))]
+        grids = [setting for table in _tables(content, "grid") for setting in _expand_grid(table)]
+        return [("baseline", baseline.split()), *grids, *(_single(table) for table in _tables(content, "setting"))]
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from error
+        raise SettingsError(error.message, file=path, fix=error.fix) from error
 
 
-def _tables(words: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    tables = words.get(name, [])
+def _tables(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    tables = content.get(name, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise SettingsError(f"{name}: begin each with [[{name}]]")
+        raise SettingsError(f"{name}: not an array of tables", fix=f"begin each with [[{name}]]")
     return tables
 
 
-def _spanned(table: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Every combination of a grid's values, the last one changing fastest; a value that is no list holds for all."""
+def _expand_grid(table: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every combination of a grid's values, the last changing fastest; a scalar applies to all of them."""
     axes = {
         option: value if isinstance(value, list) else [value] for option, value in table.items() if option != "name"
     }
     if not axes:
-        raise SettingsError("grid: has no option; give at least one, such as steps = [4, 6]")
+        raise SettingsError("grid: has no options", fix="give at least one, such as steps = [4, 6]")
     template = _name(table, " ".join(f"{option} {{{option}}}" for option in axes))
     for values in itertools.product(*axes.values()):
         cell = dict(zip(axes, values, strict=True))
         try:
             name = template.format_map({option: str(value) for option, value in cell.items()})
         except (LookupError, ValueError, AttributeError) as error:
-            raise SettingsError(f"grid: name = {template!r}: {error}; use its options, such as {{steps}}") from error
+            raise SettingsError(
+                f"grid: name = {template!r}: {error}", fix="use the grid's options in braces, such as {steps}"
+            ) from error
         yield name, _options(name, cell)
 
 
@@ -71,15 +75,15 @@ def _single(table: dict[str, Any]) -> tuple[str, list[str]]:
     return name, _options(name, {option: value for option, value in table.items() if option != "name"})
 
 
-def _name(table: dict[str, Any], otherwise: str) -> str:
-    name = table.get("name", otherwise)
+def _name(table: dict[str, Any], default: str) -> str:
+    name = table.get("name", default)
     if not isinstance(name, str) or not name.strip():
-        raise SettingsError(f"name = {name!r}: give each setting a name in quotes")
+        raise SettingsError(f"name = {name!r}: not a name", fix="give each setting a name in quotes")
     return name
 
 
 def _options(name: str, values: dict[str, Any]) -> list[str]:
-    """Values as sync's options: true is an option without a value."""
+    """Convert values to options of sync; true means an option without a value."""
     options = []
     for option, value in values.items():
         if value is True:
@@ -87,6 +91,6 @@ def _options(name: str, values: dict[str, Any]) -> list[str]:
         elif isinstance(value, (str, int, float)) and value is not False:
             options.append(f"{option}={value}")
         else:
-            fix = "leave it out" if value is False else "must be text, a number or true"
-            raise SettingsError(f"setting {name!r}: {option} = {value!r}: {fix}")
+            fix = f"remove {option}" if value is False else "use a string, a number or true"
+            raise SettingsError(f"setting {name!r}: {option} = {value!r}: not a value of an option", fix=fix)
     return options

@@ -1,1 +1,1 @@
-"""The search for layers that a model can spare."""
+"""Search for layers that a model can do without."""

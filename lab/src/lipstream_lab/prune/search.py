@@ -1,12 +1,12 @@
-"""Which layers of a U-Net can be left out: each judged alone, then dropped one after another above a floor."""
+"""Find layers of a U-Net that can be dropped: rank them by their effect alone, then drop them one after another."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,22 +17,21 @@ from lipstream.face.registry import make_detector
 from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, parts, without
 from lipstream.models.unet import UNet
-from lipstream.profiling import machine
 from lipstream.runtime.device import dtypes, torch_device
-from lipstream.settings import FRAME_RATE_HZ
 from lipstream.version import __version__
 from lipstream_lab.bench import flops
-from lipstream_lab.bench.bench import Tell
+from lipstream_lab.bench.bench import Report
 from lipstream_lab.bench.cases import Parts, Sampling, Setting, make_sampling
-from lipstream_lab.bench.clips import prepare
+from lipstream_lab.bench.clips import check_run_lengths, prepare
+from lipstream_lab.bench.turns import in_turns, timed
 
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """What is pruned and on what clip. video and speech None: the bundled sample's.
+    """What to prune and on which clip. video, speech: None takes the bundled sample's.
 
-    floor: SSIM of the repainted region beside the whole model's, at least. duration_s: of the speech. repeats: turns
-    in which the sampling loop is timed with and without what was dropped.
+    floor: lowest acceptable SSIM of the repainted region against the unpruned model's. duration_s: use this much of the
+    speech. repeats: turns in which the sampling loop is timed with and without the dropped layers.
     """
 
     setting: Setting
@@ -44,23 +43,19 @@ class PruneSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
-            raise SettingsError(f"floor = {self.floor}: must be from 0 to 1")
-        if self.duration_s * FRAME_RATE_HZ < 1:
-            raise SettingsError(f"seconds = {self.duration_s}: must be at least {1 / FRAME_RATE_HZ}, one frame")
-        if self.repeats < 1:
-            raise SettingsError(f"repeats = {self.repeats}: must be at least 1")
-        if self.setting.sync.loop == "trim":
-            raise SettingsError("loop = 'trim': pruning takes all the speech's frames; use pingpong or hold")
+            raise SettingsError(f"floor = {self.floor}: not an SSIM", fix="use a number from 0 to 1", setting="floor")
+        check_run_lengths(self.duration_s, self.repeats, [self.setting.sync])
         if self.setting.runtime.pruned is not None:
-            raise SettingsError("pruned: pruning begins with the whole model; leave --pruned out")
+            raise SettingsError("the search starts from the unpruned model", fix="leave --pruned out", setting="pruned")
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One part of the U-Net. ssim_alone: with this one left out; ssim: with all before it that were dropped, and it.
+class Candidate:
+    """Outcome for one part of the U-Net.
 
-    ssim is None where it was not tried: alone it falls below the floor, or it is the last with cross-attention.
-    flop_share: of the U-Net's operations per step, what is left after it was decided on.
+    ssim_alone: SSIM without this part. ssim: without this part and all parts dropped before it; None if not tried,
+    because ssim_alone is below the floor or no cross-attention would be left. flop_share: share of the U-Net's
+    operations per step that remains after the decision.
     """
 
     name: str
@@ -72,18 +67,18 @@ class Tried:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a search found: every part in the order it was tried, the list to write, and seconds of the turns."""
+    """Result of a search: the candidates in order, the list to write, and the times of each turn."""
 
-    tried: tuple[Tried, ...]
-    found: PruneList
-    seconds_before: tuple[float, ...]
-    seconds_after: tuple[float, ...]
+    candidates: tuple[Candidate, ...]
+    prune_list: PruneList
+    before_s: tuple[float, ...]
+    after_s: tuple[float, ...]
 
 
-def search(prune: PruneSettings, tell: Tell) -> Pruned:
-    """Rank the parts by what each alone changes, drop them in that order, and time what is left beside the whole.
+def search(prune: PruneSettings, report: Report) -> Pruned:
+    """Rank the parts by their effect alone, drop them in that order, and time the model before and after.
 
-    `tell` receives lines of progress. Raises what loading and syncing raise.
+    Raises what loading a model and preparing inputs raise.
     """
     setting = prune.setting
     device = torch_device(setting.runtime)
@@ -96,12 +91,13 @@ def search(prune: PruneSettings, tell: Tell) -> Pruned:
             sampling = make_sampling(setting, Parts(model, detector), inputs)
         finally:
             detector.close()
-    likeness = _Likeness(sampling)
-    tried = drop_in_turn(_rank(likeness, tell), likeness, _FlopShare(setting), prune.floor, tell)
+    similarity = _Similarity(sampling)
+    ranked = _rank(similarity, report)
+    candidates = drop_greedily(ranked, similarity, _FlopShare(setting), prune.floor, report)
     sampled = setting.sync.sampling(model.config.num_inference_steps, model.config.guidance_scale)
-    found = PruneList(
+    prune_list = PruneList(
         model=model.config.name,
-        dropped=tuple(Dropped(t.name, round(t.ssim, 5)) for t in tried if t.is_dropped and t.ssim is not None),
+        dropped=tuple(Dropped(c.name, round(c.ssim, 5)) for c in candidates if c.is_dropped and c.ssim is not None),
         floor=prune.floor,
         calibration=inputs.label,
         num_inference_steps=sampled.num_inference_steps,
@@ -109,12 +105,12 @@ def search(prune: PruneSettings, tell: Tell) -> Pruned:
         seed=setting.sync.seed,
         version=__version__,
     )
-    before_s, after_s = _take_turns(sampling, without(model.unet, found.names), prune.repeats, tell)
-    return Pruned(tried, found, before_s, after_s)
+    before_s, after_s = _time_both(sampling, without(model.unet, prune_list.names), prune.repeats, report)
+    return Pruned(candidates, prune_list, before_s, after_s)
 
 
-class _Likeness:
-    """How like the whole U-Net's pictures those of a lesser one are."""
+class _Similarity:
+    """Similarity of a pruned U-Net's images to those of the unpruned one."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -123,17 +119,17 @@ class _Likeness:
 
     @property
     def unet(self) -> UNet:
-        """The whole one."""
+        """The unpruned U-Net."""
         return self._sampling.model.unet
 
-    def of(self, lesser: UNet) -> float:
-        """SSIM of the repainted region; 1.0 where no pixel is repainted."""
-        likeness = ssim(self._reference, self._sampling.pictures(lesser), self._untouched)
-        return 1.0 if likeness is None else likeness
+    def of(self, pruned: UNet) -> float:
+        """Return the SSIM of the repainted region; 1.0 if it is empty."""
+        value = ssim(self._reference, self._sampling.pictures(pruned), self._untouched)
+        return 1.0 if value is None else value
 
 
 class _FlopShare:
-    """What share of the whole U-Net's operations is left without some of its parts: one step of one window."""
+    """Counts the share of the U-Net's operations that remains without some parts, for one step of one window."""
 
     def __init__(self, setting: Setting) -> None:
         self._model = load_model(setting.model, torch.device("meta"), torch.float32)
@@ -141,89 +137,82 @@ class _FlopShare:
         self._whole = self._count(())
 
     def without(self, names: Sequence[str]) -> float:
-        """From 0 to 1."""
+        """Return the share, 0 to 1."""
         return self._count(names) / self._whole
 
     def _count(self, names: Sequence[str]) -> int:
-        lesser = replace(self._model, unet=without(self._model.unet, names))
-        window = lesser.config.num_frames
-        return flops.of_unet(lesser, self._settings, window, window)
+        pruned = replace(self._model, unet=without(self._model.unet, names))
+        window = pruned.config.num_frames
+        return flops.of_unet(pruned, self._settings, window, window)
 
 
-def _rank(likeness: _Likeness, tell: Tell) -> list[tuple[str, float]]:
-    """Every part and the SSIM without it alone, what changes least first."""
-    names, alone = parts(likeness.unet), {}
+def _rank(similarity: _Similarity, report: Report) -> list[tuple[str, float]]:
+    """Return every part with the SSIM without it, the highest first."""
+    names, alone = parts(similarity.unet), {}
     for index, name in enumerate(names):
-        alone[name] = likeness.of(without(likeness.unet, [name]))
-        tell(f"alone, {index + 1} of {len(names)}: {name} {alone[name]:.4f}")
+        alone[name] = similarity.of(without(similarity.unet, [name]))
+        report(f"alone, {index + 1} of {len(names)}: {name} {alone[name]:.4f}")
     return sorted(alone.items(), key=lambda ranked: -ranked[1])
 
 
-def drop_in_turn(
-    ranked: Sequence[tuple[str, float]], likeness: _Likeness, flop_share: _FlopShare, floor: float, tell: Tell
-) -> tuple[Tried, ...]:
-    """Leave out one part after another, and put back each with which the SSIM falls below the floor."""
+def drop_greedily(
+    ranked: Sequence[tuple[str, float]], similarity: _Similarity, flop_share: _FlopShare, floor: float, report: Report
+) -> tuple[Candidate, ...]:
+    """Drop one part after another, and restore each without which the SSIM falls below the floor."""
     dropped: list[str] = []
-    tried, share = [], 1.0
+    candidates, share = [], 1.0
     for name, alone in ranked:
-        # One that falls below the floor alone would hardly do better with others gone too. A mouth is small beside the
-        # region: its SSIM may be high with a U-Net without cross-attention, which moves no lips.
-        lesser = without(likeness.unet, [*dropped, name])
-        together = likeness.of(lesser) if alone >= floor and lesser.uses_audio else None
+        # A part that falls below the floor alone would hardly do better together with others. One cross-attention must
+        # stay: the mouth is a small part of the region, so SSIM may be high even if the lips do not move.
+        pruned = without(similarity.unet, [*dropped, name])
+        together = similarity.of(pruned) if alone >= floor and pruned.uses_audio else None
         is_dropped = together is not None and together >= floor
         if is_dropped:
             dropped.append(name)
             share = flop_share.without(dropped)
-        tried.append(Tried(name, alone, together, is_dropped, share))
+        candidates.append(Candidate(name, alone, together, is_dropped, share))
         if together is not None:
-            decided = "dropped" if is_dropped else "put back"
-            tell(f"{decided}: {name} {together:.4f}, {share:.1%} of the operations left")
-    return tuple(tried)
+            decided = "dropped" if is_dropped else "kept"
+            report(f"{decided}: {name} {together:.4f}, {share:.1%} of the operations left")
+    return tuple(candidates)
 
 
-def _take_turns(
-    sampling: Sampling, lesser: UNet, repeats: int, tell: Tell
+def _time_both(
+    sampling: Sampling, pruned: UNet, repeats: int, report: Report
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Seconds of the sampling loop over the clip, with the whole U-Net and with the lesser one, in turns."""
-    device = sampling.noise.device
-    runs: list[tuple[Callable[[], object], list[float]]] = [
-        (lambda: sampling.run(sampling.model.unet), []),
-        (lambda: sampling.run(lesser), []),
-    ]
-    for turn in range(repeats):
-        # There and back: what grows warmer or slower over time meets both alike.
-        for work, seconds in runs if turn % 2 == 0 else reversed(runs):
-            machine.wait_for(device)
-            begun_s = time.perf_counter()
-            work()
-            machine.wait_for(device)
-            seconds.append(time.perf_counter() - begun_s)
-        before, after = (seconds[-1] for _, seconds in runs)
-        tell(f"turn {turn + 1} of {repeats}: {before:.3f} s before, {after:.3f} s after")
-    return tuple(runs[0][1]), tuple(runs[1][1])
+    """Return seconds per turn of the sampling loop over the clip, with the unpruned and with the pruned U-Net."""
+    seconds: dict[str, list[float]] = {"before": [], "after": []}
+    unets = (("before", sampling.model.unet), ("after", pruned))
+    for turn, (name, unet) in in_turns(unets, repeats):
+        seconds[name].append(timed(partial(sampling.run, unet), sampling.noise.device).wall_s)
+        report(f"turn {turn} of {repeats}: {name} {seconds[name][-1]:.3f} s")
+    return tuple(seconds["before"]), tuple(seconds["after"])
 
 
 def check_list(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before anything is run, a file that cannot be written. Raises OutputError."""
+    """Check, before anything is run, that the list can be written. Raises OutputError."""
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: its folder does not exist; create {path.parent} first")
+        raise OutputError("its folder does not exist", file=path, fix=f"create {path.parent}")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path}: already exists; name another file with -o or add --overwrite")
+        raise OutputError("already exists", file=path, fix="choose another file with -o, or add --overwrite")
 
 
 def table(pruned: Pruned) -> str:
-    """The parts in the order they were tried, and what came of it."""
-    width = max(len(one.name) for one in pruned.tried)
-    lines = [f"{'layer':{width}}   alone  with those before  operations left"]
-    for one in pruned.tried:
+    """Format the candidates in order, and the outcome."""
+    width = max(len(one.name) for one in pruned.candidates)
+    lines = [f"{'layer':{width}}   alone  with those above   operations left"]
+    for one in pruned.candidates:
         together = "not tried" if one.ssim is None else f"{one.ssim:.4f}"
         decided = "dropped" if one.is_dropped else "kept"
         lines.append(f"{one.name:{width}}  {one.ssim_alone:.4f}  {together:>17}  {one.flop_share:>14.1%}   {decided}")
-    found = pruned.found
-    last = found.dropped[-1].ssim if found.dropped else 1.0
-    before, after = _spread(pruned.seconds_before), _spread(pruned.seconds_after)
-    lines.append(f"{len(found.dropped)} of {len(pruned.tried)} layers dropped, SSIM {last:.4f} (floor {found.floor:g})")
-    lines.append(f"sampling {found.calibration}: {before} before, {after} after")
+    prune_list = pruned.prune_list
+    last = prune_list.dropped[-1].ssim if prune_list.dropped else 1.0
+    before, after = _spread(pruned.before_s), _spread(pruned.after_s)
+    lines.append(
+        f"{len(prune_list.dropped)} of {len(pruned.candidates)} layers dropped,"
+        f" SSIM {last:.4f} (floor {prune_list.floor:g})"
+    )
+    lines.append(f"sampling {prune_list.calibration}: {before} before, {after} after")
     return "\n".join(lines)
 
 

@@ -1,1 +1,1 @@
-"""How the bundled model is made."""
+"""Training of models, such as the bundled one."""

@@ -1,4 +1,4 @@
-"""On-the-fly augmentation of crops: small similarity warps, mirror images, colour. All of it torch, seeded."""
+"""Seeded augmentation: warps, mirroring and colour for crops; voice and room for mels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """`n` draws from [low, high), float32."""
+    """Draw `n` float32 values from [low, high)."""
     return torch.rand(n, generator=generator) * (high - low) + low
 
 
 def warp(images: Tensor, size: int, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
-    """A random similarity and mirror image per picture, cut to the middle `size` pixels.
+    """Warp each image by a random similarity, mirror half of them, and crop the central `size` pixels.
 
-    images: (n, 3, height, width). Returns (n, 3, size, size). At strength 1: up to 6 degrees, 8 % of size and
+    images: (n, 3, height, width). Returns (n, 3, size, size). At strength 1: up to 6 degrees, 8 % of size, 6 % of
     aspect, 4 % of shift.
     """
     n, _, height, width = images.shape
@@ -39,16 +39,16 @@ def warp(images: Tensor, size: int, generator: torch.Generator, *, strength: flo
 
 
 def equalise(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """A normalised mel as another microphone would have it: a random level and tilt. mel: (1, n_mels, columns)."""
+    """Add a random level and spectral tilt, as of another microphone. mel: normalised, (1, n_mels, columns)."""
     level, tilt = ((torch.rand(2, generator=generator) - 0.5) * 0.3).tolist()
     return mel + level + tilt * torch.linspace(-1, 1, mel.shape[1])[None, :, None]
 
 
-def other_voices(mel: Tensor, generator: torch.Generator) -> Tensor:
-    """Normalised mels (n, n_mels, columns), each as another throat and another room would have it.
+def vary_voices(mel: Tensor, generator: torch.Generator) -> Tensor:
+    """Vary the voice and the room of each normalised mel (n, n_mels, columns).
 
-    Level and tilt, frequencies stretched by up to 8 % and moved by up to two bands, a band of up to 12 bands missing,
-    noise.
+    Random level and tilt, frequencies stretched by up to 8 % and shifted by up to two bands, up to 12 adjacent bands
+    replaced by the mean, and noise.
     """
     n, n_mels, columns = mel.shape
 
@@ -68,9 +68,9 @@ def other_voices(mel: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def colour(images: Tensor, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
-    """Random brightness, contrast, saturation, channel gains and gamma per picture.
+    """Vary brightness, contrast, saturation, channel gains and gamma of each image.
 
-    images: (n, 3, h, w) in [-1, 1]; so is the result.
+    images: (n, 3, h, w) in [-1, 1], as is the result.
     """
     n = images.shape[0]
 

@@ -1,4 +1,4 @@
-"""A model folder from trained networks: what `lipstream sync --model FOLDER` runs."""
+"""Write trained networks as a model folder for `lipstream sync --model FOLDER`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lipstream_lab.train.unet import POSITION_PERIOD, SCHEDULER_WORDS, Pair, UNetSettings
+from lipstream_lab.train.unet import POSITION_PERIOD, SCHEDULER_CONFIG, ConditionedUNet, UNetSettings
 
 
 @dataclass(frozen=True)
 class BundleSettings:
-    """What the configuration says beside the networks' sizes."""
+    """Entries of the model's configuration besides the sizes of the networks."""
 
     name: str
     resolution: int
@@ -30,39 +30,39 @@ class BundleSettings:
     notes: str = ""
 
 
-def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: BundleSettings) -> int:
-    """Write the folder whole or not at all, weights in fp16, replacing an earlier one; returns its bytes.
+def write(folder: Path, model: ConditionedUNet, vae: Any, unet: UNetSettings, settings: BundleSettings) -> int:
+    """Write the folder atomically, weights in fp16, replacing an earlier one; return its size in bytes.
 
-    vae: AutoencoderKL whose configuration holds the scaling_factor that the U-Net was trained with.
+    vae: AutoencoderKL with the scaling_factor that the U-Net was trained with.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "vae").mkdir(parents=True)
-    words = {
+    config = {
         "format": 1,
         "name": settings.name,
         "resolution": settings.resolution,
         "num_frames": settings.num_frames,
         "mask": {"size": settings.mask_size, "polygon_xy": [list(p) for p in settings.mask_polygon_xy]},
-        "scheduler": SCHEDULER_WORDS,
+        "scheduler": SCHEDULER_CONFIG,
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
         "texture": "source",
-        "unet": unet.unet_words(vae.config.latent_channels),
-        "audio_encoder": unet.audio_words(),
+        "unet": unet.unet_config(vae.config.latent_channels),
+        "audio_encoder": unet.audio_config(),
         "files": {"unet": "unet.safetensors", "audio_encoder": "audio_encoder.safetensors", "vae": "vae"},
         "license": "Apache-2.0",
         "notes": settings.notes,
     }
-    (temporary / "lipstream.json").write_text(json.dumps(words) + "\n")
-    save_file(_half(pair.unet), temporary / "unet.safetensors")
-    audio = _half(pair.audio_encoder)
+    (temporary / "lipstream.json").write_text(json.dumps(config) + "\n")
+    save_file(_half(model.unet), temporary / "unet.safetensors")
+    audio = _half(model.audio_encoder)
     audio["positional_embedding"] = audio["positional_embedding"][:POSITION_PERIOD].clone()
     save_file(audio, temporary / "audio_encoder.safetensors")
     save_file(_half(vae), temporary / "vae" / "diffusion_pytorch_model.safetensors")
-    (temporary / "vae" / "config.json").write_text(json.dumps(_vae_words(vae), indent=1) + "\n")
+    (temporary / "vae" / "config.json").write_text(json.dumps(_vae_config(vae), indent=1) + "\n")
     for path in temporary.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes for the owner alone, but a bundle is to be shared
+        path.chmod(0o644)  # safetensors makes files readable by the owner only
     previous = folder.with_name(folder.name + ".old")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
@@ -73,12 +73,12 @@ def write(folder: Path, pair: Pair, vae: Any, unet: UNetSettings, settings: Bund
 
 
 def _half(module: nn.Module) -> dict[str, Tensor]:
-    # Sinusoidal positions are computed by the loader.
-    named = {k: v for k, v in module.state_dict().items() if not k.endswith("pos_encoder.pe")}
-    return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in named.items()}
+    """Return the weights in fp16 on the CPU, without sinusoidal positions, which the loader computes."""
+    weights = {k: v for k, v in module.state_dict().items() if not k.endswith("pos_encoder.pe")}
+    return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in weights.items()}
 
 
-def _vae_words(vae: Any) -> dict[str, Any]:
+def _vae_config(vae: Any) -> dict[str, Any]:
     return {name: value for name, value in vae.config.items() if not name.startswith("_")} | {
         "_class_name": "AutoencoderKL"
     }

@@ -30,88 +30,98 @@ _CLIPS, _LATENTS, _VAE, _UNET, _FINISH = "clips", "latents", "vae", "unet", "fin
 _SCALE_PICTURES = 128
 _NOISY_SHARE = 0.7  # with --many-steps
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the stages `data`, `vae`, `unet`, `finish` and `bundle`."""
     commands = parser.add_subparsers(required=True, metavar="data|vae|unet|finish|bundle")
-    clips = commands.add_parser("data", help="make training clips of videos and portraits")
+    clips = commands.add_parser("data", help="make training clips from videos and portraits")
     clips.set_defaults(train_stage="data")
-    clips.add_argument("work", type=Path, metavar="WORK", help="folder for everything that training makes")
-    clips.add_argument("--videos", type=Path, metavar="FOLDER", help="clips of one person each, with their sound")
-    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="pictures made to talk (needs espeak-ng)")
-    clips.add_argument("--shifts", type=Path, metavar="FILE", help='JSON {"clip": ms its sound is late}')
-    clips.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="end of each clip kept out [0.2]")
+    clips.add_argument("work", type=Path, metavar="WORK", help="folder for all results of training")
+    clips.add_argument("--videos", type=Path, metavar="FOLDER", help="videos of one speaking person each")
+    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="portraits to animate (needs espeak-ng)")
+    clips.add_argument("--shifts", type=Path, metavar="FILE", help='JSON {"clip": delay of its sound in ms}')
+    clips.add_argument(
+        "--held-out", type=float, default=0.2, metavar="SHARE", help="share of each clip to hold out [0.2]"
+    )
     clips.add_argument("--resolution", type=int, default=128, metavar="PX", help="side of the crops [128]")
-    clips.add_argument("--seed", type=int, default=0, metavar="N", help="of voices, texts and variations [0]")
+    clips.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
     for name, steps, text in (
-        ("vae", 1100, "train the autoencoder, or go on"),
-        ("unet", 3000, "train the audio encoder and the U-Net, or go on"),
-        ("finish", 500, "train the decoder on what the U-Net predicts, or go on"),
+        ("vae", 1100, "train the autoencoder, or resume"),
+        ("unet", 3000, "train the audio encoder and the U-Net, or resume"),
+        ("finish", 500, "fine-tune the decoder on the U-Net's predictions, or resume"),
     ):
         stage = commands.add_parser(name, help=text)
         stage.set_defaults(train_stage=name)
         stage.add_argument("work", type=Path, metavar="WORK")
-        stage.add_argument("--steps", type=int, default=steps, metavar="N", help=f"in all, counted from 0 [{steps}]")
+        stage.add_argument("--steps", type=int, default=steps, metavar="N", help=f"total number of steps [{steps}]")
         stage.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]", help="[cpu]")
         stage.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
         stage.add_argument("--learning-rate", type=float, default=8e-4, metavar="R", help="[0.0008]")
         if name == "vae":
-            stage.add_argument("--decoder-only", action="store_true", help="leave the encoder as it is")
+            stage.add_argument("--decoder-only", action="store_true", help="freeze the encoder")
         if name == "unet":
-            stage.add_argument("--many-steps", action="store_true", help="for a model that samples in many steps")
-    made = commands.add_parser("bundle", help="write a model folder for `sync --model FOLDER`")
-    made.set_defaults(train_stage="bundle")
-    made.add_argument("work", type=Path, metavar="WORK")
-    made.add_argument("folder", type=Path, metavar="FOLDER")
-    made.add_argument("--name", default="tuned", metavar="NAME", help="[tuned]")
-    made.add_argument("--guidance-scale", type=float, default=1.0, metavar="G", help="weight of the speech [1.0]")
-    made.add_argument("--steps", type=int, default=1, metavar="N", help="more for a model trained --many-steps [1]")
-    made.add_argument("--notes", default="", metavar="TEXT", help="kept in lipstream.json")
+            stage.add_argument("--many-steps", action="store_true", help="train for sampling in many steps")
+    model = commands.add_parser("bundle", help="write a model folder for `sync --model FOLDER`")
+    model.set_defaults(train_stage="bundle")
+    model.add_argument("work", type=Path, metavar="WORK")
+    model.add_argument("folder", type=Path, metavar="FOLDER")
+    model.add_argument("--name", default="tuned", metavar="NAME", help="[tuned]")
+    model.add_argument("--guidance-scale", type=float, default=1.0, metavar="G", help="[1.0]")
+    model.add_argument(
+        "--steps", type=int, default=1, metavar="N", help="sampling steps; more than 1 after --many-steps [1]"
+    )
+    model.add_argument("--notes", default="", metavar="TEXT", help="saved in lipstream.json")
 
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
-    """Carry out the stage that was parsed.
+    """Execute the parsed stage.
 
-    Raises LipstreamError: InputError for what cannot be used, SettingsError for a stage that comes too early.
+    Raises InputError for unusable inputs, SettingsError if an earlier stage is missing.
     """
     _STAGES[args.train_stage](args, say)
     return 0
 
 
-def _data(args: argparse.Namespace, tell: Tell) -> None:
+def _data(args: argparse.Namespace, report: Report) -> None:
     videos = data.files_of(args.videos, data.VIDEO_SUFFIXES) if args.videos else []
     portraits = data.files_of(args.portraits, data.PICTURE_SUFFIXES) if args.portraits else []
     if not videos and not portraits:
-        raise InputError("train data: neither videos nor portraits; name a folder with --videos or --portraits")
+        raise InputError("neither videos nor portraits found", fix="give a folder with --videos or --portraits")
     settings = dataset.DataSettings(resolution=args.resolution, held_out=args.held_out, seed=args.seed)
     shifts = data.read_shifts(args.shifts) if args.shifts else {}
-    count = dataset.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, tell)
-    tell(f"{count} clips in {args.work / _CLIPS}")
+    count = dataset.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, report)
+    report(f"{count} clips in {args.work / _CLIPS}")
 
 
-def _vae(args: argparse.Namespace, tell: Tell) -> None:
+def _vae(args: argparse.Namespace, report: Report) -> None:
     crops = np.stack(list(data.all_crops(_clips_of(args.work))))
     settings = vae.VaeSettings(resolution=crops.shape[1])
     folder = args.work / _VAE
     vae.train(
-        crops, folder, settings, _loop(args), torch.device(args.device), _reporter(tell), decoder_only=args.decoder_only
+        crops,
+        folder,
+        settings,
+        _loop(args),
+        torch.device(args.device),
+        _step_reporter(report),
+        decoder_only=args.decoder_only,
     )
     curves.draw_curves(folder, folder / "curves.png")
 
 
-def _unet(args: argparse.Namespace, tell: Tell) -> None:
+def _unet(args: argparse.Namespace, report: Report) -> None:
     device = torch.device(args.device)
     stage = _Stage.open(args.work)
     autoencoder = stage.autoencoder.to(device)
-    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, tell)
+    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, report)
     settings = unet.UNetSettings(noisy_share=_NOISY_SHARE if args.many_steps else 0.0)
     folder = args.work / _UNET
 
-    def after_save(pair: unet.Pair, step: int) -> None:
-        _write_samples(pair, autoencoder, clips, stage.mask, settings, folder / "samples.png", device)
-        tell(f"saved at step {step}")
+    def after_save(model: unet.ConditionedUNet, step: int) -> None:
+        _write_samples(model, autoencoder, clips, stage.mask, settings, folder / "samples.png", device)
+        report(f"saved at step {step}")
 
     unet.train(
         clips,
@@ -121,28 +131,28 @@ def _unet(args: argparse.Namespace, tell: Tell) -> None:
         settings,
         _loop(args),
         device,
-        _reporter(tell),
+        _step_reporter(report),
         after_save,
         lip_reader.mesh_judge(autoencoder),
     )
     curves.draw_curves(folder, folder / "curves.png")
 
 
-def _finish(args: argparse.Namespace, tell: Tell) -> None:
+def _finish(args: argparse.Namespace, report: Report) -> None:
     device = torch.device(args.device)
     stage = _Stage.open(args.work)
     autoencoder = stage.autoencoder.to(device)
-    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, tell)
+    clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, report)
     settings, folder = unet.UNetSettings(), args.work / _FINISH
-    pair = _trained_pair(args.work, settings, autoencoder)[0].to(device)
+    model = _load_trained(args.work, settings, autoencoder)[0].to(device)
 
     def after_save(finished: Any, step: int) -> None:
-        _write_samples(pair, finished, clips, stage.mask, settings, folder / "samples.png", device)
-        tell(f"saved at step {step}")
+        _write_samples(model, finished, clips, stage.mask, settings, folder / "samples.png", device)
+        report(f"saved at step {step}")
 
     decoder.train(
         clips,
-        pair,
+        model,
         autoencoder,
         stage.mask,
         folder,
@@ -150,21 +160,21 @@ def _finish(args: argparse.Namespace, tell: Tell) -> None:
         decoder.FinishSettings(),
         _loop(args),
         device,
-        _reporter(tell),
+        _step_reporter(report),
         after_save,
     )
     curves.draw_curves(folder, folder / "curves.png")
 
 
-def _trained_pair(work: Path, settings: unet.UNetSettings, autoencoder: Any) -> tuple[unet.Pair, int]:
-    """The averaged pair, and the step it is from."""
-    pair = unet.Pair(settings, autoencoder.config.latent_channels)
-    return pair, load_average(_run_folder(work, _UNET), pair)
+def _load_trained(work: Path, settings: unet.UNetSettings, autoencoder: Any) -> tuple[unet.ConditionedUNet, int]:
+    """Return the averaged model and its step."""
+    model = unet.ConditionedUNet(settings, autoencoder.config.latent_channels)
+    return model, load_average(_run_folder(work, _UNET), model)
 
 
 @torch.inference_mode()
 def _write_samples(
-    pair: unet.Pair,
+    model: unet.ConditionedUNet,
     autoencoder: Any,
     clips: list[latents.LatentClip],
     mask: Tensor,
@@ -172,25 +182,25 @@ def _write_samples(
     output: Path,
     device: torch.device,
 ) -> None:
-    """A sheet of the same few windows every time: truth above, what the average pair makes of it below."""
+    """Write a sheet of a few fixed windows: ground truth above, the averaged model's output below."""
     generator = torch.Generator().manual_seed(0)
     sampler = latents.Sampler(clips, mask, footage_share=settings.footage_share, dubbed_share=settings.dubbed_share)
     rows = []
     for _ in range(4):
         batch = sampler.draw(1, settings.num_frames, generator, device)
         noise = torch.randn(batch.latents[:1].shape, generator=generator).to(device).expand_as(batch.latents)
-        rows += [batch.crops, conditioning.decode(autoencoder, pair.predict(batch, noise))]
+        rows += [batch.crops, conditioning.decode(autoencoder, model.predict(batch, noise))]
     curves.write_sheet(rows, output)
 
 
-def _bundle(args: argparse.Namespace, tell: Tell) -> None:
+def _bundle(args: argparse.Namespace, report: Report) -> None:
     stage = _Stage.open(args.work)
     settings = unet.UNetSettings()
-    pair, step = _trained_pair(args.work, settings, stage.autoencoder)
+    model, step = _load_trained(args.work, settings, stage.autoencoder)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
         load_average(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
-    words = bundle.BundleSettings(
+    description = bundle.BundleSettings(
         args.name,
         stage.resolution,
         config.mask_size,
@@ -199,11 +209,11 @@ def _bundle(args: argparse.Namespace, tell: Tell) -> None:
         guidance_scale=args.guidance_scale,
         notes=args.notes,
     )
-    size = bundle.write(args.folder, pair, stage.autoencoder, settings, words)
-    tell(f"{args.folder}: step {step}, {size / 1e6:.1f} MB")
+    size = bundle.write(args.folder, model, stage.autoencoder, settings, description)
+    report(f"{args.folder}: step {step}, {size / 1e6:.1f} MB")
 
 
-_STAGES: dict[str, Callable[[argparse.Namespace, Tell], None]] = {
+_STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "data": _data,
     "vae": _vae,
     "unet": _unet,
@@ -214,7 +224,7 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Tell], None]] = {
 
 @dataclass(frozen=True)
 class _Stage:
-    """What the stages after the autoencoder share."""
+    """The autoencoder and the mask, which all later stages use."""
 
     resolution: int
     autoencoder: Any
@@ -222,7 +232,7 @@ class _Stage:
 
     @classmethod
     def open(cls, work: Path) -> _Stage:
-        """Load the averaged autoencoder, with the scaling factor measured on the first clips."""
+        """Load the averaged autoencoder; its scaling factor is measured on the first clips."""
         paths = data.clip_paths(_clips_of(work))[:_SCALE_PICTURES]
         first = torch.from_numpy(np.stack([data.Clip.load(path).crops[0] for path in paths])).float() / 127.5 - 1
         resolution = first.shape[-1]
@@ -237,14 +247,14 @@ class _Stage:
 def _clips_of(work: Path) -> Path:
     folder = work / _CLIPS
     if not folder.is_dir() or not data.clip_paths(folder):
-        raise SettingsError(f"{folder}: holds no clips; run `lipstream train data` first")
+        raise SettingsError("contains no clips", file=folder, fix="run `lipstream train data` first")
     return folder
 
 
 def _run_folder(work: Path, name: str) -> Path:
     folder = work / name
     if not (folder / CHECKPOINT_NAME).exists():
-        raise SettingsError(f"{folder}: holds no checkpoint; run `lipstream train {name}` first")
+        raise SettingsError("contains no checkpoint", file=folder, fix=f"run `lipstream train {name}` first")
     return folder
 
 
@@ -252,8 +262,8 @@ def _loop(args: argparse.Namespace) -> LoopSettings:
     return LoopSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
 
 
-def _reporter(tell: Tell) -> Callable[[int, int, dict[str, float]], None]:
-    def report(step: int, steps: int, values: dict[str, float]) -> None:
-        tell(f"step {step} of {steps}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+def _step_reporter(report: Report) -> Callable[[int, int, dict[str, float]], None]:
+    def report_step(step: int, steps: int, values: dict[str, float]) -> None:
+        report(f"step {step} of {steps}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
-    return report
+    return report_step

@@ -1,10 +1,12 @@
-"""Pictures of a run: loss curves and sample sheets, as PNG (needs the `train` extra)."""
+"""Draw loss curves and sheets of samples of a training run as PNG."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from lipstream.errors import SettingsError
@@ -12,17 +14,13 @@ from lipstream_lab.train.loop import read_log
 
 
 def draw_curves(run_folder: Path, output: Path, smoothing: int = 10) -> None:
-    """The logged losses of a run, one plot each, raw and averaged over `smoothing` lines.
+    """Plot each logged loss of a run, raw and averaged over `smoothing` lines.
 
-    Raises SettingsError where matplotlib is missing or the run has not logged yet.
+    Raises SettingsError if the run has no log yet.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingsError('curves: matplotlib is not installed; pip install "lipstream[train]"') from error
     lines = read_log(run_folder)
     if not lines:
-        raise SettingsError(f"{run_folder}: holds no log yet; train first")
+        raise SettingsError("has no training log", file=run_folder, fix="train first")
     names = [name for name in lines[0] if name not in ("step", "time_s")]
     figure = Figure(figsize=(8, 2.5 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
@@ -41,11 +39,7 @@ def draw_curves(run_folder: Path, output: Path, smoothing: int = 10) -> None:
 
 
 def write_sheet(rows: list[Tensor], output: Path) -> None:
-    """Rows of pictures (n, 3, h, w) in [-1, 1], one row below the other, as one PNG. All rows are as long."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise SettingsError('sheets: pillow is not installed; pip install "lipstream[train]"') from error
+    """Write rows of images (n, 3, h, w) in [-1, 1], all of the same length, as one PNG."""
     joined = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
     pixels = ((joined.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
     Image.fromarray(pixels.cpu().numpy()).save(output)

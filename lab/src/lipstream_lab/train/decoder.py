@@ -1,8 +1,8 @@
-"""The last touch: the decoder learns to make clean pictures of what the U-Net predicts.
+"""Fine-tune the VAE decoder on the U-Net's predictions.
 
-A U-Net trained by regression predicts the mean of what may be, and a decoder that only ever saw encodings makes a blur
-of it. Here the decoder sees predictions, and besides the pixels the strength of the fine texture must be right at
-every place, wherever its grains lie. The encoder and the U-Net stay as they are.
+A U-Net trained by regression predicts conditional means, which a decoder trained on encodings alone decodes to blurred
+images. Here the decoder is trained on predictions, with a loss on pixels and one on the local strength of fine texture,
+wherever its details lie. The encoder and the U-Net stay frozen.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from lipstream.diffusion import conditioning
 from lipstream_lab.train import losses
 from lipstream_lab.train.latents import LatentClip, Sampler
 from lipstream_lab.train.loop import LoopSettings, Report, Run
-from lipstream_lab.train.unet import Pair, UNetSettings
+from lipstream_lab.train.unet import ConditionedUNet, UNetSettings
 
-# Texture is compared over patches of so many pixels: small enough to tell lips from teeth, too large to tell grains.
-_PATCH = 8
+# Texture strength is compared over patches: small enough to separate lips from teeth, larger than single details.
+_PATCH_PX = 8
 
 
 @dataclass(frozen=True)
 class FinishSettings:
-    """Batch and loss weights. encoded_share: frames decoded from their own latents, so that those stay sharp."""
+    """Batch size and loss weights. encoded_share: frames decoded from encodings, so that these stay sharp."""
 
     windows: int = 2
     num_frames: int = 8
@@ -39,20 +39,21 @@ class FinishSettings:
 
 
 def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Difference of the mean absolute Laplacians of patches. A scalar.
+    """Return the weighted L1 distance of the mean absolute Laplacians of patches, a scalar.
 
     predicted, target: (n, 3, h, w); weight broadcasts over them.
     """
     strengths = [
-        F.avg_pool2d(losses.laplacian(x).abs().mean(1, keepdim=True), _PATCH, _PATCH // 2) for x in (predicted, target)
+        F.avg_pool2d(losses.laplacian(x).abs().mean(1, keepdim=True), _PATCH_PX, _PATCH_PX // 2)
+        for x in (predicted, target)
     ]
-    patches = F.avg_pool2d(weight[..., 1:-1, 1:-1], _PATCH, _PATCH // 2)
+    patches = F.avg_pool2d(weight[..., 1:-1, 1:-1], _PATCH_PX, _PATCH_PX // 2)
     return ((strengths[0] - strengths[1]).abs() * patches).mean()
 
 
 def train(
     clips: list[LatentClip],
-    pair: Pair,
+    model: ConditionedUNet,
     vae: Any,
     mask: Tensor,
     folder: Path,
@@ -63,9 +64,9 @@ def train(
     report: Report | None = None,
     after_save: Callable[[Any, int], None] | None = None,
 ) -> Any:
-    """Train the decoder on predictions of `pair`; returns the averaged autoencoder. mask: (1, res, res), 1 = keep."""
+    """Train the decoder on predictions of `model`; return the averaged VAE. mask: (1, res, res), 1 = keep."""
     torch.manual_seed(loop.seed)
-    pair = pair.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
     run = Run(folder, vae, loop, device)
     sampler = Sampler(clips, mask, footage_share=unet.footage_share, dubbed_share=unet.dubbed_share)
@@ -76,10 +77,10 @@ def train(
         batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
         noise = torch.randn((settings.windows, *batch.latents.shape[1:]), generator=generator).to(device)
         with torch.no_grad():
-            predicted = pair.predict(batch, noise.repeat_interleave(settings.num_frames, 0))
+            predicted = model.predict(batch, noise.repeat_interleave(settings.num_frames, 0))
         chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames].to(device)
-        own = round(settings.encoded_share * len(chosen))
-        latents = torch.cat((batch.latents[chosen[:own]], predicted[chosen[own:]]))
+        n_encoded = round(settings.encoded_share * len(chosen))
+        latents = torch.cat((batch.latents[chosen[:n_encoded]], predicted[chosen[n_encoded:]]))
         decoded, target = conditioning.decode(run.module, latents), batch.crops[chosen]
         pixels = losses.pixel_loss(decoded, target, weight, laplacian_gain=0.25)
         texture = texture_loss(decoded, target, weight)

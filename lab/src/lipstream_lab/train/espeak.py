@@ -1,4 +1,4 @@
-"""Speech with known mouth shapes: espeak-ng's voices and the times of their phonemes (libespeak-ng, by ctypes)."""
+"""Synthesise speech with phoneme times by libespeak-ng (through ctypes), and derive mouth shapes from them."""
 
 from __future__ import annotations
 
@@ -69,25 +69,25 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Speaker:
-    """espeak-ng, loaded once per process. Raises SettingsError where its library is not installed."""
+    """espeak-ng; load it once per process. Raises SettingsError if the library is not installed."""
 
     def __init__(self) -> None:
         name = ctypes.util.find_library("espeak-ng")
         if name is None:
-            raise SettingsError("espeak-ng: not on this machine; install it (apt-get install espeak-ng)")
+            raise SettingsError("libespeak-ng is not installed", fix="apt-get install espeak-ng")
         self._library: Any = ctypes.CDLL(name)
         self._library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._sample_rate_hz = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS))
         self._samples: list[NDArray[np.int16]] = []
         self._phonemes: list[Phoneme] = []
-        self._callback = _CALLBACK(self._receive)  # kept: the library holds no reference
+        self._callback = _CALLBACK(self._receive)  # the library keeps no reference
         self._library.espeak_SetSynthCallback(self._callback)
 
     def say(self, text: str, voice: str, words_per_minute: int = 165, pitch: int = 50) -> Speech:
-        """Speak `text`; voice: one of VOICES with one of VARIANTS; pitch: 0 to 99."""
+        """Synthesise `text`. voice: one of VOICES plus one of VARIANTS. pitch: 0 to 99. Raises SettingsError."""
         self._samples, self._phonemes = [], []
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise SettingsError(f"espeak-ng: no voice {voice!r}; `espeak-ng --voices` lists them")
+            raise SettingsError(f"espeak-ng has no voice {voice!r}", fix="choose one that `espeak-ng --voices` lists")
         self._library.espeak_SetParameter(_RATE, words_per_minute, 0)
         self._library.espeak_SetParameter(_PITCH, pitch, 0)
         encoded = text.encode() + b"\0"
@@ -109,12 +109,12 @@ class Speaker:
 
 
 def random_text(n_words: int, generator: np.random.Generator) -> str:
-    """A sentence-like string of words without meaning, now and then with a pause."""
+    """Return a sentence of random words, with occasional commas for pauses."""
     words = [str(w) for w in generator.choice(_TEXT.split(), n_words)]
     return " ".join(w + ("," if generator.random() < 0.08 else "") for w in words) + "."
 
 
-# Mouth shapes by the phoneme's first letter (espeak's mnemonics): how far open (0 to 1), how wide (1 = at rest).
+# Mouth shapes by the first letter of espeak's phoneme mnemonic: opening (0 to 1) and width (1 at rest).
 _OPEN_WIDE: dict[str, tuple[float, float]] = (
     dict.fromkeys("pbm", (0.0, 0.97))
     | dict.fromkeys("fv", (0.10, 0.98))
@@ -134,9 +134,9 @@ _OTHER = (0.3, 1.0)
 
 
 def mouth_curves(speech: Speech, n_frames: int, frame_rate_hz: int = 25) -> tuple[NDArray[Any], NDArray[Any]]:
-    """How far open (0 to about 1) and how wide (about 1) the mouth is at each frame: (n_frames,) each.
+    """Return opening (0 to about 1) and width (about 1) of the mouth at each frame, (n_frames,) each.
 
-    The phonemes' shapes are blended over 80 ms, weighted by how loud they are, so that a stressed vowel opens wider.
+    Phoneme shapes are smoothed over about 0.1 s; openings are weighted by loudness, so that stressed vowels open wider.
     """
     fine_hz = 200
     n = int(n_frames * fine_hz / frame_rate_hz) + 1
@@ -156,13 +156,13 @@ def mouth_curves(speech: Speech, n_frames: int, frame_rate_hz: int = 25) -> tupl
 
 
 def shape_of(name: str) -> tuple[float, float]:
-    """Opening and width of a phoneme by espeak's mnemonic; pauses are at rest."""
+    """Return opening and width of a phoneme by espeak's mnemonic; at rest for pauses."""
     letter = next((c for c in name if c.isalpha() or c in "@30"), "")
     return _OPEN_WIDE.get(letter, _OTHER) if letter else _REST
 
 
 def _loudness(speech: Speech, n: int, rate_hz: int) -> NDArray[np.float64]:
-    """Root of the energy around each instant over its 95th percentile, 0 to 1: (n,)."""
+    """Return the RMS level around each time step relative to its 95th percentile, 0 to 1: (n,)."""
     hop = speech.sample_rate_hz / rate_hz
     energy = np.concatenate(([0.0], np.cumsum(speech.samples.astype(np.float64) ** 2)))
     centre = np.arange(n) * hop

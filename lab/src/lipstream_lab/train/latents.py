@@ -1,4 +1,4 @@
-"""Clips as latents: what the U-Net is trained on, computed once with a frozen encoder and cached beside the clips."""
+"""Encode clips to latents once, cache them, and draw training batches from them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from torch import Tensor
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import augment, data
 
-# The larger region that is hidden in part of the samples: all below this share of the crop's height.
-HIDDEN_FROM = 95 / 256
+# The large mask, used in part of the samples, hides everything below this share of the crop's height.
+LARGE_MASK_TOP = 95 / 256
 
 
 @dataclass(frozen=True)
 class LatentClip:
     """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
 
-    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: two regions, (2, n or 1, C, h, w)
-    float16: latents of the crops without the mask's region, and without all below the mid-face. opening, width: (n,),
-    as in `data.Clip`.
+    latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: (2, n or 1, C, h, w) float16, latents
+    of the crops under the model's mask and under the large mask. opening, width: (n,), as in `data.Clip`.
     """
 
     kind: str
@@ -38,35 +37,35 @@ class LatentClip:
 
     @property
     def n_frames(self) -> int:
-        """Frames that can be targets."""
+        """Number of frames that can be targets."""
         return len(self.crops)
 
 
-def hidden_below(resolution: int) -> Tensor:
-    """The mask of the larger region: 1 = kept, (1, resolution, resolution)."""
+def large_mask(resolution: int) -> Tensor:
+    """Return the large mask (1, resolution, resolution), 1 = keep."""
     mask = torch.ones(1, resolution, resolution)
-    mask[:, round(HIDDEN_FROM * resolution) :] = 0
+    mask[:, round(LARGE_MASK_TOP * resolution) :] = 0
     return mask
 
 
 @torch.inference_mode()
 def encode_clip(clip: data.Clip, vae: Any, mask: Tensor, device: torch.device, batch: int = 32) -> dict[str, Tensor]:
-    """Latents of a clip's frames and of what is left of them outside the two regions.
+    """Encode a clip's frames ("latents") and its frames under both masks ("masked").
 
-    mask: (1, res, res), 1 = keep. A still looks alike outside the regions in all frames: one frame serves. Of dubbed
-    footage it is the frames as they were, whose jaws say something else.
+    mask: (1, res, res), 1 = keep. All frames of a still are equal outside the masks, so one is encoded. Of dubbed clips
+    the original frames are masked, so that the jaw does not reveal the new speech.
     """
     pixels = conditioning.to_pixels(torch.from_numpy(np.concatenate((clip.crops, clip.extra))))
     split = len(clip.crops)
-    seen = {"still": pixels[:1], "dubbed": pixels[split:], "footage": pixels[:split]}[clip.kind]
-    masks = (mask, hidden_below(mask.shape[-1]))
+    visible = {"still": pixels[:1], "dubbed": pixels[split:], "footage": pixels[:split]}[clip.kind]
+    masks = (mask, large_mask(mask.shape[-1]))
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
             parts = [conditioning.encode(vae, part.to(device)).float().cpu() for part in torch.split(images, batch)]
         return torch.cat(parts).half()
 
-    return {"latents": encode(pixels), "masked": torch.stack([encode(seen * region) for region in masks])}
+    return {"latents": encode(pixels), "masked": torch.stack([encode(visible * m) for m in masks])}
 
 
 def prepare(
@@ -77,7 +76,7 @@ def prepare(
     device: torch.device,
     report: Callable[[str], None] | None = None,
 ) -> list[LatentClip]:
-    """All clips of `folder` as latents; those not yet in `cache` are encoded first."""
+    """Load all clips of `folder` with latents, encoding those that are not in `cache` yet."""
     cache.mkdir(parents=True, exist_ok=True)
     clips = []
     for path in data.clip_paths(folder):
@@ -106,11 +105,11 @@ def prepare(
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows for one step, on the training device, frames of all windows one after another.
+    """Windows of one step, on the training device, their frames concatenated.
 
     crops: (n, 3, res, res) in [-1, 1]; latents, masked, reference: (n, C, h, w); mask: (n, 1, h, w), 1 = keep;
-    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,) frames since some instant;
-    has_audio: (windows, 1, 1), 0 where the sound is kept from the U-Net. opening, width: (n,), as in `data.Clip`.
+    mel: (windows, N_MELS, 4 num_frames + margins); phase: (windows,), random start of the positions, in frames;
+    has_audio: (windows, 1, 1), 0 for unconditional windows. opening, width: (n,), as in `data.Clip`.
     """
 
     crops: Tensor
@@ -127,8 +126,11 @@ class Batch:
 
 
 class Sampler:
-    """Draws windows: shares of clips as filmed and dubbed (the rest are stills), of the larger hidden region, and of
-    no sound."""
+    """Draws random windows.
+
+    footage_share, dubbed_share: of these kinds of clips, the rest being stills. large_mask_share: with the large mask.
+    unconditional_share: without audio.
+    """
 
     def __init__(
         self,
@@ -137,18 +139,18 @@ class Sampler:
         *,
         footage_share: float,
         dubbed_share: float = 0.0,
-        hidden_share: float = 0.0,
+        large_mask_share: float = 0.0,
         unconditional_share: float = 0.0,
     ) -> None:
         shares = {"footage": footage_share, "dubbed": dubbed_share, "still": 1 - footage_share - dubbed_share}
         self._clips = by_kind(clips)
         self._shares = [shares[kind] for kind in self._clips]
-        self._hidden_share, self._unconditional_share = hidden_share, unconditional_share
+        self._large_mask_share, self._unconditional_share = large_mask_share, unconditional_share
         size = clips[0].latents.shape[-2:]
-        self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, hidden_below(mask.shape[-1]))]
+        self._masks = [F.interpolate(m[None], size=size)[0] for m in (mask, large_mask(mask.shape[-1]))]
 
     def draw(self, windows: int, num_frames: int, generator: torch.Generator, device: torch.device) -> Batch:
-        """`windows` windows of `num_frames` frames, each of its own clip."""
+        """Draw `windows` windows of `num_frames` frames, each from a randomly chosen clip."""
         parts = [self._window(num_frames, generator) for _ in range(windows)]
         crops, latents, masked, reference, mask, mel, opening, width = (
             torch.cat(column) for column in zip(*parts, strict=True)
@@ -171,7 +173,7 @@ class Sampler:
         clip = self._clip(num_frames, generator)
         start = data.below(clip.n_frames - num_frames + 1, generator)
         frames = slice(start, start + num_frames)
-        region = int(torch.rand((), generator=generator) < self._hidden_share)
+        region = int(torch.rand((), generator=generator) < self._large_mask_share)
         masked = clip.masked[region]
         masked = masked.expand(num_frames, -1, -1, -1) if len(masked) == 1 else masked[frames]
         reference = clip.latents[_references(clip, frames, generator)]
@@ -192,16 +194,16 @@ class Sampler:
 
 
 def by_kind(clips: list[LatentClip]) -> dict[str, list[LatentClip]]:
-    """The clips of each kind that there are any of, in data.KINDS' order."""
-    found = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
-    return {kind: some for kind, some in found.items() if some}
+    """Group the clips by kind, in the order of data.KINDS, without empty groups."""
+    groups = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
+    return {kind: group for kind, group in groups.items() if group}
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
-    """The reference of each frame: one for all, a new draw for every frame, or the frame's own with another mouth.
+    """Choose the reference of each frame: one for all, one drawn per frame, or the same frame with a random mouth.
 
-    A mouth that changes from frame to frame without any sense is one that cannot be copied. The redrawn frame is what
-    inference gives: the pose and the skin of the very frame, with a mouth that is not to be had.
+    References drawn per frame have mouths that change at random, which cannot be copied. The frame with a random mouth
+    is closest to inference: its own pose and skin, without the target's mouth.
     """
     count = frames.stop - frames.start
     draw = float(torch.rand((), generator=generator))
@@ -213,9 +215,9 @@ def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> 
 
 
 def _reference(clip: LatentClip, frames: slice, generator: torch.Generator) -> int:
-    """A frame outside the window, in half of the draws the one of three whose mouth differs most from the window's.
+    """Draw a frame outside the window, in half of the cases the one of three whose opening differs most.
 
-    A reference that has nothing to do with the target keeps the model from copying the mouth off it.
+    An unrelated reference keeps the model from copying the mouth.
     """
     others = [i for i in range(len(clip.latents)) if not frames.start <= i < frames.stop]
     if not others:

@@ -1,10 +1,10 @@
-"""A reader of lips: how far a mouth in latents is open. It judges the U-Net in training and is not part of a model.
+"""Train a lip reader, which estimates the mouth opening from latents, as a loss for the U-Net.
 
-Losses on latents and pixels are content with a mouth that hardly moves, half open all the time; a reader is not. The
-idea is that of the lip-sync expert (Prajwal et al. 2020, https://arxiv.org/abs/2008.10010), for openings alone.
+Losses on latents and pixels hardly penalise a mouth that stays half open. The lip reader does, as the lip-sync expert
+of Prajwal et al. 2020 (https://arxiv.org/abs/2008.10010), but for openings only.
 
-A reader that never changes is soon fooled: the U-Net finds grey mouths that it takes for open ones. So every so often
-what the U-Net makes is decoded, a face mesh tells how far those mouths are really open, and the reader learns that.
+A fixed reader is soon exploited: the U-Net finds grey mouths that it rates as open. At intervals the U-Net's output is
+therefore decoded and measured by the face mesh, and the reader trained on the result.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ from lipstream_lab.train.portraits import FULL_GAP
 logger = logging.getLogger(__name__)
 
 _NOISE = 0.3
-_CLIPS = 12  # a batch is of so many clips
-
-_WIDEST = 1.5
+_CLIPS_PER_BATCH = 12
+_MAX_OPENING = 1.5
 
 Judge = Callable[[Tensor], Tensor]
-"""Latents (n, channels, size, size) to the openings of what is seen when they are decoded, not a number where none."""
+"""Maps latents (n, channels, size, size) to the measured openings (n,) of the decoded images, NaN without a face."""
 
 
 class LipReader(nn.Module):
-    """Latents (n, channels, size, size) to openings (n,), 1 = stills.FULL_GAP."""
+    """Maps latents (n, channels, size, size) to mouth openings (n,), in units of portraits.FULL_GAP."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
@@ -56,10 +55,10 @@ class LipReader(nn.Module):
 
 
 def train_reader(clips: list[LatentClip], seed: int, steps: int = 600, batch: int = 96) -> LipReader:
-    """A reader trained on the clips, on the CPU, then frozen. The same seed gives the same reader.
+    """Train a reader on the clips, on the CPU, and freeze it. Deterministic for a seed.
 
-    It sees frames mixed with others of their clip, whose opening lies between, and noise: what a blurred mouth is to
-    be read as, and nothing that a U-Net could fool it with.
+    Trained on mixtures of two frames of a clip, with interpolated openings, and noise, so that it copes with blurred
+    mouths.
     """
     torch.manual_seed(seed)
     reader = LipReader(clips[0].latents.shape[1], clips[0].latents.shape[-1])
@@ -73,34 +72,34 @@ def train_reader(clips: list[LatentClip], seed: int, steps: int = 600, batch: in
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     r = torch.corrcoef(torch.stack((read.detach(), openings)))[0, 1]
-    logger.info("lip reader: read opening against the true one, r = %.2f", r)
+    logger.info("lip reader: correlation of read and true opening %.2f", r)
     return reader.requires_grad_(False).eval()
 
 
 def mesh_judge(vae: Any) -> Judge:
-    """Return a judge by the face mesh. Raises ModelError where LiteRT cannot be used."""
+    """Return a judge that uses the face mesh. Raises ModelError if LiteRT cannot be used."""
     face_mesh = FaceMesh()
 
     def judge(latents: Tensor) -> Tensor:
         with torch.inference_mode():
             pictures = ((conditioning.decode(vae, latents).float().cpu() + 1) * 127.5).round().clamp(0, 255)
-        found = [face_mesh.points(upscaled(picture)) for picture in pictures]
-        openings = [float("nan") if p is None else mouth_opening(p) / FULL_GAP for p in found]
-        return torch.tensor(openings).clamp_max(_WIDEST)  # a mesh on a blur may be anything
+        meshes = [face_mesh.points(upscaled(picture)) for picture in pictures]
+        openings = [float("nan") if points is None else mouth_opening(points) / FULL_GAP for points in meshes]
+        return torch.tensor(openings).clamp_max(_MAX_OPENING)  # the mesh is unreliable on blurred mouths
 
     return judge
 
 
-def relearn(
+def update_reader(
     reader: LipReader, mouths: Tensor, openings: Tensor, clips: list[LatentClip], seed: int, steps: int = 150
 ) -> LipReader:
-    """A reader that has learnt the openings (n,) of `mouths` (n, channels, size, size) besides those of the clips.
+    """Train the reader on latents `mouths` (n, channels, size, size) with openings (n,), besides the clips.
 
-    Those that are not a number are left out. Trained on the CPU, frozen again, on the device of the one given.
+    NaN openings are left out. Trained on the CPU, then frozen and returned on its device.
     """
     device = next(reader.parameters()).device
-    seen = ~openings.isnan()
-    mouths, openings = mouths.cpu()[seen], openings[seen]
+    is_valid = ~openings.isnan()
+    mouths, openings = mouths.cpu()[is_valid], openings[is_valid]
     if len(mouths) == 0:
         return reader
     reader = reader.cpu().requires_grad_(True).train()
@@ -108,29 +107,29 @@ def relearn(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps) + 1e-5
         generator = step_generator(seed, step)
-        known, known_openings = _draw(clips, 48, generator)
+        clip_mouths, clip_openings = _draw(clips, 48, generator)
         chosen = torch.randint(len(mouths), (48,), generator=generator)
-        # Autocast, where a training step asks for this, keeps its copies of the weights while they change here.
+        # Within a training step's autocast, cached weight copies would become stale as the weights change here.
         with torch.autocast("cpu", enabled=False):
-            read = reader(torch.cat((known, mouths[chosen].float())))
-        loss = F.smooth_l1_loss(read, torch.cat((known_openings, openings[chosen])), beta=0.2)
+            read = reader(torch.cat((clip_mouths, mouths[chosen].float())))
+        loss = F.smooth_l1_loss(read, torch.cat((clip_openings, openings[chosen])), beta=0.2)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
         r = torch.corrcoef(torch.stack((reader(mouths.float()), openings)))[0, 1]
-    logger.info("lip reader: read opening of %d made mouths against the seen one, r = %.2f", len(mouths), r)
+    logger.info("lip reader: correlation of read and measured opening of %d mouths = %.2f", len(mouths), r)
     return reader.requires_grad_(False).eval().to(device)
 
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy mixtures of two frames of a clip, all kinds of clips in equal parts, and their openings."""
+    """Draw noisy mixtures of two frames of a clip, equally from all kinds of clips, and their openings."""
     kinds = list(by_kind(clips).values())
     mouths, openings = [], []
-    for index in range(_CLIPS):
-        found = kinds[index % len(kinds)]
-        clip = found[int(torch.randint(len(found), (), generator=generator))]
-        one, other = torch.randint(clip.n_frames, (2, batch // _CLIPS), generator=generator)
+    for index in range(_CLIPS_PER_BATCH):
+        candidates = kinds[index % len(kinds)]
+        clip = candidates[int(torch.randint(len(candidates), (), generator=generator))]
+        one, other = torch.randint(clip.n_frames, (2, batch // _CLIPS_PER_BATCH), generator=generator)
         share = torch.rand(len(one), generator=generator) * (torch.rand(len(one), generator=generator) < 0.5)
         mouths.append(torch.lerp(clip.latents[one].float(), clip.latents[other].float(), share[:, None, None, None]))
         openings.append(torch.lerp(clip.opening[one], clip.opening[other], share))

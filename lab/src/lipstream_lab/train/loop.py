@@ -1,7 +1,7 @@
-"""The training loop: one place for steps, averaged weights, checkpoints that resume exactly, and the log.
+"""Training loop with averaged weights, checkpoints that resume exactly, and a log.
 
-What a step draws depends on the seed and the step's number only, so a run that was killed and resumed ends with the
-same weights as one that was not (same machine, same number of threads).
+The random numbers of a step depend on the seed and the step alone, so an interrupted and resumed run ends with the same
+weights as an uninterrupted one (on the same machine with the same number of threads).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FAST_GAIN = 3.0
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of a run. `steps` counts from the run's beginning, so raising it lengthens a finished run."""
+    """Settings of a run. steps: the total; raise it to continue a finished run."""
 
     steps: int
     learning_rate: float = 5e-4
@@ -48,11 +48,11 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 
 class Run:
-    """One training run in a folder: the module in training, its averaged copy, the optimizer and the log.
+    """A training run in a folder: module, averaged weights, optimizer and log.
 
-    module: holds everything that is trained. `average` is an exponential moving average of it, which is what a
-    bundle is made of. fast: parts of the names of parameters that learn FAST_GAIN times as fast as the rest. beside:
-    what changes with the run without being trained by it, kept in the checkpoint too.
+    module: contains all trained parameters. `average` is its exponential moving average, from which models are made.
+    fast: substrings of the names of parameters with FAST_GAIN times the learning rate. auxiliary: a module that changes
+    during the run without being trained by this optimizer, saved in the checkpoint as well.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Run:
         settings: LoopSettings,
         device: torch.device,
         fast: Sequence[str] = (),
-        beside: nn.Module | None = None,
+        auxiliary: nn.Module | None = None,
     ) -> None:
         self.folder, self.settings, self.device = folder, settings, device
         self.module = module.to(device)
@@ -78,15 +78,15 @@ class Run:
             weight_decay=settings.weight_decay,
         )
         self.step = 0
-        self.beside = beside
+        self.auxiliary = auxiliary
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT_NAME).exists():
             self._load()
 
     def train(self, loss: Loss, report: Report | None = None, after_save: Callable[[int], None] | None = None) -> None:
-        """Run to `settings.steps`. `loss(step, generator)` gives named losses, of which "loss" is minimised.
+        """Train up to `settings.steps`, minimising the entry "loss" of `loss(step, generator)`.
 
-        `report(step, steps, losses)` is called at every logged step, `after_save(step)` after every checkpoint.
+        report(step, steps, losses): called at every logged step. after_save(step): called after every checkpoint.
         """
         last_save = time.monotonic()
         while self.step < self.settings.steps:
@@ -118,22 +118,22 @@ class Run:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # The decay grows with the step, so that the random start is soon forgotten.
+        # The decay grows with the step, so that the random initialisation is soon forgotten.
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        own = dict(self.module.named_parameters())
+        trained = dict(self.module.named_parameters())
         for name, value in self.average.named_parameters():
-            value.lerp_(own[name], 1 - decay)
+            value.lerp_(trained[name], 1 - decay)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         state = {
             "step": self.step,
             "module": self.module.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        if self.beside is not None:
-            state["beside"] = self.beside.state_dict()
+        if self.auxiliary is not None:
+            state["auxiliary"] = self.auxiliary.state_dict()
         temporary = self.folder / (CHECKPOINT_NAME + ".tmp")
         torch.save(state, temporary)
         temporary.replace(self.folder / CHECKPOINT_NAME)
@@ -143,8 +143,8 @@ class Run:
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.beside is not None and "beside" in state:
-            self.beside.load_state_dict(state["beside"])
+        if self.auxiliary is not None and "auxiliary" in state:
+            self.auxiliary.load_state_dict(state["auxiliary"])
         self.step = int(state["step"])
         _drop_lines_after(self.folder / LOG_NAME, self.step)
         logger.info("resumed %s at step %d", self.folder, self.step)
@@ -157,12 +157,12 @@ class Run:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The source of all that step `step` draws; lives on the CPU whatever the device."""
+    """Return the random generator of a step, on the CPU whatever the device."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def schedule(step: int, settings: LoopSettings) -> float:
-    """Factor of the learning rate: linear warm-up, constant, cosine to 2 % over the last `decay_steps`."""
+    """Return the learning rate factor: linear warm-up, constant, cosine to 2 % over the last `decay_steps`."""
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
     left = (settings.steps - step) / max(settings.decay_steps, 1)
     cool = 1.0 if left >= 1 else 0.02 + 0.98 * 0.5 * (1 - math.cos(math.pi * left))
@@ -170,9 +170,9 @@ def schedule(step: int, settings: LoopSettings) -> float:
 
 
 def load_average(folder: Path, module: nn.Module) -> int:
-    """Load the averaged weights of a run's checkpoint into `module`; returns the step they are from.
+    """Load the averaged weights of a run's checkpoint into `module`; return their step.
 
-    Raises FileNotFoundError when the folder holds no checkpoint.
+    Raises FileNotFoundError if the folder has no checkpoint.
     """
     state = torch.load(folder / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
     module.load_state_dict(state["average"])
@@ -180,7 +180,7 @@ def load_average(folder: Path, module: nn.Module) -> int:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The run's logged lines, oldest first."""
+    """Return the logged lines of a run, oldest first."""
     path = folder / LOG_NAME
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

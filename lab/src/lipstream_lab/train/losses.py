@@ -1,4 +1,4 @@
-"""Losses on pixels, and the map that weights the mouth."""
+"""Pixel losses and the weight map of the mouth."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lipstream.diffusion.mask import mouth_region
 
 
 def mouth_weight(size: int, gain: float) -> Tensor:
-    """(1, 1, size, size): 1 far from the mouth, 1 + `gain` at its centre."""
+    """Return weights (1, 1, size, size): 1 far from the mouth, 1 + `gain` at its centre."""
     return (1 + gain * mouth_region(size))[None]
 
 
 def laplacian(x: Tensor) -> Tensor:
-    """The five-point Laplacian of each channel, borders dropped: (n, c, h, w) to (n, c, h - 2, w - 2)."""
+    """Return the five-point Laplacian of each channel without the border: (n, c, h, w) to (n, c, h - 2, w - 2)."""
     return 4 * x[..., 1:-1, 1:-1] - x[..., :-2, 1:-1] - x[..., 2:, 1:-1] - x[..., 1:-1, :-2] - x[..., 1:-1, 2:]
 
 
 def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain: float = 0.5) -> Tensor:
-    """Weighted L1 of the pixels plus that of the Laplacians at two scales. A scalar.
+    """Return the weighted L1 loss of pixels and of Laplacians at two scales, a scalar.
 
     predicted, target: (n, 3, h, w); weight broadcasts over them.
     """
@@ -33,7 +33,7 @@ def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain
 
 
 def psnr_db(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1, 1], over the pixels where `weight` is not 0 (or weighted)."""
+    """Return the (weighted) peak signal-to-noise ratio in dB of images in [-1, 1]."""
     error = (predicted - target).square()
     if weight is not None:
         weight = weight.expand_as(error)

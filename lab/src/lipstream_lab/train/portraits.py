@@ -1,7 +1,7 @@
-"""Talking stills: a portrait whose mouth is warped open and shut by phonemes, as training data for many faces.
+"""Animate portraits by warping the mouth, as training data with many faces.
 
-Geometry in pixels of an aligned crop; the points are mediapipe's face mesh. The jaw's outline beyond the repainted
-region never moves, so that nothing outside tells how far the mouth is open.
+Geometry is in pixels of an aligned crop; points are MediaPipe's face mesh. The jaw's outline outside the repainted
+region never moves, so that nothing outside reveals the opening.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ LOWER_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308)
 CHIN, NOSE_BASE, FOREHEAD = 152, 2, 10
 UPPER_OUTER, LOWER_OUTER = 0, 17
 
-# Gap of a mouth that is fully open, as a share of the face's height; the lower lip makes most of the way.
+# Gap of a fully open mouth, as a share of the face's height; the lower lip moves most.
 FULL_GAP = 0.085
 _LOWER_SHARE = 0.85
 
 
 @dataclass(frozen=True)
 class Mouth:
-    """What the warp needs of a face, in pixels: the inner lip lines over every column, and heights.
+    """Mouth geometry in pixels.
 
-    upper, lower: (width,) y of the inner lips, equal at and beyond the corners. left, right: x of the corners.
+    upper, lower: (width,) y of the inner lips per column, equal at and beyond the corners. left, right: x of the
+    corners.
     """
 
     upper: Tensor
@@ -45,7 +46,7 @@ class Mouth:
 
     @classmethod
     def from_mesh(cls, points: NDArray[np.floating[Any]], width: int) -> Mouth:
-        """From mesh points (478, 2) in pixels of a crop that is `width` wide."""
+        """Return the geometry for mesh points (478, 2) in pixels of a crop `width` wide."""
         columns = np.arange(width)
         lines = []
         for indices in (UPPER_INNER, LOWER_INNER):
@@ -68,7 +69,7 @@ class Mouth:
 
 @dataclass(frozen=True)
 class Interior:
-    """How the inside of a mouth looks: colours (3,) in [0, 1], and the upper teeth's length as a share of FULL_GAP."""
+    """Appearance of the inside of a mouth: colours (3,) in [0, 1], length of the upper teeth as a share of FULL_GAP."""
 
     dark: Tensor
     tongue: Tensor
@@ -77,7 +78,7 @@ class Interior:
 
     @classmethod
     def random(cls, skin: Tensor, generator: torch.Generator) -> Interior:
-        """Plausible colours beside a skin colour (3,) in [0, 1], whose brightness they follow."""
+        """Draw plausible colours for a skin colour (3,) in [0, 1], whose brightness they follow."""
         light = float(skin.mean()) * 0.5 + 0.3
 
         def draw(low: float, high: float) -> float:
@@ -90,7 +91,7 @@ class Interior:
 
 
 def render(crop: Tensor, mouth: Mouth, interior: Interior, opening: float, width: float) -> Tensor:
-    """The crop with its mouth `opening` (0 shut, 1 fully open) and `width` (1 as it is): (3, h, w) in [0, 1].
+    """Render the crop with another mouth `opening` (0 shut, 1 fully open) and `width` (1 unchanged): (3, h, w).
 
     crop: (3, h, w) in [0, 1].
     """
@@ -107,7 +108,7 @@ def render(crop: Tensor, mouth: Mouth, interior: Interior, opening: float, width
     new_upper = upper - (1 - _LOWER_SHARE) * change
     new_lower = new_upper + gap
 
-    # Above the mouth the skin between nose and lip gives way, below it the lip and the chin.
+    # Above the mouth the skin between nose and lip is compressed, below it lip and chin move down.
     room_above = (upper - mouth.nose_base).clamp_min(4.0)
     up = (1 - ((new_upper - y) / room_above).clamp(0, 1)) ** 2
     # The jaw moves as a whole: as wide as the chin, fading towards the cheeks and below the chin.
@@ -127,7 +128,7 @@ def render(crop: Tensor, mouth: Mouth, interior: Interior, opening: float, width
 
 
 def _narrowed(x: Tensor, y: Tensor, mouth: Mouth, width: float) -> Tensor:
-    """Where a pixel of the wider or narrower mouth comes from, horizontally."""
+    """Return the source x of each pixel for a mouth of another width."""
     centre, half = (mouth.left + mouth.right) / 2, max((mouth.right - mouth.left) / 2, 1.0)
     middle = (mouth.upper_outer + mouth.lower_outer) / 2
     near = torch.exp(-(((x - centre) / (1.9 * half)) ** 4) - ((y - middle) / (1.1 * half)).square())
@@ -146,7 +147,7 @@ def _cavity(
     mouth: Mouth,
     inside: Tensor,
 ) -> Tensor:
-    """What is seen between the lips: the portrait's own teeth where it shows them, else drawn ones; dark; tongue."""
+    """Render the inside of the mouth: the portrait's own teeth if it shows them, else drawn ones, and the tongue."""
     below = y - new_upper
     full = FULL_GAP * mouth.face_height
     depth = (below / (new_lower - new_upper).clamp_min(1.0)).clamp(0, 1)
@@ -169,14 +170,14 @@ def _middle(line: Tensor, centre: float) -> float:
 
 
 def _at(line: Tensor, x: Tensor) -> Tensor:
-    """A line (w,) read at the columns `x` (h, w), linearly."""
+    """Sample a line (w,) at columns `x` (h, w), linearly."""
     left = x.floor().clamp(0, len(line) - 2)
     index = left.long()
     return torch.lerp(line[index], line[index + 1], (x - left).clamp(0, 1))
 
 
 def _sample(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`image` (3, h, w) read at pixel positions (h, w)."""
+    """Sample `image` (3, h, w) at pixel positions (h, w)."""
     _, h, w = image.shape
     grid = torch.stack((x * 2 / (w - 1) - 1, y * 2 / (h - 1) - 1), -1)[None]
     return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]

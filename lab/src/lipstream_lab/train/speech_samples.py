@@ -1,4 +1,4 @@
-"""Speech with the mouth that says it, real or synthetic: what a face is made to say."""
+"""Speech samples with mouth shapes, real or synthetic, to animate faces with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from torch import Tensor
 
 from lipstream.audio_features import mel
 from lipstream.media.audio import resample
+from lipstream.settings import FRAME_RATE_HZ
 from lipstream_lab.train import espeak
-from lipstream_lab.train.data import FRAME_RATE_HZ, Clip, mel_of_frames, normalised_mel
+from lipstream_lab.train.data import Clip, mel_of_frames, normalised_mel
 
-# The phonemes' openings have a mean of 0.27 and a spread of 0.22, those measured on people talking 0.6 and 0.4.
-_ARTICULATION = 1.8
+# Openings from phonemes have a mean of 0.27 and a standard deviation of 0.22; measured on people, 0.6 and 0.4.
+_OPENING_GAIN = 1.8
 
 
 @dataclass(frozen=True)
 class SpeechSample:
-    """samples: (n,) float32 mono at mel.SAMPLE_RATE_HZ. opening, width: (frames,) float32 as in `Clip`."""
+    """A recording with its mouth shapes.
+
+    samples: (n,) float32 mono at mel.SAMPLE_RATE_HZ. opening, width: (frames,) float32 as in `Clip`.
+    """
 
     samples: NDArray[np.float32]
     opening: NDArray[np.float32]
@@ -27,24 +31,24 @@ class SpeechSample:
 
     @classmethod
     def synthetic(cls, speaker: espeak.Speaker, draw: np.random.Generator) -> SpeechSample:
-        """A sentence without meaning by a random voice of espeak-ng, its mouth shaped by the phonemes."""
+        """Synthesise a random sentence with a random voice of espeak-ng; mouth shapes follow the phonemes."""
         voice = str(draw.choice(espeak.VOICES)) + str(draw.choice(espeak.VARIANTS))
         text = espeak.random_text(14, draw)
         speech = speaker.say(text, voice, int(draw.integers(130, 200)), int(draw.integers(20, 80)))
         opening, width = espeak.mouth_curves(speech, int(len(speech.samples) / speech.sample_rate_hz * FRAME_RATE_HZ))
         samples = np.concatenate(list(resample([speech.samples], speech.sample_rate_hz, mel.SAMPLE_RATE_HZ)))
-        return cls(samples, (_ARTICULATION * opening).astype(np.float32), width.astype(np.float32))
+        return cls(samples, (_OPENING_GAIN * opening).astype(np.float32), width.astype(np.float32))
 
     @classmethod
     def real(cls, samples: NDArray[np.float32], footage: Clip, audio_shift_ms: float) -> SpeechSample:
-        """What is said in a clip of footage; samples: of its whole video, audio_shift_ms: by how much they are late."""
+        """Return the speech of a clip of footage. samples: of its whole video. audio_shift_ms: how late they are."""
         first = round(audio_shift_ms * mel.SAMPLE_RATE_HZ / 1000)
         length = len(footage.opening) * mel.SAMPLE_RATE_HZ // FRAME_RATE_HZ
         part = np.pad(samples, (max(-first, 0), 0))[max(first, 0) :][:length]
         return cls(np.pad(part, (0, length - len(part))), footage.opening, footage.width)
 
     def faster(self, factor: float) -> SpeechSample:
-        """The same said faster, and higher: another voice."""
+        """Return the speech sped up by `factor`, which also raises its pitch."""
         rate_hz = round(mel.SAMPLE_RATE_HZ * factor)
         samples = np.concatenate(list(resample([self.samples], rate_hz, mel.SAMPLE_RATE_HZ)))
         frames = np.arange(len(self.opening))
@@ -53,5 +57,5 @@ class SpeechSample:
         return SpeechSample(samples, opening, width)
 
     def mel_window(self, first_frame: int, n_frames: int) -> Tensor:
-        """A clip's `mel` for `n_frames` frames from `first_frame`."""
+        """Return the `mel` of a clip for `n_frames` frames from `first_frame`."""
         return mel_of_frames(normalised_mel(self.samples), first_frame, n_frames)

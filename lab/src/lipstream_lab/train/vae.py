@@ -1,4 +1,4 @@
-"""Training of the small autoencoder (diffusers' AutoencoderKL, eight times smaller latents)."""
+"""Train a small autoencoder (diffusers' AutoencoderKL with 8x downsampling)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lipstream_lab.train.loop import LoopSettings, Report, Run
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """Sizes and loss weights. `resolution` is the side of the crops in pixels."""
+    """Sizes and loss weights. resolution: side of the crops in pixels."""
 
     resolution: int = 128
     latent_channels: int = 8
@@ -29,7 +29,7 @@ class VaeSettings:
 
 
 def build(settings: VaeSettings) -> Any:
-    """An untrained AutoencoderKL without middle attention or the quantisation convolutions."""
+    """Build an untrained AutoencoderKL without mid-block attention and quantisation convolutions."""
     levels = len(settings.block_out_channels)
     vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -47,7 +47,7 @@ def build(settings: VaeSettings) -> Any:
 
 
 def batch(images: np.ndarray[Any, Any], settings: VaeSettings, generator: torch.Generator) -> Tensor:
-    """Augmented crops (batch_size, 3, resolution, resolution) in [-1, 1] from uint8 (n, h, w, 3)."""
+    """Draw augmented crops (batch_size, 3, resolution, resolution) in [-1, 1] from uint8 (n, h, w, 3)."""
     index = torch.randint(len(images), (settings.batch_size,), generator=generator).tolist()
     chosen = torch.from_numpy(np.stack([images[i] for i in index])).permute(0, 3, 1, 2).float() / 127.5 - 1
     return augment.colour(augment.warp(chosen, settings.resolution, generator), generator)
@@ -63,9 +63,9 @@ def train(
     after_save: Callable[[Any, int], None] | None = None,
     decoder_only: bool = False,
 ) -> Any:
-    """Train on crops uint8 (n, h, w, 3); returns the averaged autoencoder.
+    """Train on crops uint8 (n, h, w, 3); return the averaged autoencoder.
 
-    With `decoder_only` the encoder stays as it is, so that latents computed earlier remain valid.
+    decoder_only: freeze the encoder, so that latents computed earlier remain valid.
     """
     torch.manual_seed(loop.seed)
     vae = build(settings)
@@ -95,6 +95,6 @@ def train(
 
 
 def measured_scale(vae: Any, images: Tensor) -> float:
-    """The scaling factor that gives latents of `images` (n, 3, h, w) a standard deviation of one."""
+    """Return the scaling factor that gives latents of `images` (n, 3, h, w) a standard deviation of one."""
     with torch.inference_mode():
         return 1 / float(vae.encode(images).latent_dist.mode().std())

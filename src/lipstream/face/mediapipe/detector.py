@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.face.detector import Face, choose, has_room_for_a_face, is_near
+from lipstream.face.detector import Face, choose, has_room_for_a_face, is_near, usable
 from lipstream.face.mediapipe.boxes import LONGEST_WHOLE, Place, places, places_in_tiles
 from lipstream.face.mediapipe.networks import DETECTION, MESH, SIDE, Network, Pool, Runs
 
@@ -85,13 +85,17 @@ class MediapipeDetector:
 
         Small faces in a large frame are searched for in overlapping tiles, if the whole frame shows no usable face.
         """
+        return next(iter(self.detect_all(image)), None)
+
+    def detect_all(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Return all usable faces of a uint8 RGB frame (h, w, 3), from the largest to the smallest; see `detect`."""
         if not has_room_for_a_face(image):
-            return None
+            return []
         with self._pool.borrowed() as networks:
-            face = choose(_faces(networks.mesh, image, places(networks.detection, image)))
-            if face is None and max(image.shape[:2]) > LONGEST_WHOLE:
-                face = choose(_faces(networks.mesh, image, places_in_tiles(networks.detection, image)))
-        return face
+            faces = usable(_faces(networks.mesh, image, places(networks.detection, image)))
+            if not faces and max(image.shape[:2]) > LONGEST_WHOLE:
+                faces = usable(_faces(networks.mesh, image, places_in_tiles(networks.detection, image)))
+        return faces
 
     def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
         """Return the face that lies where `held` does, from the mesh alone; its score is that of `held`.
