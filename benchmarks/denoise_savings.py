@@ -3,7 +3,7 @@
 Without a saving means calling the same plain functions in the way that does without: preparing again at every step,
 both branches of guidance as one batch, windows one by one. Random weights of the published shape: a narrow U-Net, or
 with --full the published widths at 256 px. Both ways of a saving run by turns; two rows a saving go to results.csv
-(median, and the fastest and slowest in words). In fp32 the results must agree within 1e-4. From the repository's root:
+(the median; fastest and slowest in the description). In fp32 the results must agree within 1e-4. From the root:
 
     python -m benchmarks.denoise_savings
     python -m benchmarks.denoise_savings --full --device cuda --precision fp16 --steps 20 --compile
@@ -16,7 +16,7 @@ import copy
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,13 +24,20 @@ import torch
 from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, make_vae
 from benchmarks.memory import add_row
 from benchmarks.rows import DTYPES, row, timed_s
+from benchmarks.unsaved_denoisers import (
+    AudioKeysEveryStep,
+    InputConvolutionEveryStep,
+    PublishedDenoiser,
+    SeparateBranches,
+    ZeroAudioComputed,
+)
 from torch import Tensor
 
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import Denoiser, UNetDenoiser, initial_noise, sample
 from lipstream.models.load import read_config, vae_factor
-from lipstream.models.unet import Prepared, UNet
+from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.upsample_conv import merge_enlargements
 from lipstream.pipeline.clocks import StageClock
@@ -42,7 +49,7 @@ from lipstream.settings import Sampling
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
 NARROW_VAE_WIDTHS = (32, 64, 64, 64)
 NUM_FRAMES, AUDIO_TOKENS = 16, 50
-SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
+SCHEDULER_CONFIG = read_config("latentsync-1.5")[0].scheduler
 SAME = 1e-4
 
 Denoise = Callable[[], Tensor]
@@ -69,7 +76,7 @@ class Setup:
 
     def sample(self, denoiser: Denoiser, seen: Conditioning | None = None) -> Tensor:
         sampling = Sampling(self.steps, self.guidance_scale)
-        return sample(denoiser, SCHEDULER_WORDS, self.noise, seen or self.seen, sampling)
+        return sample(denoiser, SCHEDULER_CONFIG, self.noise, seen or self.seen, sampling)
 
 
 def main() -> None:
@@ -138,12 +145,12 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
     def pair(without: Denoiser, with_: Denoiser) -> tuple[Denoise, Denoise]:
         return lambda: setup.sample(without), lambda: setup.sample(with_)
 
-    yield "audio keys and values once", lambda: pair(HearsEveryStep(unet), ours)
-    yield "constant of first convolution once", lambda: pair(ConvolvesEveryStep(unet), ours)
-    yield "silence is its bias", lambda: pair(SilenceComputed(unet), BranchesApart(unet))
-    yield "prefix shared by both branches", lambda: pair(BranchesApart(unet), ours)
+    yield "audio keys and values once", lambda: pair(AudioKeysEveryStep(unet), ours)
+    yield "constant of first convolution once", lambda: pair(InputConvolutionEveryStep(unet), ours)
+    yield "silence is its bias", lambda: pair(ZeroAudioComputed(unet), SeparateBranches(unet))
+    yield "prefix shared by both branches", lambda: pair(SeparateBranches(unet), ours)
     yield "windows in one call", lambda: (lambda: by_calls(setup, ours), lambda: setup.sample(ours))
-    yield "channels last", lambda: pair(UNetDenoiser(rows_first(unet)), ours)
+    yield "channels last", lambda: pair(UNetDenoiser(contiguous(unet)), ours)
     yield "fused projections", lambda: pair(UNetDenoiser(unfused(unet)), ours)
     yield "enlarging convolutions merged", lambda: pair(ours, UNetDenoiser(merged(unet)))
     yield "enlarging convolutions merged, VAE", lambda: decoding(setup, merged(setup.vae))
@@ -162,7 +169,7 @@ def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[]
 
 
 def all_of_these(setup: Setup, ours: Denoiser) -> tuple[Denoise, Denoise]:
-    plain = AsPublished(rows_first(unfused(setup.unet)))
+    plain = PublishedDenoiser(contiguous(unfused(setup.unet)))
     return lambda: by_calls(setup, plain), lambda: setup.sample(ours)
 
 
@@ -204,85 +211,6 @@ def side_by_side(setup: Setup, denoiser: Denoiser) -> Tensor:
         return torch.cat(list(threads.ordered_map(repaint, windows, os.cpu_count() or 1, StageClock("denoise"))))
 
 
-class Unsaved(UNetDenoiser):
-    """Keeps what conditions a call, to compute from it again at every step."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__(unet)
-        self.unet, self.dtype = unet, unet.conv_in.weight.dtype
-
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        self.channels, self.audio = conditioning.channels.to(self.dtype), conditioning.audio.to(self.dtype)
-        return Prepared(self.channels[:0], (), conditioning.num_frames)
-
-
-class HearsEveryStep(Unsaved):
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        return replace(super().prepare(conditioning), conv_in_features=self.unet.conv_in_features(self.channels))
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return super().__call__(
-            latents, timestep, replace(prepared, audio=self.unet.audio_keys_values(self.audio)), guided, deep
-        )
-
-
-class ConvolvesEveryStep(Unsaved):
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        return replace(super().prepare(conditioning), audio=self.unet.audio_keys_values(self.audio))
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return super().__call__(
-            latents,
-            timestep,
-            replace(prepared, conv_in_features=self.unet.conv_in_features(self.channels)),
-            guided,
-            deep,
-        )
-
-
-class BranchesApart(UNetDenoiser):
-    """Both branches from the first layer on."""
-
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        prepared = super().prepare(conditioning)
-        return replace(prepared, conv_in_features=torch.cat((prepared.conv_in_features,) * 2))
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return super().__call__(torch.cat((latents, latents)), timestep, prepared, guided, deep)
-
-
-class SilenceComputed(UNetDenoiser):
-    """Both branches as one batch, half of it with zeros for audio."""
-
-    def prepare(self, conditioning: Conditioning) -> Prepared:
-        channels = torch.cat((conditioning.channels, conditioning.channels))
-        audio = torch.cat((torch.zeros_like(conditioning.audio), conditioning.audio))
-        return super().prepare(Conditioning(channels, audio, conditioning.num_frames))
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return super().__call__(torch.cat((latents, latents)), timestep, prepared, False, deep)
-
-
-class AsPublished(Unsaved):
-    """Both branches as one batch, and all of it computed at every step."""
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        given = torch.cat((latents.to(self.dtype), self.channels), 1)
-        audio = torch.cat((torch.zeros_like(self.audio), self.audio))
-        noise: Tensor = self.unet(torch.cat((given, given)), timestep.to(latents.device), audio, prepared.num_frames)
-        return noise.float(), latents[:0]
-
-
 def by_calls(setup: Setup, denoiser: Denoiser, windows: int = 1) -> Tensor:
     """Latents of all windows, so many of them in a call."""
     return torch.cat([setup.sample(denoiser, seen) for seen in each_call(setup.seen, windows)])
@@ -295,7 +223,7 @@ def each_call(seen: Conditioning, windows: int = 1) -> Iterator[Conditioning]:
         yield Conditioning(channels, audio, NUM_FRAMES)
 
 
-def rows_first(network: Any) -> Any:
+def contiguous(network: Any) -> Any:
     """A copy in torch's own memory format."""
     return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 

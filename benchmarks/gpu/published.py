@@ -28,15 +28,15 @@ from typing import Any
 import torch
 from benchmarks.denoise_savings import (
     NUM_FRAMES,
-    SCHEDULER_WORDS,
+    SCHEDULER_CONFIG,
     Denoise,
     Setup,
     by_calls,
     by_turns,
     clip,
+    contiguous,
     each_call,
     fill_setup,
-    rows_first,
 )
 from benchmarks.gpu.full_size import NAMES, make_folder
 from benchmarks.memory import add_row
@@ -129,7 +129,7 @@ def compare(network: Callable[..., Any], resolution: int, args: argparse.Namespa
     mask = face_mask(config.mask_polygon_xy, config.mask_size, config.resolution)
     torch.manual_seed(0)  # the same crops whether the model was made in this run or before
     setup = fill_setup(model.unet, model.vae, mask, args.windows, args.steps, config.guidance_scale)
-    plain = replace(setup, vae=rows_first(model.vae))
+    plain = replace(setup, vae=contiguous(model.vae))
     words = f"{args.precision}, {args.steps} steps, guidance {config.guidance_scale}"
     words += f"; ours: batch {windows}{', compile' if args.compile else ''}"
     name = f"published code, {config.resolution} px{', narrow' if args.narrow else ''}"
@@ -148,7 +148,7 @@ def compare(network: Callable[..., Any], resolution: int, args: argparse.Namespa
 
 def sample_published(unet: Any, setup: Setup, seen: Conditioning) -> Tensor:
     """Latents (16, C, h, w) of one window, kept in the U-Net's dtype; everything is computed at every step."""
-    scheduler: Any = DDIMScheduler.from_config(dict(SCHEDULER_WORDS))
+    scheduler: Any = DDIMScheduler.from_config(dict(SCHEDULER_CONFIG))
     scheduler.set_timesteps(setup.steps, device=setup.device)
     latents = as_video(setup.noise.expand(len(seen.channels), -1, -1, -1)).to(unet.dtype)
     given = as_video(seen.channels).to(unet.dtype).repeat(2, 1, 1, 1, 1)
