@@ -7,10 +7,11 @@ no torch.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lipstream.errors import SettingsError
 from lipstream.validation import coerced
@@ -29,6 +30,8 @@ DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 FRAME_RATE_HZ = 25
 
 WHOLE_INTERVAL = (0.0, 1.0)
+
+_DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
 
 S = TypeVar("S", bound="Settings")
 
@@ -57,8 +60,6 @@ def setting(
 @dataclass(frozen=True)
 class Settings:
     """Base of the settings records: every field is checked and brought to its declared type. Hashable."""
-
-    noun: ClassVar[str] = "settings"
 
     def __post_init__(self) -> None:
         for name, value in coerced(self).items():
@@ -136,17 +137,25 @@ class SyncSettings(Settings):
     first number up to the second. resolution: of the crop, px, a multiple of 64. seed: of the noise. loop: what the
     video does when the speech is longer. no_face: pass a frame without a face through, or stop at it (published
     behaviour). detect_every: the face is searched for in the whole of every frame (1), or in the whole of every Nth and
-    round its place in the others: half as fast again, but landmarks differ by a pixel or two. texture: "generated"
+    round its place in the others, which is faster, but landmarks differ by a pixel or two. texture: "generated"
     (published behaviour), or the frame's own ("source") where the generated face agrees with it. crf: x264's constant
     rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
     """
 
-    preset: PresetName = setting("exact", "how much denoising work is saved", group="quality")
+    preset: PresetName = setting(
+        "exact", "denoising work against fidelity: all of it, a quarter, or less", group="quality"
+    )
     num_inference_steps: int | None = setting(
         None, "denoising steps", group="quality", flag="--steps", metavar="N", low=1, high=100, unset="the model's own"
     )
     guidance_scale: float | None = setting(
-        None, "weight of the speech", group="quality", metavar="G", low=0.0, high=100.0, unset="the model's own"
+        None,
+        "weight of the speech (classifier-free guidance); above 1 doubles the work",
+        group="quality",
+        metavar="G",
+        low=0.0,
+        high=100.0,
+        unset="the model's own",
     )
     scheduler: SchedulerName | None = setting(
         None, "solver of the denoising steps", group="speed", unset="the preset's"
@@ -173,11 +182,11 @@ class SyncSettings(Settings):
     seed: int = setting(1247, "seed of the noise", group="quality", metavar="N", low=0, high=2**63 - 1)
     loop: Loop = setting(
         "pingpong",
-        "speech longer than the video: play it back and forth, hold the last frame, or stop",
+        "speech longer than the video: play it back and forth, hold the last frame, or end there",
         group="input and output",
     )
     no_face: NoFace = setting(
-        "pass", "a frame without a face: pass it through unchanged, or stop", group="input and output"
+        "pass", "a frame without a face: pass it through unchanged, or stop with an error", group="input and output"
     )
     detect_every: int | None = setting(
         None,
@@ -190,7 +199,7 @@ class SyncSettings(Settings):
     )
     texture: Texture | None = setting(
         None,
-        "kept: the frame's own fine texture where the generated face agrees with it",
+        "source: the frame's own fine texture where the generated face agrees with it",
         group="quality",
         unset="the model's own",
     )
@@ -243,14 +252,23 @@ class RuntimeSettings(Settings):
     to leave out, as `lipstream prune` writes it.
     """
 
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", group="hardware", metavar="auto|cpu|cuda[:N]|mps")
-    precision: Precision = setting("auto", "auto: fp16 on CUDA, else fp32", group="hardware")
+    device: str = setting(
+        "auto",
+        "auto: the first CUDA device, or else the CPU",
+        group="hardware",
+        metavar="auto|cpu|cuda[:N]|mps",
+    )
+    precision: Precision = setting("auto", "of the U-Net; auto: fp16 on CUDA, else fp32", group="hardware")
     vae_precision: PrecisionOfOthers | None = setting(None, "of the VAE", group="hardware", unset="as --precision")
     audio_precision: PrecisionOfOthers | None = setting(
         None, "of the audio encoder", group="hardware", unset="as --precision"
     )
-    quantize: Quantize = setting("none", "8-bit weights, or weights and the linear layers' inputs", group="hardware")
-    detector: DetectorName = setting("auto", "what finds the face", group="hardware")
+    quantize: Quantize = setting(
+        "none", "int8: 8-bit weights; int8-dynamic: the linear layers' inputs too", group="hardware"
+    )
+    detector: DetectorName = setting(
+        "auto", "what finds the face; auto: buffalo_s where its files are here, else mediapipe", group="hardware"
+    )
     threads: int | None = setting(
         None, "threads for face work", group="hardware", metavar="N", low=1, high=256, unset="one per core, up to 8"
     )
@@ -269,6 +287,11 @@ class RuntimeSettings(Settings):
     frame_memory_mb: int = setting(
         512, "bound of decoded frames in flight", group="hardware", metavar="MB", low=1, high=1_000_000
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if _DEVICE.fullmatch(self.device) is None:
+            raise SettingsError(f"device = {self.device!r}: must be auto, cpu, cuda, cuda:N or mps", setting="device")
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -75,16 +76,17 @@ def test_bad_options_are_exit_2_at_once() -> None:
         ((*sync, "--guidance-interval", "0.7,0.2"), "must be two rising numbers"),
         ((*sync, "--resolution", "200"), "--resolution 200: must be a multiple of 64"),
         ((*sync, "--batch", "some"), "'some' is neither auto nor a whole number"),
+        ((*sync, "--device", "gpu"), "--device 'gpu': must be auto, cpu, cuda, cuda:N or mps"),
+        ((*sync, "--overw"), "'--overw' is not an option. Fix: did you mean --overwrite?"),
+        (("models", "download", "tiny", "--form", "x"), "did you mean --from?"),
+        (("models", "download", "buffalo_s", "--from", "a/b"), "buffalo_s is not on the hub"),
+        (("-v", "sync", "a.mp4", "a.wav"), "-v comes before the command"),
         (("in.mp4", "a b.wav"), "did you mean lipstream sync in.mp4 'a b.wav'?"),
         (("doktor",), "did you mean lipstream doctor?"),
         (("nonsense",), "see lipstream --help"),
     ):
         assert part in error_line(run(*arguments), 2)
     assert time.monotonic() - begun_s < 12  # none of them waits for torch
-
-
-def test_a_device_that_is_none_is_exit_2(tmp_path: Path) -> None:
-    assert "'gpu'" in error_line(run("sync", sample.VIDEO, sample.SPEECH, "--device", "gpu", cwd=tmp_path), 2)
 
 
 def test_an_error_is_one_json_object_where_json_is_asked_for(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_an_error_is_one_json_object_where_json_is_asked_for(tmp_path: Path) -> 
         "code": "input",
         "message": "no such file",
         "file": str(tmp_path / "no.mp4"),
-        "fix": "check the path of the video",
+        "fix": "check the path",
     }
     done = run("sync", "--json", "--seed", "many")
     assert done.returncode == 2
@@ -105,6 +107,8 @@ def test_an_error_is_one_json_object_where_json_is_asked_for(tmp_path: Path) -> 
 def test_inputs_that_cannot_be_used_are_exit_3(tmp_path: Path) -> None:
     line = error_line(run("sync", tmp_path / "no.mp4", sample.SPEECH), 3)
     assert str(tmp_path / "no.mp4") in line
+    assert "no.mp4" in error_line(run("profile", tmp_path / "no.mp4", sample.SPEECH), 3)
+    assert "no.mp4" in error_line(run("compare", tmp_path / "no.mp4", sample.VIDEO), 3)
     assert "addresses are not read" in error_line(run("sync", "https://host.example/a.mp4", sample.SPEECH), 3)
     (tmp_path / "text.mp4").write_text("this is no video")
     assert "text.mp4" in error_line(run("sync", tmp_path / "text.mp4", sample.SPEECH), 3)
@@ -187,22 +191,45 @@ def _started(folder: Path) -> subprocess.Popen[str]:
 
 def test_closed_full_and_broken_streams_are_no_internal_errors() -> None:
     quick = " ".join(command("models", "list"))
-    for redirected, exit_code in (("2>&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 6), ("| true", 141)):
-        script = f"set -o pipefail; {quick} {redirected}"
+    usage = " ".join(command("sync", "--help"))
+    for words, redirected, exit_code in (
+        (quick, "2>&-", 0),
+        (quick, ">&- 2>&- <&-", 0),
+        (quick, ">/dev/full", 6),
+        (quick, "2>/dev/full", 0),
+        (quick, "| true", 141),
+        (usage, ">/dev/full", 6),
+        (usage, "| true", 141),
+    ):
+        script = f"set -o pipefail; {words} {redirected}"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == exit_code, (redirected, done.stderr)
+        assert done.returncode == exit_code, (words, redirected, done.stderr)
         assert "internal" not in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_are_shown_as_they_are_or_escaped(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    for name, shown in (
+        ("nö.mp4", {"ascii": b"n\\xf6.mp4", "utf-8": "nö.mp4".encode()}[encoding]),
+        (b"n\xff", b"n\xff"),
+    ):
+        done = subprocess.run([*command("sync"), name, name], capture_output=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (
+            3,
+            b"lipstream: error: %b: no such file. Fix: check the path\n" % shown,
+        )
 
 
 def test_the_run_says_what_it_does_from_the_beginning(tmp_path: Path) -> None:
     done = run("sync", sample.VIDEO, sample.SPEECH, "-o", tmp_path / "out.mp4", "--progress", "json", "-v")
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert "demonstration model" in lines[0]
     events = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [event["event"] for event in events[:2]] == ["status", "status"]
-    assert "Loading tiny" in events[1]["message"]
+    assert [event["event"] for event in events[:3]] == ["notice", "status", "status"]
+    assert "demonstration model" in events[0]["message"]
+    assert events[2]["message"] == "Loading tiny on cpu ..."
     progress = [event for event in events if event["event"] == "progress"]
     assert progress[0]["frames"] == 0
     assert set(progress[0]["stages"]) == {
@@ -256,6 +283,16 @@ def test_models_and_doctor_tell_what_there_is() -> None:
     assert findings["mediapipe"]["ok"]
     assert not findings["latentsync-1.6"]["ok"]
     assert "lipstream models download latentsync-1.6" in findings["latentsync-1.6"]["detail"]
+    assert "non-commercial" in findings["buffalo_s"]["detail"]
+
+
+def test_doctor_is_exit_1_where_no_run_is_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "diffusers.py").write_text("raise ImportError('no such symbol')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    doctor = run("doctor")
+    assert doctor.returncode == 1, doctor.stderr
+    assert "--  libraries       diffusers cannot be imported (no such symbol). Fix: pip install" in doctor.stdout
+    assert "ok  disk" in doctor.stdout
 
 
 def test_every_error_has_its_exit_code() -> None:

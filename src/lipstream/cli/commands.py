@@ -30,12 +30,25 @@ class Command:
         """Add the command's arguments, and those that all commands have."""
         module = importlib.import_module(self.module)
         getattr(module, self.add_arguments)(parser)
-        messages = next((g for g in parser._action_groups if g.title == "messages"), parser)
-        messages.add_argument("-q", "--quiet", action="store_true", help="errors only")
-        messages.add_argument("-v", "--verbose", action="store_true", help="say what is done and with what")
-        messages.add_argument("--debug", action="store_true", help="everything any library logs; tracebacks")
+        _add_message_options(parser, default=False)
         parser.set_defaults(command=getattr(module, self.run))
         return parser
+
+
+def _add_message_options(parser: argparse.ArgumentParser, default: bool | str) -> None:
+    """Add the options that all commands have, to the actions below a command too, which leave its defaults alone."""
+    options = {
+        ("-q", "--quiet"): "errors only",
+        ("-v", "--verbose"): "say what is done and with what",
+        ("--debug",): "everything any library logs; tracebacks",
+    }
+    group = next((g for g in parser._action_groups if g.title == "messages"), parser)
+    for flags, help in options.items():
+        group.add_argument(*flags, action="store_true", default=default, help=help)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _add_message_options(below, argparse.SUPPRESS)
 
 
 OWN = {

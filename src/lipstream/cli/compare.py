@@ -10,6 +10,7 @@ from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.options import option_groups
 from lipstream.cli.progress import add_progress_option, reporting
+from lipstream.cli.sync import check_paths
 
 if TYPE_CHECKING:
     from lipstream.evaluate.compare import Comparison
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lipstream compare`."""
-    parser.add_argument("a", type=Path, metavar="A", help="the original video")
-    parser.add_argument("b", type=Path, metavar="B", help="one made from it; its sound is kept")
-    parser.add_argument("c", type=Path, nargs="?", metavar="C", help="another made from it, measured against B")
+    parser.add_argument("a", metavar="A", help="the original video")
+    parser.add_argument("b", metavar="B", help="one made from it; its sound is kept")
+    parser.add_argument("c", nargs="?", metavar="C", help="another made from it, measured against B")
     parser.add_argument(
         "-o",
         "--output",
@@ -36,11 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Compare, and print the figures."""
+    names = [args.a, args.b, *([args.c] if args.c else [])]
+    check_paths(*names)
     with reporting(args.progress, quiet=args.quiet) as reporter:
         reporter.status("Starting ...")
         from lipstream.evaluate.compare import compare
 
-        videos = [args.a, args.b, *([args.c] if args.c else [])]
+        videos = [Path(name) for name in names]
         labels = None if args.labels is None else [label.strip() for label in args.labels.split(",")]
         comparison = compare(videos, args.output, labels, overwrite=args.overwrite, on_progress=reporter.update)
     if args.json:

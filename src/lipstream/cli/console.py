@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -16,6 +17,8 @@ from lipstream.errors import OutputError
 BROKEN_PIPE = 141
 """Exit code of a program whose reader went away, as a shell reports it."""
 
+_AS_NAMED = "lipstream.as_named"
+
 
 def prepare_streams() -> None:
     """Give closed standard streams a place to write to, and let names that a terminal cannot show be escaped."""
@@ -25,9 +28,19 @@ def prepare_streams() -> None:
     os.close(descriptor)
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    codecs.register_error(_AS_NAMED, _as_named)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_AS_NAMED)
+
+
+def _as_named(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write the bytes of a file's name that Python could not decode as they are, and escape the rest."""
+    if isinstance(error, UnicodeEncodeError):
+        first = error.object[error.start]
+        if "\udc80" <= first <= "\udcff":
+            return bytes([ord(first) - 0xDC00]), error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def write_result(text: str) -> None:

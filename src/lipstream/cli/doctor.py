@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import platform
 import shutil
@@ -11,10 +12,18 @@ from pathlib import Path
 
 from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
+from lipstream.face.quiet import IMPORT_ERRORS, import_problem
 from lipstream.version import __version__
 
 # What an extra needs that nothing else brings along.
-_EXTRAS = {"insightface": ("insightface", "onnxruntime"), "measure": ("matplotlib", "PIL")}
+_EXTRAS = {
+    "insightface": ("insightface", "onnxruntime"),
+    "measure": ("matplotlib", "PIL"),
+    "completion": ("shtab",),
+}
+
+
+_LIBRARIES = ("torch", "diffusers", "av", "numpy")
 
 
 @dataclass(frozen=True)
@@ -44,28 +53,38 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 def examine() -> list[Finding]:
     """Look at the machine. Loads no model and uses no network."""
-    from lipstream.models.load import describe_models
-
-    return [
-        Finding("lipstream", True, f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
-        _libraries(),
-        _h264(),
-        _device(),
-        *_detectors(),
-        *(Finding(f"[{extra}]", *_extra(extra, names)) for extra, names in _EXTRAS.items()),
-        *(Finding(model.name, model.is_here, model.place) for model in describe_models()),
-        _disk(),
-    ]
+    version = f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    findings = [Finding("lipstream", True, version), _libraries()]
+    if findings[-1].ok:  # nothing else can be looked at without them
+        findings += [_h264(), _device(), *_detectors()]
+    findings += [Finding(f"[{extra}]", *_extra(extra, names)) for extra, names in _EXTRAS.items()]
+    findings.append(_laboratory())
+    if findings[1].ok:
+        findings += _models()
+    return [*findings, _disk()]
 
 
 def _libraries() -> Finding:
-    import av
-    import diffusers
-    import numpy
-    import torch
+    versions = []
+    for name in _LIBRARIES:
+        try:
+            versions.append(f"{name} {importlib.import_module(name).__version__}")
+        except IMPORT_ERRORS as error:
+            problem = import_problem(name, error)
+            return Finding("libraries", False, f"{problem.message}. Fix: {problem.fix}", needed=True)
+    return Finding("libraries", True, ", ".join(versions), needed=True)
 
-    versions = {"torch": torch, "diffusers": diffusers, "PyAV": av, "numpy": numpy}
-    return Finding("libraries", True, ", ".join(f"{name} {module.__version__}" for name, module in versions.items()))
+
+def _models() -> list[Finding]:
+    from lipstream.models.locate import describe_models
+
+    return [Finding(model.name, model.is_here, model.place) for model in describe_models()]
+
+
+def _laboratory() -> Finding:
+    if importlib.util.find_spec("lipstream_lab") is None:
+        return Finding("lipstream-lab", False, "not installed; it adds the commands bench, prune and train")
+    return Finding("lipstream-lab", True, "installed: bench, prune and train")
 
 
 def _h264() -> Finding:
@@ -99,7 +118,8 @@ def _detectors() -> list[Finding]:
     from lipstream.face.registry import auto_detector, detector_report
 
     findings = [
-        Finding(s.name, s.problem is None, s.problem or f"ready; its licence: {s.licence}") for s in detector_report()
+        Finding(s.name, s.problem is None, f"{s.problem or 'ready'} (licence of its models: {s.licence})")
+        for s in detector_report()
     ]
     try:
         name, reason = auto_detector()

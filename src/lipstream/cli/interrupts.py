@@ -9,6 +9,7 @@ import threading
 from types import FrameType, TracebackType
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SHOW_CURSOR = b"\x1b[?25h\n"  # which progress bars hide
 
 
 class Interrupts:
@@ -44,6 +45,8 @@ class Interrupts:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
             _remove_unfinished_outputs()
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)
             os._exit(128 + number)
         self._received = number
         self.cancel.set()

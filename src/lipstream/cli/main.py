@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import shlex
@@ -10,18 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lipstream.cli.commands import LAB, OWN, all_commands
-from lipstream.cli.console import BROKEN_PIPE, prepare_streams, say, start_logging, write_json
+from lipstream.cli.console import BROKEN_PIPE, prepare_streams, say, start_logging, write_json, write_result
 from lipstream.cli.interrupts import Interrupts
-from lipstream.errors import LipstreamError, SettingsError
+from lipstream.errors import Cancelled, LipstreamError, SettingsError
 from lipstream.face.quiet import hide_native_logs
 from lipstream.version import __version__
-
-
-class _Interrupted(LipstreamError):
-    code = "interrupted"
 
 
 class _InternalError(LipstreamError):
@@ -29,8 +26,24 @@ class _InternalError(LipstreamError):
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser that raises its errors, takes no abbreviated options, and suggests the option that was meant."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         raise SettingsError(message, fix=f"see {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        options = [one.partition("=")[0] for one in unknown if one.startswith("--")]
+        near = difflib.get_close_matches(options[0], self._option_string_actions, n=1) if options else []
+        if near:
+            raise SettingsError(f"{options[0]!r} is not an option", fix=f"did you mean {near[0]}?")
+        return parsed, unknown
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        write_result(message.rstrip("\n"))  # help and the version; standard output may be full, or its reader gone
 
 
 def script() -> NoReturn:
@@ -39,7 +52,8 @@ def script() -> NoReturn:
     if exit_code >= 128:
         # A thread may still be inside a library's call, which must not meet an interpreter that is being taken apart.
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(exit_code)
     sys.exit(exit_code)
 
@@ -67,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             exit_code = interrupts.exit_code if interrupts.cancel.is_set() else error.exit_code
             return _fail(error, exit_code, as_json=as_json, debug=debug)
         except KeyboardInterrupt:
-            interrupted = _Interrupted("interrupted; no unfinished file is left behind")
+            interrupted = Cancelled("interrupted; no unfinished file is left behind")
             return _fail(interrupted, interrupts.exit_code, as_json=as_json, debug=debug)
         except Exception as fault:  # noqa: BLE001  (the last resort)
             internal = _InternalError(
@@ -91,6 +105,8 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
     name = given[0] if given else ""
     command = OWN.get(name) or all_commands().get(name)
     if command is None:
+        if name.startswith("-") and name not in ("-h", "--help", "--version"):
+            raise SettingsError(f"{name} comes before the command", fix="write lipstream COMMAND, then its options")
         parser = _top_parser()
         commands = parser.add_subparsers(title="commands", metavar="COMMAND")
         for known, one in all_commands().items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lipstream.cli.console import say, write_json, write_result
 from lipstream.cli.interrupts import Interrupts
+from lipstream.errors import SettingsError
 from lipstream.models.names import DETECTOR_MODELS, NAMES, check_model
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _list(args: argparse.Namespace) -> None:
 
 def _download(args: argparse.Namespace) -> None:
     if args.model in DETECTOR_MODELS:
+        if args.repo or args.revision:
+            raise SettingsError(f"{args.model} is not on the hub", fix="leave out --from and --revision")
         from lipstream.face.insightface import fetch_models
 
         folder = fetch_models(args.model, _announce)

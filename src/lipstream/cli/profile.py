@@ -10,6 +10,8 @@ from lipstream.cli import options
 from lipstream.cli.console import write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import add_progress_option, reporting
+from lipstream.cli.sync import check_paths
+from lipstream.models.names import check_model
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 
@@ -29,17 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Profile a run, and print where the time went."""
-    from lipstream.profiling.profile import profile_sync
-
+    runtime, settings = options.settings_from(RuntimeSettings, args), options.settings_from(SyncSettings, args)
+    check_paths(args.video, args.audio)
+    check_model(args.model)
     with reporting(args.progress, quiet=args.quiet) as reporter:
-        reporter.status(f"Loading {args.model} on {args.device} ...")
+        reporter.status("Starting ...")
+        from lipstream.profiling.profile import profile_sync
+        from lipstream.runtime.device import torch_device
+
+        reporter.status(f"Loading {args.model} on {torch_device(runtime)} ...")
         report = profile_sync(
             args.video,
             args.audio,
             args.output,
             args.model,
-            options.settings_from(RuntimeSettings, args),
-            options.settings_from(SyncSettings, args),
+            runtime,
+            settings,
             layers=args.layers,
             overwrite=args.overwrite,
             on_progress=reporter.update,

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lipstream.cli.console import say
 
@@ -21,8 +21,12 @@ Mode = Literal["auto", "bar", "plain", "json", "none"]
 _LINE_EVERY_S = 10.0
 
 
-class Reporter(Protocol):
-    """Shows a command's progress on standard error."""
+class Reporter:
+    """Shows a command's progress on standard error; this one shows none of it."""
+
+    def notice(self, message: str) -> None:
+        """Show something that the user should know, and let it stay."""
+        say(f"lipstream: {message}")
 
     def status(self, message: str) -> None:
         """Say what is being done before any frame is."""
@@ -51,8 +55,7 @@ def reporting(mode: Mode, *, quiet: bool) -> Iterator[Reporter]:
         with _bars() as reporter:
             yield reporter
     else:
-        reporters: dict[str, type[Reporter]] = {"plain": _Lines, "json": _JsonLines, "none": _Nothing}
-        yield reporters[mode]()
+        yield {"plain": _Lines, "json": _JsonLines, "none": Reporter}[mode]()
 
 
 class Estimate:
@@ -88,7 +91,7 @@ class Estimate:
         return max(0.0, (n_frames - self._last[1]) / rate - (now_s - self._last[0]))
 
 
-class _Lines:
+class _Lines(Reporter):
     """One line at the beginning, and one every ten seconds."""
 
     def __init__(self) -> None:
@@ -110,11 +113,14 @@ class _Lines:
         say(f"lipstream: {_total(progress, self._estimate, now_s)} ({stages})")
 
 
-class _JsonLines:
+class _JsonLines(Reporter):
     """One JSON object per line, for programs."""
 
     def __init__(self) -> None:
         self._estimate = Estimate()
+
+    def notice(self, message: str) -> None:
+        say(json.dumps({"event": "notice", "message": message}))
 
     def status(self, message: str) -> None:
         say(json.dumps({"event": "status", "message": message}))
@@ -136,16 +142,6 @@ class _JsonLines:
         )
 
 
-class _Nothing:
-    """Shows nothing."""
-
-    def status(self, message: str) -> None:
-        """Show nothing."""
-
-    def update(self, progress: Progress) -> None:
-        """Show nothing."""
-
-
 @contextmanager
 def _bars() -> Iterator[Reporter]:
     """A bar per stage, all from the beginning, above a line with the total; they vanish at the end."""
@@ -158,7 +154,7 @@ def _bars() -> Iterator[Reporter]:
     columns = (TextColumn("{task.description:>9}"), BarColumn(bar_width=None), TextColumn("{task.completed:.0f}"))
     bars, line = StageBars(*columns, expand=True), Text("", no_wrap=True, overflow="ellipsis")
 
-    class Bars:
+    class Bars(Reporter):
         def __init__(self) -> None:
             self._estimate = Estimate()
             self._tasks: dict[str, Any] = {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lipstream.cli import options
-from lipstream.cli.console import say, write_json, write_result
+from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import add_progress_option, reporting
 from lipstream.errors import InputError, OutputError
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from lipstream.results import SyncResult
 
 _DEMONSTRATION = (
-    "lipstream: this is the bundled demonstration model `tiny`; --model latentsync-1.6 or latentsync-1.5 are the"
-    " published ones (see `lipstream models list`)"
+    "this is the bundled demonstration model `tiny`; --model latentsync-1.6 or latentsync-1.5 are the published ones"
+    " (see `lipstream models list`)"
 )
 
 
@@ -53,9 +52,7 @@ def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Lip-sync a video to a recording."""
     settings = options.settings_from(SyncSettings, args)
     output = args.output or f"{Path(args.video).stem}-synced.mp4"
-    if args.model is None and not args.quiet:
-        say(_DEMONSTRATION)
-    return _run(args, interrupts, args.model or "tiny", args.video, args.audio, output, settings, args.overwrite)
+    return _run(args, interrupts, args.model, args.video, args.audio, output, settings, args.overwrite)
 
 
 def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -76,7 +73,7 @@ def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
 def _run(
     args: argparse.Namespace,
     interrupts: Interrupts,
-    model: str,
+    model: str | None,
     video: str,
     speech: str,
     output: str,
@@ -84,18 +81,25 @@ def _run(
     overwrite: bool,
 ) -> int:
     runtime = options.settings_from(RuntimeSettings, args)
-    check_inputs(video, speech)
-    check_model(model)
-    check_absent(output, (video, speech), overwrite=overwrite)
+    check_paths(video, speech)
+    check_model(model or "tiny")
+    # Seconds pass before torch is imported: what PyAV can refuse is refused first.
+    from lipstream.media.reader import probe
+    from lipstream.media.writer import check_output
+
+    check_output(output, inputs=(video, speech), overwrite=overwrite)
+    picture = probe(video)
     with reporting(args.progress, quiet=args.quiet) as reporter:
+        if model is None and not args.quiet:
+            reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
         from lipstream.lipsync import LipSync
         from lipstream.pipeline.file_job import probe_inputs
         from lipstream.runtime.device import torch_device
 
-        inputs = probe_inputs(video, speech, output, overwrite=overwrite)
-        reporter.status(f"Loading {model} on {torch_device(runtime)} ...")
-        with LipSync.load(model, runtime) as sync:
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
+        reporter.status(f"Loading {model or 'tiny'} on {torch_device(runtime)} ...")
+        with LipSync.load(model or "tiny", runtime) as sync:
             result = sync(
                 inputs.video,
                 inputs.speech,
@@ -125,20 +129,10 @@ def frames_of(n: int) -> str:
     return f"{n} frame" if n == 1 else f"{n} frames"
 
 
-def check_inputs(video: str, speech: str) -> None:
-    """Refuse what is certainly no input before anything slow is imported. Raises InputError."""
-    for name, noun in ((video, "video"), (speech, "recording")):
+def check_paths(*inputs: str) -> None:
+    """Refuse what is certainly no file before anything slow is imported. Raises InputError."""
+    for name in inputs:
         if "://" in name:
-            raise InputError("addresses are not read", file=name, fix=f"download the {noun} and name the file")
+            raise InputError("addresses are not read", file=name, fix="download it and name the file")
         if not Path(name).exists():
-            raise InputError("no such file", file=name, fix=f"check the path of the {noun}")
-
-
-def check_absent(output: str, inputs: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse an output that exists before anything slow is imported. Raises OutputError.
-
-    One that is an input too is left to the writer, which knows links and says so.
-    """
-    path = Path(output)
-    if not overwrite and path.is_file() and not any(path.samefile(name) for name in inputs):
-        raise OutputError("already exists", file=output, fix="choose another name, or overwrite it with --overwrite")
+            raise InputError("no such file", file=name, fix="check the path")

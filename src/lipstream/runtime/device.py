@@ -37,18 +37,13 @@ def torch_device(settings: RuntimeSettings) -> torch.device:
     name = settings.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"device {name!r} is not a device", fix="use auto, cpu, cuda, cuda:N or mps") from None
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(
             f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices", fix="use --device cpu"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SettingsError(f"device {name!r}: this machine has no Metal device", fix="use --device cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise SettingsError(f"device {name!r} is not supported", fix="use auto, cpu, cuda, cuda:N or mps")
     return device
 
 
