@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -16,12 +17,15 @@ from lipstream.results import Progress, StageTime
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.1
 _PROGRESS_S = 0.5
+_LOG_S = 30.0
 
 
 class Watch:
-    """Reports the progress of a run on a clock, and notices when it is to be cancelled."""
+    """Reports the progress of a run on a clock, logs it now and then, and notices when it is to be cancelled."""
 
     def __init__(
         self,
@@ -33,12 +37,19 @@ class Watch:
         self._clocks, self._n_frames = clocks, n_frames
         self._on_progress, self._cancel = on_progress, cancel
         self._due_s = time.monotonic() + _PROGRESS_S
+        self._log_due_s = time.monotonic() + _LOG_S
 
     def report(self) -> None:
         """Report the progress now."""
-        self._due_s = time.monotonic() + _PROGRESS_S
+        now_s = time.monotonic()
+        self._due_s = now_s + _PROGRESS_S
+        progress = Progress(self._clocks.write.frames, self._n_frames, stage_times(self._clocks))
         if self._on_progress is not None:
-            self._on_progress(Progress(self._clocks.write.frames, self._n_frames, stage_times(self._clocks)))
+            self._on_progress(progress)
+        if now_s >= self._log_due_s:
+            self._log_due_s = now_s + _LOG_S
+            stages = ", ".join(f"{stage.name} {stage.frames}" for stage in progress.stages)
+            logger.info("%d of %d frames (%s)", progress.frames, progress.n_frames, stages)
 
     @property
     def is_cancelled(self) -> bool:
