@@ -22,7 +22,7 @@ _COEFFICIENT_STEPS = 2048
 
 
 def invert_affine(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The inverse of a (2, 3) affine matrix, as another (2, 3) matrix in float64.
+    """Return the inverse of a (2, 3) affine matrix, as another (2, 3) matrix in float64.
 
     Written out: numpy's own wakes a thread of its library for any matrix, which then spins on a core for milliseconds.
     """
@@ -32,7 +32,7 @@ def invert_affine(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def as_image(image: NDArray[np.uint8] | Tensor) -> Tensor:
-    """A uint8 picture as a tensor; a copy only of arrays that torch cannot share (read-only, flipped)."""
+    """Return a uint8 picture as a tensor; a copy only of arrays that torch cannot share (read-only, flipped)."""
     return image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
 
 
@@ -88,7 +88,7 @@ def bilinear_sample(images: Tensor, grid: Tensor) -> Tensor:
 
 
 def bilinear_coverage(width: int, height: int, grid: Tensor) -> Tensor:
-    """What `bilinear_sample` gives for a picture of ones: 1 inside, falling to 0 within a pixel outside: (n, H, W)."""
+    """Return `bilinear_sample` of a picture of ones: 1 inside, falling to 0 within a pixel outside: (n, H, W)."""
     covered_x, covered_y = (
         torch.abs(grid[..., axis].contiguous()).mul_(-length / 2).add_((length + 1) / 2).clamp_(0, 1)
         for axis, length in enumerate((width, height))
@@ -98,7 +98,7 @@ def bilinear_coverage(width: int, height: int, grid: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def _lanczos4_taps(size: int, new_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The eight source indices (new_size, 8) and weights (new_size, 8) of each new pixel along one axis."""
+    """Return the eight source indices (new_size, 8) and weights (new_size, 8) of each new pixel along one axis."""
     position = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     first = np.floor(position).astype(np.int64) - 3
     index = first[:, None] + np.arange(8)
@@ -144,7 +144,7 @@ def _for_each(count: int, index: Tensor, weight: Tensor, size: int) -> tuple[Ten
 
 
 def erode(masks: Tensor, before: int, after: int) -> Tensor:
-    """The minimum over a square from `before` pixels before to `after` after each pixel of masks (..., h, w).
+    """Return the minimum over a square from `before` pixels before to `after` after each pixel of masks (..., h, w).
 
     Pixels beyond the mask do not take part.
     """
@@ -167,7 +167,7 @@ def _minimum_with_next(values: Tensor, dim: int, offset: int) -> Tensor:
 
 
 def gaussian_kernel(radius: int, sigma: float, device: torch.device) -> Tensor:
-    """The 2 radius + 1 taps of a Gaussian, float32, their sum 1."""
+    """Return the 2 radius + 1 taps of a Gaussian, float32, their sum 1."""
     taps = torch.arange(-radius, radius + 1, dtype=torch.float32, device=device)
     kernel = torch.exp(-taps.square() / (2 * sigma**2))
     return kernel / kernel.sum()
@@ -186,7 +186,7 @@ def gaussian_blur(masks: Tensor, radius: int, sigma: float) -> Tensor:
 
 
 def _gaussian_taps(size: int, radius: int, sigma: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The source indices and the weights, each (size, 2 radius + 1), of each pixel along one axis."""
+    """Return the source indices and the weights, each (size, 2 radius + 1), of each pixel along one axis."""
     kernel = gaussian_kernel(radius, sigma, device)
     index = _mirrored_indices(size, radius, device).unfold(0, 2 * radius + 1, 1)
     return index.contiguous(), kernel.expand(size, -1).contiguous()

@@ -144,7 +144,7 @@ class _JsonLines(Reporter):
 
 @contextmanager
 def _bars() -> Iterator[Reporter]:
-    """A bar per stage, all from the beginning, above a line with the total; they vanish at the end."""
+    """Show a bar per stage, all from the beginning, above a line with the total; they vanish at the end."""
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import BarColumn, TextColumn
@@ -176,7 +176,7 @@ def _bars() -> Iterator[Reporter]:
 
 
 def _total(progress: Progress, estimate: Estimate, now_s: float) -> str:
-    """The total as a line of at most 40 columns for clips of up to 99,999 frames."""
+    """Return the total as a line of at most 40 columns for clips of up to 99,999 frames."""
     rate, left_s = estimate.frames_per_s, estimate.left_s(progress.n_frames, now_s)
     speed = "" if rate is None else f", {rate:.1f}/s"
     left = "" if left_s is None else f", {duration(left_s)} left"

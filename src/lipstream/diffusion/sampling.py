@@ -57,7 +57,7 @@ class UNetDenoiser:
 
 
 def initial_noise(channels: int, height: int, width: int, seed: int) -> Tensor:
-    """The one noise image that every frame starts from: (1, channels, height, width), float32.
+    """Draw the one noise image that every frame starts from: (1, channels, height, width), float32.
 
     Drawn on the CPU, so that a seed means the same picture on any device.
     """

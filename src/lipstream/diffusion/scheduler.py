@@ -25,7 +25,7 @@ _OF_THE_MODEL = (
 
 
 def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
-    """A scheduler for one call: those of several steps remember what they were given.
+    """Make a scheduler for one call: those of several steps remember what they were given.
 
     words: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021,
     https://arxiv.org/abs/2010.02502). The others, DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095)

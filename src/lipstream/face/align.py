@@ -105,5 +105,5 @@ def crop_faces(
 
 
 def crop_face(image: NDArray[np.uint8] | Tensor, affine_matrix: NDArray[np.float32], resolution: int) -> Tensor:
-    """The aligned face of one frame, on the CPU: uint8 RGB (3, resolution, resolution). See `crop_faces`."""
+    """Crop the aligned face of one frame, on the CPU: uint8 RGB (3, resolution, resolution). See `crop_faces`."""
     return crop_faces([image], [affine_matrix], resolution, DeviceStream(torch.device("cpu")))[0]

@@ -35,7 +35,7 @@ _FINER = 2
 
 
 def resize_face(faces: Tensor) -> Tensor:
-    """Decoded crops (..., c, resolution, resolution) at the face rectangle's size, bicubic with antialias.
+    """Resize decoded crops (..., c, resolution, resolution) to the face rectangle's size, bicubic with antialias.
 
     Of four channels (see `latent.texture`) at _FINER times that: the rectangle is narrower than the crop, and what the
     model generated would be lost.
@@ -120,7 +120,7 @@ def _touched(
 
 
 def _soft_masks(masks: Tensor) -> Tensor:
-    """The blending weights of masks (n, h, w): each shrunk by a twentieth of its size, its edge blurred as wide."""
+    """Return the blending weights of masks (n, h, w): each shrunk by a twentieth of its size, its edge as blurred."""
     edges = [int(area**0.5) // 20 for area in masks.sum(dim=(1, 2)).tolist()]
     weights: dict[int, Tensor] = {}
     for edge in set(edges):

@@ -39,10 +39,10 @@ class Detector(Protocol):
         """The back end and model, for reports."""
 
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
-        """The face of a uint8 RGB frame (h, w, 3), or None. May be called by several threads at once."""
+        """Return the face of a uint8 RGB frame (h, w, 3), or None. May be called by several threads at once."""
 
     def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
-        """The face of a frame that is where a frame shortly before showed `held`, as large; None for any other.
+        """Return the face of a frame that is where a frame shortly before showed `held`, as large; None for any other.
 
         Only its surroundings are looked at, so the face may lie elsewhere by what the back end's landmarks vary.
         """
@@ -60,13 +60,13 @@ class MultiFaceDetector(Detector, Protocol):
 
 
 def has_room_for_a_face(image: NDArray[np.uint8]) -> bool:
-    """Whether a frame (h, w, 3) is as large as the smallest usable face; the libraries choke on thinner ones."""
+    """Return whether a frame (h, w, 3) is as large as the smallest usable face; the libraries choke on thinner ones."""
     height, width = image.shape[:2]
     return bool(height >= _MIN_HEIGHT and width >= _MIN_WIDTH)
 
 
 def is_near(face: Face, held: Face) -> bool:
-    """Whether a face lies about where another one does: off by less than a fifth of its size, as large within 15 %."""
+    """Return whether a face lies about where another one does: within a fifth of its size, as large within 15 %."""
     box, held_box = np.array(face.box), np.array(held.box)
     size, held_size = (max(b[2] - b[0], b[3] - b[1]) for b in (box, held_box))
     moved = np.abs(box[:2] + box[2:] - held_box[:2] - held_box[2:]).max() / 2

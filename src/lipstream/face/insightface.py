@@ -91,7 +91,7 @@ class InsightFaceDetector:
             return [replace(face, landmarks=self._landmarks(bgr, face)) for face in chosen]
 
     def detect_near(self, image: NDArray[np.uint8], held: Face) -> Face | None:
-        """As `detect`: how far off a search of the surroundings alone would be has not been measured."""
+        """Search the whole frame, as `detect` does: the error of a search of the surroundings alone is unmeasured."""
         return self.detect(image)
 
     def close(self) -> None:

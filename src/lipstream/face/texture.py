@@ -42,7 +42,7 @@ def keep_texture(generated: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
 
 
 def _coarse(images: Tensor, sigma: float) -> Tensor:
-    """Images (n, c, h, w) blurred with a Gaussian, edges replicated."""
+    """Return images (n, c, h, w) blurred with a Gaussian, edges replicated."""
     radius = round(3 * sigma)
     kernel = gaussian_kernel(radius, sigma, images.device)
     planes = F.pad(images.flatten(0, 1)[:, None], (radius, radius, radius, radius), mode="replicate")

@@ -63,7 +63,7 @@ def tags_of_frame(frame: av.VideoFrame, primaries: int, transfer: int) -> ColorT
 
 
 def is_rgb(frame: av.VideoFrame) -> bool:
-    """Whether the pixels are stored as RGB (a palette counts)."""
+    """Return whether the pixels are stored as RGB (a palette counts)."""
     return frame.format.is_rgb or frame.format.has_palette
 
 

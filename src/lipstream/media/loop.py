@@ -83,7 +83,7 @@ def read_looped(
 
 
 def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:
-    """Whether the video is not expected to be read a second time, so that its checksums are not needed."""
+    """Return whether the video is not expected to be read a second time, so that its checksums are not needed."""
     stated_s = source.info.duration_s
     return stated_s is not None and stated_s > needed_s + _MARGIN_S
 
@@ -115,7 +115,7 @@ class _FirstPass:
         self.checksums.append(_checksum(image))
 
     def times_increase(self) -> bool:
-        """Whether a picture's time tells it from all others."""
+        """Return whether no two pictures have the same time."""
         steps = itertools.pairwise(zip(self.ordinals, self.times, strict=True))
         return all(after > before or i == j for (i, before), (j, after) in steps)
 

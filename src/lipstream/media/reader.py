@@ -170,7 +170,7 @@ class VideoSource:
         return np.ascontiguousarray(np.rot90(image, -self.info.rotation_deg // 90))
 
     def _duration_s(self) -> float | None:
-        """The picture's own length by the header: the file's is that of its longest stream."""
+        """Return the picture's own length by the header: the file's is that of its longest stream."""
         if self.stream.duration and self.stream.time_base:
             return float(self.stream.duration * self.stream.time_base)
         own_s = _seconds(self.stream.metadata.get("DURATION", ""))  # Matroska has it in a tag
@@ -213,7 +213,7 @@ class _Clock:
 
 
 def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
-    """The file's main video: the largest picture that is not cover art."""
+    """Return the file's main video: the largest picture that is not cover art."""
     videos = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
     if not videos:
         raise InputError("no video stream in it (cover art does not count)", file=path, fix="name a video file")

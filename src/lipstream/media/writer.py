@@ -42,7 +42,7 @@ _AAC_LAYOUT_OF_COUNT = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to the same file, links of both kinds included; False where either is missing."""
+    """Return whether two paths lead to the same file, links of both kinds included; False where either is missing."""
     try:
         return Path(one).samefile(other)
     except OSError:

@@ -159,7 +159,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _refusal(error: Exception, file: HubFile, model: str) -> ModelError:
-    """The ModelError for an answer of the hub that is no file, or for no answer."""
+    """Return the ModelError for an answer of the hub that is no file, or for no answer."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     again = f"run `lipstream models download {model}`"

@@ -74,7 +74,7 @@ class Source:
     left_out_by: str = ""
 
     def unet(self, dtype: torch.dtype) -> UNet:
-        """The U-Net, ready to run. float8_e4m3fn: see Dtypes. Raises ModelError."""
+        """Load the U-Net, ready to run. float8_e4m3fn: see Dtypes. Raises ModelError."""
         unet, tensors = read_unet(self.config, self.paths)
         is_float8 = dtype == torch.float8_e4m3fn
         self._fill(unet, tensors, self.paths.unet, torch.float16 if is_float8 else dtype)
@@ -85,7 +85,7 @@ class Source:
         return self._ready(unet)
 
     def vae(self, dtype: torch.dtype) -> Any:
-        """The VAE, diffusers' AutoencoderKL, ready to run. Raises ModelError."""
+        """Load the VAE, diffusers' AutoencoderKL, ready to run. Raises ModelError."""
         vae, tensors = read_vae(self.paths)
         _check_vae(self.config, vae)
         self._fill(vae, tensors, self.paths.vae_weights, dtype)
@@ -94,7 +94,7 @@ class Source:
         return self._ready(vae)
 
     def audio_encoder(self, dtype: torch.dtype) -> AudioEncoder:
-        """The audio encoder, ready to run. Raises ModelError."""
+        """Load the audio encoder, ready to run. Raises ModelError."""
         encoder, tensors = read_audio_encoder(self.config, self.paths)
         self._fill(encoder, tensors, self.paths.audio_encoder, dtype)
         return encoder.eval().requires_grad_(False)
@@ -165,14 +165,14 @@ def load_model(
 
 
 def read_unet(config: ModelConfig, paths: ModelPaths) -> tuple[UNet, dict[str, Tensor]]:
-    """The U-Net on the meta device, and its tensors by its own names, as the file holds them. Raises ModelError."""
+    """Read the U-Net on the meta device, and its tensors by its own names as the file holds them. Raises ModelError."""
     with torch.device("meta"):
         unet = UNet(config.unet)
     return unet, read_tensors(paths.unet, "state_dict")
 
 
 def read_vae(paths: ModelPaths) -> tuple[Any, dict[str, Tensor]]:
-    """The VAE, as `read_unet`."""
+    """Read the VAE, as `read_unet` does."""
     from diffusers import AutoencoderKL  # costs a second or two: only where a model is really loaded
 
     try:
@@ -194,7 +194,7 @@ def _new_vae_name(name: str) -> str:
 
 
 def vae_factor(vae: Any) -> int:
-    """How many pixels of a VAE's images, across or down, there are to a latent."""
+    """Return how many pixels of a VAE's images, across or down, there are to a latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
@@ -221,7 +221,7 @@ def _check_vae(config: ModelConfig, vae: Any) -> None:
 
 
 def read_audio_encoder(config: ModelConfig, paths: ModelPaths) -> tuple[AudioEncoder, dict[str, Tensor]]:
-    """The audio encoder, as `read_unet`."""
+    """Read the audio encoder, as `read_unet` does."""
     tensors = read_tensors(paths.audio_encoder, "model_state_dict")
     prefix = "encoder."
     if any(name.startswith(prefix) for name in tensors):  # OpenAI's file, which holds a text decoder too
@@ -280,7 +280,7 @@ def _verified(path: Path, wrapper: str | None, pin: PinnedFile | None, *, must_b
 
 
 def _is_published(path: Path, pin: PinnedFile | None, *, must_be: bool) -> bool:
-    """Whether the file has the published size and SHA-256. Raises ModelError where it `must_be` and has not."""
+    """Return whether the file has the published size and SHA-256. Raises ModelError where it `must_be` and has not."""
     if pin is not None and path.stat().st_size == pin.size_bytes and sha256(path) == pin.sha256:
         return True
     if must_be and pin is not None:

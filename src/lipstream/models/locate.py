@@ -101,7 +101,7 @@ def _published_by_size(path: Path) -> str | None:
 
 
 def _published_unets() -> dict[str, int]:
-    """The published U-Net files' sizes, bytes."""
+    """Return the published U-Net files' sizes, bytes."""
     return {name: int(_published_values(name)["hub"]["pinned"]["unet"]["size_bytes"]) for name in PUBLISHED}
 
 
@@ -158,7 +158,7 @@ def _hub(config: ModelConfig) -> Hub:
 
 
 def _present(config: ModelConfig, folder: Path | None) -> dict[str, Path]:
-    """The files that are on this machine, by role."""
+    """Return the files that are on this machine, by role."""
     on_hub = None if config.hub is None else hub_files(config, config.hub)
     if folder is None:
         paths = {role: hub.cached(getattr(hub_files(config, _hub(config)), role)) for role in _ROLES}

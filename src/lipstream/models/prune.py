@@ -25,7 +25,7 @@ FORMAT = 1
 
 
 def parts(unet: UNet) -> list[str]:
-    """The names of what can be left out of `unet`."""
+    """Return the names of what can be left out of `unet`."""
     kinds = (ResnetBlock, SpatialTransformer, MotionModule)
     return [name for name, module in unet.named_modules() if isinstance(module, kinds)]
 
@@ -50,7 +50,7 @@ def drop(unet: UNet, names: Iterable[str], origin: str) -> None:
 
 
 def without(unet: UNet, names: Iterable[str]) -> UNet:
-    """A second U-Net without the named parts, on the same weights; `unet` stays whole. Raises ModelError."""
+    """Return a second U-Net without the named parts, on the same weights; `unet` stays whole. Raises ModelError."""
     weights = {id(tensor): tensor for tensor in itertools.chain(unet.parameters(), unet.buffers())}
     lesser: UNet = copy.deepcopy(unet, weights)
     drop(lesser, names, "the parts to leave out")

@@ -53,7 +53,7 @@ class Watch:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the caller has asked to stop."""
+        """Return whether the caller has asked to stop."""
         return self._cancel is not None and self._cancel.is_set()
 
     def wait(self, done: Future[Any]) -> None:

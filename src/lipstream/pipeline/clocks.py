@@ -160,7 +160,7 @@ class IdleTime:
         self._lock = threading.Lock()
 
     def wait_for(self, wait: Wait | None) -> None:
-        """From now on idle threads wait for this; None once no item will come."""
+        """Count idle threads as waiting for this from now on; None once no item will come."""
         with self._lock:
             self._add_up()
             self._wait = wait

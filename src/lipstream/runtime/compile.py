@@ -76,7 +76,7 @@ def _more_graphs() -> Iterator[None]:
 
 
 def _is_of_dynamo(error: Exception) -> bool:
-    """Whether torch.compile raised it. Its error classes differ between versions of torch, their module does not."""
+    """Return whether torch.compile raised it: its error classes differ between versions of torch, not their module."""
     return any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__)
 
 

@@ -53,7 +53,7 @@ def places(network: Network, image: NDArray[np.uint8]) -> list[Place]:
 
 
 def places_in_tiles(network: Network, image: NDArray[np.uint8]) -> Iterator[Place]:
-    """As `places`, searched in squares half as long as the frame that overlap by half."""
+    """Find faces as `places` does, in squares half as long as the frame that overlap by half."""
     height, width = image.shape[:2]
     side = -(-max(height, width) // 2)
     for top in _tile_starts(height, side):
@@ -63,7 +63,7 @@ def places_in_tiles(network: Network, image: NDArray[np.uint8]) -> Iterator[Plac
 
 
 def _letterbox(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture as large as fits into the network's square (3, 192, 192), black about it."""
+    """Return a picture as large as fits into the network's square (3, 192, 192), black about it."""
     height, width = image.shape[:2]
     longer = max(height, width)
     new_height, new_width = (max(round(length * SIDE / longer), 1) for length in (height, width))
