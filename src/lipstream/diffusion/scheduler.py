@@ -47,7 +47,7 @@ def _multi_step(words: Mapping[str, Any], name: SchedulerName, num_inference_ste
 
     for word, default in (("clip_sample", True), ("thresholding", False)):
         if words.get(word, default):
-            raise SettingsError(f"scheduler = {name!r}: the model's sampling has {word}; use --scheduler ddim")
+            raise SettingsError(f"scheduler = {name!r}: the model's sampling has {word}", fix="use --scheduler ddim")
     chosen = {word: words[word] for word in _OF_THE_MODEL if word in words}
     chosen["final_sigmas_type"] = "zero" if words.get("set_alpha_to_one", True) else "sigma_min"
     if name == "dpm++2m":
