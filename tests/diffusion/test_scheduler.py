@@ -20,7 +20,6 @@ from lipstream.errors import SettingsError
 from lipstream.models.load import load_model, read_config
 from lipstream.models.unet import UNet
 from lipstream.settings import PRESETS, Sampling, SchedulerName, SyncSettings
-from lipstream_lab.bench import flops
 
 PUBLISHED = read_config("latentsync-1.5")[0].scheduler
 ZERO_TERMINAL_SNR = read_config("tiny")[0].scheduler
@@ -185,6 +184,7 @@ def test_everything_at_once_on_a_real_unet(unet: UNet) -> None:
 
 
 def test_what_is_saved_is_not_counted() -> None:
+    flops = pytest.importorskip("lipstream_lab.bench.flops")
     every = SyncSettings(num_inference_steps=2, guidance_scale=1.5, scheduler="dpm++2m")
     whole = flops.count("tiny", every, 16)
     cached = flops.count("tiny", replace(every, step_cache=2), 16)
