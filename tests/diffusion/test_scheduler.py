@@ -117,7 +117,7 @@ def test_one_step_of_a_model_that_predicts_the_picture_is_the_picture() -> None:
 def test_words_that_only_ddim_follows() -> None:
     clips = {**PUBLISHED, "clip_sample": True}
     assert make_scheduler(clips, "ddim", 2) is not None
-    with pytest.raises(SettingsError, match=r"dpm\+\+2m.*clip_sample; use --scheduler ddim"):
+    with pytest.raises(SettingsError, match=r"dpm\+\+2m.*clip_sample\. Fix: use --scheduler ddim"):
         make_scheduler(clips, "dpm++2m", 2)
 
 
