@@ -136,8 +136,7 @@ def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tu
         )
     mels, shapes = [], []
     for index in range(batch):
-        candidates = kinds[index % len(kinds)]
-        clip = candidates[data.below(len(candidates), generator)]
+        clip = kinds[index % len(kinds)].draw(generator)
         start = data.below(clip.n_frames - _FRAMES + 1, generator)
         end = start + _FRAMES
         mels.append(clip.mel[:, data.mel_columns(start, end)].float())

@@ -20,8 +20,9 @@ from lipstream.diffusion.mask import face_mask
 from lipstream.errors import InputError, SettingsError
 from lipstream.face.registry import make_detector
 from lipstream.models.load import read_config
-from lipstream_lab.train import bundle, curves, data, dataset, decoder, latents, lip_reader, unet, vae
+from lipstream_lab.train import bundle, curves, data, decoder, latents, lip_reader, maker, unet, vae
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
+from lipstream_lab.train.videos import find_videos
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     clips = commands.add_parser("data", help="make training clips from videos and portraits")
     clips.set_defaults(train_stage="data")
     clips.add_argument("work", type=Path, metavar="WORK", help="folder for all results of training")
-    clips.add_argument("--videos", type=Path, metavar="FOLDER", help="videos of one speaking person each")
-    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="portraits to animate (needs espeak-ng)")
-    clips.add_argument("--shifts", type=Path, metavar="FILE", help='JSON {"clip": delay of its sound in ms}')
     clips.add_argument(
-        "--held-out", type=float, default=0.2, metavar="SHARE", help="share of each clip to hold out [0.2]"
+        "--videos", type=Path, metavar="FOLDER", help="videos of one speaking person each, a person's in a subfolder"
+    )
+    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="portraits to animate (needs espeak-ng)")
+    clips.add_argument(
+        "--shifts", type=Path, metavar="FILE", help='JSON {"clip": delay of its sound in ms} [searched for]'
+    )
+    clips.add_argument("--leave-out", nargs="+", default=[], metavar="PERSON", help="people to hold out altogether")
+    clips.add_argument("--dubs", type=int, default=16, metavar="N", help="dubbed clips per person [16]")
+    clips.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of each clip, or of a person's clips, to hold out [0.2]",
     )
     clips.add_argument("--resolution", type=int, default=128, metavar="PX", help="side of the crops [128]")
     clips.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
@@ -85,13 +96,13 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def _data(args: argparse.Namespace, report: Report) -> None:
-    videos = data.files_of(args.videos, data.VIDEO_SUFFIXES) if args.videos else []
+    videos = find_videos(args.videos, args.held_out, args.leave_out) if args.videos else []
     portraits = data.files_of(args.portraits, data.PICTURE_SUFFIXES) if args.portraits else []
     if not videos and not portraits:
         raise InputError("neither videos nor portraits found", fix="give a folder with --videos or --portraits")
-    settings = dataset.DataSettings(resolution=args.resolution, held_out=args.held_out, seed=args.seed)
+    settings = maker.DataSettings(resolution=args.resolution, seed=args.seed, dubs=args.dubs)
     shifts = data.read_shifts(args.shifts) if args.shifts else {}
-    count = dataset.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, report)
+    count = maker.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, report)
     report(f"{count} clips in {args.work / _CLIPS}")
 
 

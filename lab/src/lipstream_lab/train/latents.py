@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ class LatentClip:
     """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
 
     latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: (2, n or 1, C, h, w) float16, latents
-    of the crops under the model's mask and under the large mask. opening, width: (n,), as in `data.Clip`.
+    of the crops under the model's mask and under the large mask. person, opening, width: as in `data.Clip`.
     """
 
     kind: str
+    person: str
     crops: Tensor
     latents: Tensor
     masked: Tensor
@@ -92,6 +94,7 @@ def prepare(
         clips.append(
             LatentClip(
                 kind=clip.kind,
+                person=clip.person,
                 crops=torch.from_numpy(clip.crops),
                 latents=encoded["latents"],
                 masked=encoded["masked"],
@@ -189,14 +192,34 @@ class Sampler:
             index = int(torch.multinomial(torch.tensor(self._shares), 1, generator=generator))
         else:
             index = data.below(len(kinds), generator)
-        long_enough = [c for c in self._clips[kinds[index]] if c.n_frames >= num_frames]
-        return long_enough[data.below(len(long_enough), generator)]
+        return self._clips[kinds[index]].draw(generator, num_frames)
 
 
-def by_kind(clips: list[LatentClip]) -> dict[str, list[LatentClip]]:
+class Group:
+    """Clips of one kind, drawn so that a person with many does not crowd out the others.
+
+    A person is drawn in proportion to the square root of his or her frames, and of the person's clips one in
+    proportion to its frames.
+    """
+
+    def __init__(self, clips: list[LatentClip]) -> None:
+        frames = Counter[str]()
+        for clip in clips:
+            frames[clip.person] += clip.n_frames
+        self.clips = clips
+        self._lengths = torch.tensor([clip.n_frames for clip in clips])
+        self._weights = self._lengths / torch.tensor([frames[clip.person] for clip in clips]).sqrt()
+
+    def draw(self, generator: torch.Generator, min_frames: int = 1) -> LatentClip:
+        """Draw a clip of at least `min_frames` frames; there must be one."""
+        weights = self._weights * (self._lengths >= min_frames)
+        return self.clips[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+def by_kind(clips: list[LatentClip]) -> dict[str, Group]:
     """Group the clips by kind, in the order of data.KINDS, without empty groups."""
     groups = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
-    return {kind: group for kind, group in groups.items() if group}
+    return {kind: Group(group) for kind, group in groups.items() if group}
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
