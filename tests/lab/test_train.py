@@ -31,6 +31,7 @@ from lipstream_lab.train import (
     lip_reader,
     offset,
     portraits,
+    start,
     unet,
     vae,
 )
@@ -572,3 +573,29 @@ def test_clips_of_another_version_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", kind=np.array("footage"), crops=clip.crops, mel=clip.mel)
     with pytest.raises(InputError, match="another version"):
         data.Clip.load(tmp_path / "a.npz")
+
+
+def test_training_begins_from_a_model_that_runs(tmp_path):
+    """`train start` in place of `train vae`: the bundled model's weights, its scaling factor, and its own encoder."""
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    cli.run(parser.parse_args(["start", str(tmp_path), "tiny"]), Interrupts())
+    begun = unet.ConditionedUNet(unet.UNetSettings(), 8)
+    start.fill(begun, tmp_path / start.FOLDER)
+    model = load_model("tiny", CPU, torch.float32)
+    mel = torch.randn(1, data.N_MELS, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(begun.audio_encoder.convolve(mel), model.audio_encoder.convolve(mel))
+    torch.testing.assert_close(begun.unet.conv_in.weight, model.unet.conv_in.weight)
+    begun_vae = start.autoencoder(tmp_path / start.FOLDER)
+    assert begun_vae.config.scaling_factor == model.vae.config.scaling_factor
+    encoded = torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            begun_vae.decode(encoded).sample, model.vae.decode(encoded).sample, atol=1e-3, rtol=1e-3
+        )
+    small = unet.ConditionedUNet(SMALL_UNET, 8)
+    with pytest.raises(SettingsError, match="other sizes"):
+        start.fill(small, tmp_path / start.FOLDER)
+    with pytest.raises(SettingsError, match="is not a folder"):
+        start.copy_model("latentsync-1.6", tmp_path / "other")

@@ -37,6 +37,8 @@ _DROPOUT = 0.3
 # Scale of the channels relative to the shape: the U-Net starts to use the audio hundreds of steps earlier.
 OUTPUT_GAIN = 5.0
 _SCALE_BATCHES = 60
+# Of four windows two are filmed: a synthetic mouth teaches rules, a real one what mouths do.
+_KINDS = ("footage", "dubbed", "footage", "still")
 
 
 def feature_windows(rows: Tensor, num_frames: int) -> Tensor:
@@ -129,7 +131,8 @@ def target_shape(opening: Tensor, width: Tensor) -> Tensor:
 
 def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw windows of all kinds of clips: mel (batch, n_mels, columns) and target shapes (batch, _FRAMES, 2)."""
-    kinds = list(by_kind([clip for clip in clips if clip.n_frames >= _FRAMES]).values())
+    groups = by_kind([clip for clip in clips if clip.n_frames >= _FRAMES])
+    kinds = [groups[kind] for kind in _KINDS if kind in groups]
     if not kinds:
         raise InputError(
             f"no clip is {_FRAMES} frames long, as training the audio encoder requires", fix="add longer videos"

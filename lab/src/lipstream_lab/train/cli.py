@@ -1,4 +1,4 @@
-"""`lipstream train data|vae|unet|finish|bundle`."""
+"""`lipstream train data|start|vae|unet|finish|bundle`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lipstream.diffusion.mask import face_mask
 from lipstream.errors import InputError, SettingsError
 from lipstream.face.registry import make_detector
 from lipstream.models.load import read_config
-from lipstream_lab.train import bundle, curves, data, decoder, latents, lip_reader, maker, unet, vae
+from lipstream_lab.train import bundle, curves, data, decoder, latents, lip_reader, maker, start, unet, vae
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 from lipstream_lab.train.videos import find_videos
 
@@ -35,8 +36,8 @@ Report = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the stages `data`, `vae`, `unet`, `finish` and `bundle`."""
-    commands = parser.add_subparsers(required=True, metavar="data|vae|unet|finish|bundle")
+    """Add the stages `data`, `start`, `vae`, `unet`, `finish` and `bundle`."""
+    commands = parser.add_subparsers(required=True, metavar="data|start|vae|unet|finish|bundle")
     clips = commands.add_parser("data", help="make training clips from videos and portraits")
     clips.set_defaults(train_stage="data")
     clips.add_argument("work", type=Path, metavar="WORK", help="folder for all results of training")
@@ -58,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     clips.add_argument("--resolution", type=int, default=128, metavar="PX", help="side of the crops [128]")
     clips.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+    begin = commands.add_parser("start", help="begin from a model's weights: in place of `vae`, before `unet`")
+    begin.set_defaults(train_stage="start")
+    begin.add_argument("work", type=Path, metavar="WORK")
+    begin.add_argument("model", metavar="NAME|FOLDER", help="tiny, or a folder that `bundle` wrote")
     for name, steps, text in (
         ("vae", 1100, "train the autoencoder, or resume"),
         ("unet", 3000, "train the audio encoder and the U-Net, or resume"),
@@ -106,6 +111,10 @@ def _data(args: argparse.Namespace, report: Report) -> None:
     report(f"{count} clips in {args.work / _CLIPS}")
 
 
+def _start(args: argparse.Namespace, report: Report) -> None:
+    report(f"{start.copy_model(args.model, args.work)}: what `unet` begins from")
+
+
 def _vae(args: argparse.Namespace, report: Report) -> None:
     crops = np.stack(list(data.all_crops(_clips_of(args.work))))
     settings = vae.VaeSettings(resolution=crops.shape[1])
@@ -145,6 +154,7 @@ def _unet(args: argparse.Namespace, report: Report) -> None:
         _step_reporter(report),
         after_save,
         lip_reader.mesh_judge(autoencoder),
+        begin=stage.fill,
     )
     curves.draw_curves(folder, folder / "curves.png")
 
@@ -226,6 +236,7 @@ def _bundle(args: argparse.Namespace, report: Report) -> None:
 
 _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "data": _data,
+    "start": _start,
     "vae": _vae,
     "unet": _unet,
     "finish": _finish,
@@ -235,24 +246,30 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
 
 @dataclass(frozen=True)
 class _Stage:
-    """The autoencoder and the mask, which all later stages use."""
+    """The autoencoder and the mask, which all later stages use. fill: loads the weights to begin from, if any."""
 
     resolution: int
     autoencoder: Any
     mask: Tensor
+    fill: Callable[[unet.ConditionedUNet], None] | None
 
     @classmethod
     def open(cls, work: Path) -> _Stage:
-        """Load the averaged autoencoder; its scaling factor is measured on the first clips."""
+        """Load the autoencoder: of the model to begin from, or as trained, with a scaling factor measured on clips."""
         paths = data.clip_paths(_clips_of(work))[:_SCALE_PICTURES]
         first = torch.from_numpy(np.stack([data.Clip.load(path).crops[0] for path in paths])).float() / 127.5 - 1
         resolution = first.shape[-1]
-        autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
-        load_average(_run_folder(work, _VAE), autoencoder)
-        autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
+        begin = work / start.FOLDER
+        if begin.is_dir():
+            autoencoder = start.autoencoder(begin)
+        else:
+            autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
+            load_average(_run_folder(work, _VAE), autoencoder)
+            autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
+        fill = partial(start.fill, folder=begin) if begin.is_dir() else None
         config, _ = read_config("latentsync-1.5")  # the published mask
         mask = face_mask(config.mask_polygon_xy, config.mask_size, resolution)
-        return cls(resolution, autoencoder.eval().requires_grad_(False), mask)
+        return cls(resolution, autoencoder.eval().requires_grad_(False), mask, fill)
 
 
 def _clips_of(work: Path) -> Path:

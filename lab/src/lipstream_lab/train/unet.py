@@ -255,15 +255,19 @@ def train(
     report: Report | None = None,
     after_save: Callable[[ConditionedUNet, int], None] | None = None,
     judge: Judge | None = None,
+    begin: Callable[[ConditionedUNet], None] | None = None,
 ) -> ConditionedUNet:
     """Train on clips; return the averaged model. vae: frozen. mask: (1, res, res), 1 = keep.
 
-    judge: measures the openings of generated mouths, from which the lip reader is updated; None keeps it fixed.
+    judge: measures the openings of generated mouths, from which the lip reader is updated; None keeps it fixed. begin:
+    loads the weights to begin from into a new model.
     """
     torch.manual_seed(loop.seed)
     vae = vae.to(device).eval().requires_grad_(False)
     model = ConditionedUNet(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
+        if begin is not None:
+            begin(model)
         audio_encoder.pretrain(model.audio_encoder, clips, loop.seed, settings.audio_encoder_steps)
         model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
     model.audio_encoder.requires_grad_(False)
