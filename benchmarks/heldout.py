@@ -1,11 +1,12 @@
 """Does a model's mouth follow the speech? Measured on what it was not trained on, through the whole product.
 
-python benchmarks/heldout.py OUT --videos CLIPS --shifts shifts.json --portraits FACES [--model FOLDER]
+python benchmarks/heldout.py OUT --videos CLIPS --shifts shifts.json --portraits FACES [--model FOLDER ...]
 
-CLIPS, shifts.json: as for `lipstream train data`, whose held-out share is used here. Each clip's end is synced to its
-own sound, to another clip's and to silence; each portrait and the bundled sample to espeak's speech. OUT gets the
-videos, a contact sheet a clip (truth, own sound, other sound, silence) and measures.json. Mouth opening: distance of
-the inner lips over the face's height, by mediapipe, in crops of 256 px cut alike from truth and result.
+CLIPS, shifts.json: as for `lipstream train data`, and so are the held-out share and people. Of each person --per-person
+held-out clips, or the end of the only one, are synced to their own sound, to another clip's and to silence; each
+portrait and the bundled sample to espeak's speech. OUT gets a folder a model: the videos, a contact sheet a clip
+(truth, own sound, other sound, silence), one of the mouths enlarged, and measures.json. Mouth opening: distance of the
+inner lips over the face's height, by mediapipe, in crops of 256 px cut alike from truth and result.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from lipstream import LipSync, SyncSettings
 from lipstream.bundled import sample
-from lipstream.diffusion.mask import face_mask
+from lipstream.diffusion.mask import face_mask, mouth_region
 from lipstream.evaluate.mouth import FaceMesh, mouth_opening
 from lipstream.face.align import crop_face
 from lipstream.face.registry import make_detector
@@ -38,13 +39,15 @@ from lipstream.media.reader import read_frames
 from lipstream.models.load import read_config
 from lipstream.settings import Texture
 from lipstream_lab.train.curves import write_sheet
-from lipstream_lab.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, read_shifts
+from lipstream_lab.train.data import PICTURE_SUFFIXES, files_of, read_shifts
 from lipstream_lab.train.dataset import n_training_frames
 from lipstream_lab.train.losses import laplacian, psnr_db
+from lipstream_lab.train.videos import Video, find_videos
 
 RATE_HZ, FRAME_RATE_HZ = 16000, 25
 SAMPLES = RATE_HZ // FRAME_RATE_HZ
 SIZE = 256  # of the crops that landmarks are found in
+MOUTH = (slice(110, 182), slice(76, 180))  # rows and columns of such a crop
 LIPS = (61, 291, 78, 308, 0, 17, 13, 14, 37, 267, 84, 314, 82, 312, 87, 317, 80, 310, 88, 318)
 
 Floats = NDArray[np.floating[Any]]
@@ -119,14 +122,27 @@ class Region:
         side = self.repainted.shape[-1]
         return F.interpolate(crops, size=(side, side), mode="area")
 
-    def sharpness(self, truth: Tensor, made: Tensor) -> float:
-        """Laplacian energy (mean of squares) of `made` over that of `truth`, in the region."""
-        inner = self.repainted[..., 1:-1, 1:-1]
+    def sharpness(self, truth: Tensor, made: Tensor, *, mouth: bool = False) -> float:
+        """Laplacian energy (mean of squares) of `made` over that of `truth`, in the region or at the mouth."""
+        inner = (mouth_region(self.repainted.shape[-1])[None] if mouth else self.repainted)[..., 1:-1, 1:-1]
         energy = [(laplacian(self.at_model_size(x)).square() * inner).sum() for x in (made, truth)]
         return round(float(energy[0] / energy[1]), 3)
 
     def psnr_db(self, truth: Tensor, made: Tensor) -> float:
         return round(psnr_db(self.at_model_size(made), self.at_model_size(truth), self.repainted), 2)
+
+    def flicker(self, truth: Tensor, made: Tensor) -> float:
+        """Mean change from frame to frame of `made` over that of `truth`, in the region without the mouth."""
+        change = [(self.at_model_size(x).diff(dim=0).abs() * self._skin()).sum() for x in (made, truth)]
+        return round(float(change[0] / change[1]), 3)
+
+    def tint(self, truth: Tensor, made: Tensor) -> float:
+        """Colour shift of the region without the mouth: of the channel that is furthest off, in levels of 255."""
+        difference = (self.at_model_size(made) - self.at_model_size(truth)) * self._skin()
+        return round(float(difference.sum((0, 2, 3)).abs().max() / (len(made) * self._skin().sum()) * 127.5), 2)
+
+    def _skin(self) -> Tensor:
+        return self.repainted * (1 - mouth_region(self.repainted.shape[-1]))
 
     def seam(self, truth: Tensor, made: Tensor) -> float:
         """Colour step at the edge of the region: |mean of made - truth| over a rim 3 px wide, 0 to 255."""
@@ -162,7 +178,9 @@ def measure_clip(
     n = min(len(faces.crops) for faces in (truth, *made.values()))
     own = made["own"]
     columns = np.linspace(0, n - 1, 10).astype(int).tolist()
-    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{end.name}.png")
+    rows = [faces.crops[columns] for faces in (truth, *made.values())]
+    write_sheet(rows, out / f"{end.name}.png")
+    write_sheet([F.interpolate(r[(..., *MOUTH)], scale_factor=3) for r in rows], out / f"{end.name}-mouth.png")
     lips = np.linalg.norm(truth.points[:n][:, LIPS] - own.points[:n][:, LIPS], axis=-1)
     return {
         "frames": n,
@@ -174,6 +192,9 @@ def measure_clip(
         "lip_distance_px": round(float(np.nanmean(lips)), 2),
         "psnr_db": region.psnr_db(truth.crops[:n], own.crops[:n]),
         "sharpness": region.sharpness(truth.crops[:n], own.crops[:n]),
+        "mouth_sharpness": region.sharpness(truth.crops[:n], own.crops[:n], mouth=True),
+        "flicker": region.flicker(truth.crops[:n], own.crops[:n]),
+        "tint": region.tint(truth.crops[:n], own.crops[:n]),
         # With its own sound a face that keeps the frame's texture is given the truth's: this one is not.
         "sharpness_other": region.sharpness(truth.crops[:n], made["other"].crops[:n]),
         "seam": region.seam(truth.crops[:n], own.crops[:n]),
@@ -199,14 +220,14 @@ def measure_still(sync: Sync, picture: Path, speech: Path, result: Path, tools: 
     return words, made
 
 
-def cut_end(video: Path, folder: Path, held_out: float, shift_ms: float) -> tuple[Path, Path]:
+def cut_end(video: Video, folder: Path, shift_ms: float) -> tuple[Path, Path]:
     """The end of a clip that training does not see: a lossless video and its own sound, brought together."""
-    n_frames = sum(1 for _ in read_frames(video))
-    first = n_training_frames(n_frames, held_out)
-    target, sound = folder / f"{video.stem}.mkv", folder / f"{video.stem}.wav"
+    n_frames = sum(1 for _ in read_frames(video.path))
+    first = n_training_frames(n_frames, video.held_out)
+    target, sound = folder / f"{video.name}.mkv", folder / f"{video.name}.wav"
     with av.open(str(target), "w") as container:
         stream = None
-        for frame in read_frames(video):
+        for frame in read_frames(video.path):
             if frame.index < first:
                 continue
             if stream is None:
@@ -217,7 +238,9 @@ def cut_end(video: Path, folder: Path, held_out: float, shift_ms: float) -> tupl
         assert stream is not None
         container.mux(stream.encode(None))
     begin = first * SAMPLES + round(shift_ms / 1000 * RATE_HZ)
-    write_wav(sound, np.concatenate(list(read_mono(video)))[begin : begin + (n_frames - first) * SAMPLES])
+    samples = np.concatenate(list(read_mono(video.path)))
+    part = np.pad(samples, (max(-begin, 0), 0))[max(begin, 0) :][: (n_frames - first) * SAMPLES]
+    write_wav(sound, part)
     return target, sound
 
 
@@ -229,13 +252,25 @@ def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
-def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+def held_out_videos(args: argparse.Namespace) -> list[Video]:
+    """The first few of each person."""
+    videos = [v for v in find_videos(args.videos, args.held_out, args.leave_out) if v.held_out > 0]
+    of_person = [[v for v in videos if v.person == person] for person in dict.fromkeys(v.person for v in videos)]
+    return [v for own in of_person for v in own[: args.per_person]]
+
+
+def cut_ends(args: argparse.Namespace, folder: Path, cutter: Cutter) -> list[End]:
     shifts = read_shifts(args.shifts) if args.shifts else {}
-    cutter, ends, found = tools[0], [], {}
-    for source in files_of(args.videos, VIDEO_SUFFIXES):
-        video, sound = cut_end(source, folder, args.held_out, shifts.get(source.stem, 0.0))
+    ends = []
+    for source in held_out_videos(args):
+        video, sound = cut_end(source, folder, shifts.get(source.name, 0.0))
         matrices = cutter.matrices(video)
-        ends.append(End(source.stem, video, sound, matrices, cutter.faces(video, matrices)))
+        ends.append(End(source.name, video, sound, matrices, cutter.faces(video, matrices)))
+    return ends
+
+
+def measure_clips(sync: Sync, ends: list[End], out: Path, folder: Path, tools: Any) -> dict[str, Any]:
+    found = {}
     for index, end in enumerate(ends):
         length = len(np.concatenate(list(read_mono(end.sound))))
         following = ends[(index + 1) % len(ends)]
@@ -244,12 +279,12 @@ def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any
         write_wav(sounds["other"], np.resize(other, length))
         write_wav(sounds["silence"], np.zeros(length, np.float32))
         other_opening = np.resize(following.truth.openings(), len(end.truth.crops))
-        found[end.name] = measure_clip(sync, end, other_opening, sounds, args.out, tools)
+        found[end.name] = measure_clip(sync, end, other_opening, sounds, out, tools)
         print(end.name, json.dumps(found[end.name]), flush=True)
     return found
 
 
-def measure_stills(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+def measure_stills(sync: Sync, args: argparse.Namespace, out: Path, folder: Path, tools: Any) -> dict[str, Any]:
     speech = folder / "speech.wav"
     write_wav(speech, np.concatenate(list(read_mono(sample.SPEECH)))[: round(args.still_seconds * RATE_HZ)])
     found, rows = {}, []
@@ -259,7 +294,7 @@ def measure_stills(sync: Sync, args: argparse.Namespace, folder: Path, tools: An
         loud = np.argsort(loudness(speech, len(made.crops)))
         rows.append(made.crops[[loud[1], loud[3], loud[-4], loud[-2], loud[-1]]])
     pairs = [torch.cat(rows[i : i + 3]) for i in range(0, len(rows) - 2, 3)]
-    write_sheet([F.interpolate(row, size=(128, 128), mode="area") for row in pairs], args.out / "portraits.png")
+    write_sheet([F.interpolate(row, size=(128, 128), mode="area") for row in pairs], out / "portraits.png")
     print("portraits", json.dumps(mean_of(found)), flush=True)
     return found
 
@@ -273,36 +308,47 @@ def mean_of(found: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", nargs="+", default=["tiny"])
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--shifts", type=Path)
     parser.add_argument("--held-out", type=float, default=0.2)
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="PERSON")
+    parser.add_argument("--per-person", type=int, default=3, metavar="N")
     parser.add_argument("--portraits", type=Path)
     parser.add_argument("--guidance-scale", type=float, help="[the model's own]")
     parser.add_argument("--texture", choices=get_args(Texture), help="[the model's own]")
     parser.add_argument("--still-seconds", type=float, default=2.0)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    loaded = LipSync.load(args.model, detector="mediapipe")
+    with tempfile.TemporaryDirectory() as name:
+        cutter = Cutter()
+        ends = cut_ends(args, Path(name), cutter) if args.videos else []
+        for model in args.model:
+            measure_model(model, ends, args, Path(name), cutter)
+
+
+def measure_model(model: str, ends: list[End], args: argparse.Namespace, folder: Path, cutter: Cutter) -> None:
+    out = args.out / Path(model).name
+    out.mkdir(parents=True, exist_ok=True)
+    loaded = LipSync.load(model, detector="mediapipe")
     settings = SyncSettings(guidance_scale=args.guidance_scale, texture=args.texture)
 
     def sync(video: Path, speech: Path, output: Path) -> None:
         loaded(video, speech, output, settings, overwrite=True)
 
-    tools = (Cutter(), Region.of(args.model))
-    measures: dict[str, Any] = {"model": args.model, "guidance_scale": args.guidance_scale}
-    words, made = measure_still(sync, sample.VIDEO, sample.SPEECH, args.out / "sample.mp4", tools)
+    tools = (cutter, Region.of(model))
+    measures: dict[str, Any] = {"model": model, "guidance_scale": args.guidance_scale}
+    words, made = measure_still(sync, sample.VIDEO, sample.SPEECH, out / "sample.mp4", tools)
     measures["sample"] = words
-    print("sample", json.dumps(words), flush=True)
-    write_sheet(list(made.crops[30:70].split(10)), args.out / "sample.png")
-    with tempfile.TemporaryDirectory() as name:
-        if args.videos:
-            measures["clips"] = measure_clips(sync, args, Path(name), tools)
-            measures["clips_mean"] = mean_of(measures["clips"])
-        if args.portraits:
-            measures["portraits"] = measure_stills(sync, args, Path(name), tools)
-            measures["portraits_mean"] = mean_of(measures["portraits"])
-    (args.out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
+    print(model, "sample", json.dumps(words), flush=True)
+    write_sheet(list(made.crops[30:70].split(10)), out / "sample.png")
+    if ends:
+        measures["clips"] = measure_clips(sync, ends, out, folder, tools)
+        measures["clips_mean"] = mean_of(measures["clips"])
+        print("clips", json.dumps(measures["clips_mean"]), flush=True)
+    if args.portraits:
+        measures["portraits"] = measure_stills(sync, args, out, folder, tools)
+        measures["portraits_mean"] = mean_of(measures["portraits"])
+    (out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

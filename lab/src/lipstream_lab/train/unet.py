@@ -68,8 +68,8 @@ class UNetSettings:
     unconditional_share: float = 0.1
     noisy_share: float = 0.0
     decoded_frames: int = 3
-    footage_share: float = 0.25
-    dubbed_share: float = 0.25
+    footage_share: float = 0.45
+    dubbed_share: float = 0.2
     large_mask_share: float = 0.35
     mouth_gain: float = 12.0
     latent_weight: float = 1.0
