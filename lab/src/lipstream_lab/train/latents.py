@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import augment, data
+from lipstream_lab.train.groups import by_kind
 
 # The large mask, used in part of the samples, hides everything below this share of the crop's height.
 LARGE_MASK_TOP = 95 / 256
@@ -193,33 +193,6 @@ class Sampler:
         else:
             index = data.below(len(kinds), generator)
         return self._clips[kinds[index]].draw(generator, num_frames)
-
-
-class Group:
-    """Clips of one kind, drawn so that a person with many does not crowd out the others.
-
-    A person is drawn in proportion to the square root of his or her frames, and of the person's clips one in
-    proportion to its frames.
-    """
-
-    def __init__(self, clips: list[LatentClip]) -> None:
-        frames = Counter[str]()
-        for clip in clips:
-            frames[clip.person] += clip.n_frames
-        self.clips = clips
-        self._lengths = torch.tensor([clip.n_frames for clip in clips])
-        self._weights = self._lengths / torch.tensor([frames[clip.person] for clip in clips]).sqrt()
-
-    def draw(self, generator: torch.Generator, min_frames: int = 1) -> LatentClip:
-        """Draw a clip of at least `min_frames` frames; there must be one."""
-        weights = self._weights * (self._lengths >= min_frames)
-        return self.clips[int(torch.multinomial(weights, 1, generator=generator))]
-
-
-def by_kind(clips: list[LatentClip]) -> dict[str, Group]:
-    """Group the clips by kind, in the order of data.KINDS, without empty groups."""
-    groups = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
-    return {kind: Group(group) for kind, group in groups.items() if group}
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lipstream.diffusion import conditioning
 from lipstream.evaluate.mouth import FaceMesh, mouth_opening
 from lipstream_lab.train.data import upscaled
-from lipstream_lab.train.latents import LatentClip, by_kind
+from lipstream_lab.train.groups import by_kind
+from lipstream_lab.train.latents import LatentClip
 from lipstream_lab.train.loop import step_generator
 from lipstream_lab.train.portraits import FULL_GAP
 

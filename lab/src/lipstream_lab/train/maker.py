@@ -24,6 +24,7 @@ from torch import Tensor
 from lipstream.evaluate.mouth import FaceMesh
 from lipstream.face.detector import Detector
 from lipstream.media.audio import read_mono
+from lipstream.models.names import BUNDLED
 from lipstream_lab.train import data, espeak, offset
 from lipstream_lab.train.data import Clip
 from lipstream_lab.train.dataset import dubbed_clip, footage_clip, still_clip, varied
@@ -105,7 +106,7 @@ class Maker:
     def _delay_ms(self, video: Video, mel: Tensor, opening: NDArray[np.float32]) -> float:
         if video.name in self._delays_ms:
             return self._delays_ms[video.name]
-        self._predict = self._predict or offset.bundled_predictor()
+        self._predict = self._predict or offset.predictor(BUNDLED[0])
         found = offset.find_offset(mel, opening, self._predict)
         logger.info("%s: sound %d ms late, r %.2f (unmoved %.2f)", video.name, found.late_ms, found.r, found.r_unmoved)
         return float(found.late_ms)

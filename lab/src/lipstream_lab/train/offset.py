@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.models.load import Source, locate, read_config
-from lipstream.models.names import BUNDLED
 from lipstream_lab.train import audio_encoder
 from lipstream_lab.train.data import mel_of_frames
 
@@ -25,7 +25,7 @@ LIMIT_MS = 200
 _PENALTY_PER_S = 0.5
 
 Predict = Callable[[Tensor, int], NDArray[np.float32]]
-"""Maps the mel of a window of clips (N_MELS, columns with margins) and its frames to openings (frames,)."""
+"""Maps the mel of a window (N_MELS, columns with margins) and its number of frames to shapes (frames, 2)."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,22 @@ def find_offset(mel: Tensor, opening: NDArray[np.float32], predict: Predict) -> 
 
     mel: normalised, of the whole recording. opening: (n,) of the mouth in the first n frames.
     """
-    lags = range(-LIMIT_MS, LIMIT_MS + 1, STEP_MS)
-    found = {
-        lag: _correlation(predict(mel_of_frames(mel, 0, len(opening), lag // STEP_MS), len(opening)), opening)
-        for lag in lags
-    }
+    lags, n = range(-LIMIT_MS, LIMIT_MS + 1, STEP_MS), len(opening)
+    curves = {lag: predict(mel_of_frames(mel, 0, n, lag // STEP_MS), n)[:, 0] for lag in lags}
+    found = {lag: audio_encoder.correlation(curve, opening) for lag, curve in curves.items()}
     best = max(lags, key=lambda lag: found[lag] - _PENALTY_PER_S * abs(lag) / 1000)
     return Offset(best, found[best], found[0])
 
 
-def bundled_predictor() -> Predict:
-    """Return the openings that the bundled model's audio encoder predicts."""
-    config, folder = read_config(BUNDLED[0])
+def predictor(model: str | Path) -> Predict:
+    """Return the shapes that a model's audio encoder predicts; one with the sizes that `train` gives it."""
+    config, folder = read_config(model)
     source = Source(config, locate(config, folder), torch.device("cpu"), "none")
     encoder = source.audio_encoder(torch.float32)
 
     def predict(mel: Tensor, n_frames: int) -> NDArray[np.float32]:
         with torch.inference_mode():
             features = audio_encoder.feature_windows(encoder.convolve(mel[None]), n_frames)
-            return audio_encoder.predicted_shape(features)[0, :, 0].numpy()
+            return audio_encoder.predicted_shape(features)[0].numpy()
 
     return predict
-
-
-def _correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Return Pearson's r; 0 where either is constant."""
-    if one.std() < 1e-6 or other.std() < 1e-6:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])

@@ -35,13 +35,19 @@ def autoencoder(folder: Path) -> Any:
     return vae.to(memory_format=torch.channels_last)
 
 
+def audio_encoder(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a model's audio encoder, float32."""
+    config, _ = read_config(folder)
+    return _float32(read_audio_encoder(config, locate(config, folder))[1])
+
+
 def fill(model: ConditionedUNet, folder: Path) -> None:
     """Load the U-Net and the audio encoder of a model's folder into `model`. Raises SettingsError for other sizes."""
     config, _ = read_config(folder)
     paths = locate(config, folder)
     try:
         absent, _ = model.unet.load_state_dict(_float32(read_unet(config, paths)[1]), strict=False)
-        model.audio_encoder.load_state_dict(_float32(read_audio_encoder(config, paths)[1]))
+        model.audio_encoder.load_state_dict(audio_encoder(folder))
     except RuntimeError as error:
         raise SettingsError(f"the model to begin from has other sizes ({error})", file=folder) from error
     if any(not name.endswith("pos_encoder.pe") for name in absent):

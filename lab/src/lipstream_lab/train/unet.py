@@ -51,7 +51,8 @@ class UNetSettings:
     """Sizes, batch and loss weights.
 
     unconditional_share: windows without audio, for guidance at inference. noisy_share: windows with a random timestep,
-    for sampling in many steps; the others start from pure noise. audio_encoder_steps: of pretraining the audio encoder.
+    for sampling in many steps; the others start from pure noise. audio_encoder_steps: of
+    pretraining the audio encoder; 0 leaves it as it is.
     judge_every: steps between updates of the lip reader, each on `judged_batches` batches.
     """
 
@@ -268,7 +269,8 @@ def train(
     if not (folder / CHECKPOINT_NAME).exists():
         if begin is not None:
             begin(model)
-        audio_encoder.pretrain(model.audio_encoder, clips, loop.seed, settings.audio_encoder_steps)
+        if settings.audio_encoder_steps:
+            audio_encoder.pretrain(model.audio_encoder, clips, loop.seed, settings.audio_encoder_steps)
         model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
     model.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
