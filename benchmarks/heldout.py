@@ -25,132 +25,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lipstream import LipSync, SyncSettings
 from lipstream.bundled import sample
-from lipstream.diffusion.mask import face_mask, mouth_region
-from lipstream.evaluate.mouth import FaceMesh, mouth_opening
-from lipstream.face.align import crop_face
-from lipstream.face.registry import make_detector
-from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
-from lipstream.models.load import read_config
 from lipstream.settings import Texture
 from lipstream_lab.train.curves import write_sheet
 from lipstream_lab.train.data import PICTURE_SUFFIXES, files_of, read_shifts
 from lipstream_lab.train.dataset import n_training_frames
-from lipstream_lab.train.losses import laplacian, psnr_db
 from lipstream_lab.train.videos import Video, find_videos
+from mouths import FRAME_RATE_HZ, RATE_HZ, SAMPLES, Cutter, Faces, Floats, Region, correlation, loudness
 
-RATE_HZ, FRAME_RATE_HZ = 16000, 25
-SAMPLES = RATE_HZ // FRAME_RATE_HZ
-SIZE = 256  # of the crops that landmarks are found in
-MOUTH = (slice(110, 182), slice(76, 180))  # rows and columns of such a crop
+BESIDES = ("other", "silence")
+MOUTH = (slice(110, 182), slice(76, 180))  # rows and columns of a crop of 256 px
 LIPS = (61, 291, 78, 308, 0, 17, 13, 14, 37, 267, 84, 314, 82, 312, 87, 317, 80, 310, 88, 318)
 
-Floats = NDArray[np.floating[Any]]
 Sync = Callable[[Path, Path, Path], None]
-
-
-@dataclass(frozen=True)
-class Faces:
-    """Crops of a video in [-1, 1]: (n, 3, SIZE, SIZE), with their mesh points (n, 478, 2), not a number where none."""
-
-    crops: Tensor
-    points: Floats
-
-    def openings(self) -> Floats:
-        return np.array([np.nan if np.isnan(p).any() else mouth_opening(p) for p in self.points])
-
-
-class Cutter:
-    """Cuts every video of a clip with the affine matrices of the clip itself, so that pictures can be compared."""
-
-    def __init__(self) -> None:
-        self._detector = make_detector("mediapipe", "cpu")
-        self._mesh = FaceMesh()
-
-    def matrices(self, video: Path) -> list[Any]:
-        track = FaceTrack(SIZE)
-        found = []
-        for frame in read_frames(video):
-            face = self._detector.detect(frame.image)
-            found.append(track.update(frame.index, False, None if face is None else face.landmarks))
-        return found
-
-    def faces(self, video: Path, matrices: list[Any]) -> Faces:
-        crops, points = [], []
-        for frame, matrix in zip(read_frames(video), matrices, strict=False):
-            crop = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
-            found = None
-            if matrix is not None:
-                crop = crop_face(frame.image, matrix, SIZE)
-                found = self._mesh.points(crop.permute(1, 2, 0).numpy())
-            crops.append(crop)
-            points.append(np.full((478, 2), np.nan) if found is None else found)
-        return Faces(torch.stack(crops).float() / 127.5 - 1, np.stack(points))
-
-
-def correlation(one: Floats, other: Floats) -> float:
-    n = min(len(one), len(other))
-    one, other = one[:n], other[:n]
-    seen = ~np.isnan(one) & ~np.isnan(other)
-    return round(float(np.corrcoef(one[seen], other[seen])[0, 1]), 3)
-
-
-def loudness(speech: Path, n_frames: int) -> Floats:
-    """Root of the energy of each frame's speech, smoothed over three frames."""
-    samples = np.concatenate(list(read_mono(speech)))[: n_frames * SAMPLES]
-    root = np.sqrt((samples[: len(samples) // SAMPLES * SAMPLES].reshape(-1, SAMPLES) ** 2).mean(1) + 1e-9)
-    return np.convolve(np.pad(root, 1, mode="edge"), [0.25, 0.5, 0.25], "valid")
-
-
-@dataclass(frozen=True)
-class Region:
-    """The repainted region at the model's own resolution: 1 = repainted, (1, 1, resolution, resolution)."""
-
-    repainted: Tensor
-
-    @classmethod
-    def of(cls, model: str) -> Region:
-        config, _ = read_config(model)
-        return cls(1 - face_mask(config.mask_polygon_xy, config.mask_size, config.resolution)[None])
-
-    def at_model_size(self, crops: Tensor) -> Tensor:
-        side = self.repainted.shape[-1]
-        return F.interpolate(crops, size=(side, side), mode="area")
-
-    def sharpness(self, truth: Tensor, made: Tensor, *, mouth: bool = False) -> float:
-        """Laplacian energy (mean of squares) of `made` over that of `truth`, in the region or at the mouth."""
-        inner = (mouth_region(self.repainted.shape[-1])[None] if mouth else self.repainted)[..., 1:-1, 1:-1]
-        energy = [(laplacian(self.at_model_size(x)).square() * inner).sum() for x in (made, truth)]
-        return round(float(energy[0] / energy[1]), 3)
-
-    def psnr_db(self, truth: Tensor, made: Tensor) -> float:
-        return round(psnr_db(self.at_model_size(made), self.at_model_size(truth), self.repainted), 2)
-
-    def flicker(self, truth: Tensor, made: Tensor) -> float:
-        """Mean change from frame to frame of `made` over that of `truth`, in the region without the mouth."""
-        change = [(self.at_model_size(x).diff(dim=0).abs() * self._skin()).sum() for x in (made, truth)]
-        return round(float(change[0] / change[1]), 3)
-
-    def tint(self, truth: Tensor, made: Tensor) -> float:
-        """Colour shift of the region without the mouth: of the channel that is furthest off, in levels of 255."""
-        difference = (self.at_model_size(made) - self.at_model_size(truth)) * self._skin()
-        return round(float(difference.sum((0, 2, 3)).abs().max() / (len(made) * self._skin().sum()) * 127.5), 2)
-
-    def _skin(self) -> Tensor:
-        return self.repainted * (1 - mouth_region(self.repainted.shape[-1]))
-
-    def seam(self, truth: Tensor, made: Tensor) -> float:
-        """Colour step at the edge of the region: |mean of made - truth| over a rim 3 px wide, 0 to 255."""
-        shrunk = 1 - F.max_pool2d(1 - self.repainted, 7, 1, 3)
-        rim = self.repainted - shrunk
-        difference = self.at_model_size(made) - self.at_model_size(truth)
-        per_frame = (difference * rim).sum((2, 3)) / rim.sum()
-        return round(float(per_frame.abs().mean() * 127.5), 2)
 
 
 @dataclass(frozen=True)
@@ -185,8 +76,6 @@ def measure_clip(
     return {
         "frames": n,
         **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
-        # What dubbing is about: the mouth against the one that said the other sound.
-        "r_dubbed": correlation(made["other"].openings()[:n], other_opening[:n]),
         "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
         "mean_opening": [round(float(np.nanmean(x[:n])), 4) for x in (opening, own.openings())],
         "lip_distance_px": round(float(np.nanmean(lips)), 2),
@@ -195,9 +84,20 @@ def measure_clip(
         "mouth_sharpness": region.sharpness(truth.crops[:n], own.crops[:n], mouth=True),
         "flicker": region.flicker(truth.crops[:n], own.crops[:n]),
         "tint": region.tint(truth.crops[:n], own.crops[:n]),
-        # With its own sound a face that keeps the frame's texture is given the truth's: this one is not.
-        "sharpness_other": region.sharpness(truth.crops[:n], made["other"].crops[:n]),
         "seam": region.seam(truth.crops[:n], own.crops[:n]),
+        **(dubbed(region, truth, made["other"], other_opening) if "other" in made else {}),
+    }
+
+
+def dubbed(region: Region, truth: Faces, made: Faces, other_opening: Floats) -> dict[str, float]:
+    """What dubbing is about: the mouth against the one that said the other sound, and its sharpness.
+
+    With its own sound a face that keeps the frame's texture is given the truth's: this one is not.
+    """
+    n = min(len(truth.crops), len(made.crops))
+    return {
+        "r_dubbed": correlation(made.openings()[:n], other_opening[:n]),
+        "sharpness_other": region.sharpness(truth.crops[:n], made.crops[:n]),
     }
 
 
@@ -269,7 +169,9 @@ def cut_ends(args: argparse.Namespace, folder: Path, cutter: Cutter) -> list[End
     return ends
 
 
-def measure_clips(sync: Sync, ends: list[End], out: Path, folder: Path, tools: Any) -> dict[str, Any]:
+def measure_clips(
+    sync: Sync, ends: list[End], besides: list[str], out: Path, folder: Path, tools: Any
+) -> dict[str, Any]:
     found = {}
     for index, end in enumerate(ends):
         length = len(np.concatenate(list(read_mono(end.sound))))
@@ -279,7 +181,9 @@ def measure_clips(sync: Sync, ends: list[End], out: Path, folder: Path, tools: A
         write_wav(sounds["other"], np.resize(other, length))
         write_wav(sounds["silence"], np.zeros(length, np.float32))
         other_opening = np.resize(following.truth.openings(), len(end.truth.crops))
-        found[end.name] = measure_clip(sync, end, other_opening, sounds, out, tools)
+        found[end.name] = measure_clip(
+            sync, end, other_opening, {name: sounds[name] for name in ("own", *besides)}, out, tools
+        )
         print(end.name, json.dumps(found[end.name]), flush=True)
     return found
 
@@ -315,6 +219,7 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="PERSON")
     parser.add_argument("--per-person", type=int, default=3, metavar="N")
     parser.add_argument("--portraits", type=Path)
+    parser.add_argument("--besides", nargs="*", choices=BESIDES, default=BESIDES, help="the clip's own sound")
     parser.add_argument("--guidance-scale", type=float, help="[the model's own]")
     parser.add_argument("--texture", choices=get_args(Texture), help="[the model's own]")
     parser.add_argument("--still-seconds", type=float, default=2.0)
@@ -342,7 +247,7 @@ def measure_model(model: str, ends: list[End], args: argparse.Namespace, folder:
     print(model, "sample", json.dumps(words), flush=True)
     write_sheet(list(made.crops[30:70].split(10)), out / "sample.png")
     if ends:
-        measures["clips"] = measure_clips(sync, ends, out, folder, tools)
+        measures["clips"] = measure_clips(sync, ends, args.besides, out, folder, tools)
         measures["clips_mean"] = mean_of(measures["clips"])
         print("clips", json.dumps(measures["clips_mean"]), flush=True)
     if args.portraits:

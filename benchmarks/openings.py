@@ -12,41 +12,22 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.evaluate.mouth import FaceMesh, mouth_opening, mouth_width
-from lipstream.face.align import crop_face
-from lipstream.face.registry import make_detector
-from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import read_mono
-from lipstream.media.reader import read_frames
 from lipstream_lab.train import data, offset
 from lipstream_lab.train.dataset import n_training_frames
 from lipstream_lab.train.videos import Video, find_videos
+from mouths import Cutter, Floats
 
-SIZE = 256
 Shapes = NDArray[np.float32]
 
 
-def measured(video: Video, detector: Any, mesh: FaceMesh) -> Shapes:
-    """Opening and width of the mouth in every frame: (n, 2), not a number where no face is found."""
-    track, shapes = FaceTrack(SIZE), []
-    for frame in read_frames(video.path):
-        face = detector.detect(frame.image)
-        matrix = track.update(frame.index, False, None if face is None else face.landmarks)
-        found = None
-        if matrix is not None:
-            found = mesh.points(crop_face(frame.image, matrix, SIZE).permute(1, 2, 0).numpy())
-        shapes.append((np.nan, np.nan) if found is None else (mouth_opening(found), mouth_width(found)))
-    return np.array(shapes, np.float32)
-
-
-def held_out(video: Video, shapes: Shapes, mel: Tensor, predict: Callable[[Tensor, int], Shapes]) -> list[float]:
+def held_out(video: Video, shapes: Floats, mel: Tensor, predict: Callable[[Tensor, int], Shapes]) -> list[float]:
     """r of opening and of width, in the part that is held out."""
     first = n_training_frames(len(shapes), video.held_out)
     predicted = predict(data.mel_of_frames(mel, 0, len(shapes)), len(shapes))[first:]
@@ -62,13 +43,14 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="PERSON")
     parser.add_argument("--model", nargs="+", default=["tiny"])
     args = parser.parse_args()
-    detector, mesh = make_detector("mediapipe", "cpu"), FaceMesh()
+    cutter = Cutter()
     predictors = {model: offset.predictor(model) for model in args.model}
     found: dict[str, dict[str, list[list[float]]]] = {model: {} for model in args.model}
     for video in find_videos(args.videos, args.held_out, args.leave_out):
         if video.held_out == 0:
             continue
-        shapes = measured(video, detector, mesh)
+        faces = cutter.faces(video.path, cutter.matrices(video.path))
+        shapes = np.stack((faces.openings(), faces.widths()), 1)
         mel = data.normalised_mel(np.concatenate(list(read_mono(video.path))))
         for model, predict in predictors.items():
             found[model].setdefault(video.person, []).append(held_out(video, shapes, mel, predict))
