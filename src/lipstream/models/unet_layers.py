@@ -40,9 +40,13 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor, num_frames: int) -> Tensor:
-        """`x` (n, in_channels, h, w) and `time` (1 or n, time channels) to (n, out_channels, h, w)."""
+        """`x` (n, in_channels, h, w) to (n, out_channels, h, w).
+
+        time: (1 or n, time channels), or of half of the frames where `x` holds both branches of a guided step.
+        """
         hidden = self.conv1(F.silu(self.norm1(x, num_frames)))
-        hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        added = self.time_emb_proj(F.silu(time))
+        hidden = hidden + (added if added.shape[0] == 1 else in_branches(added, x.shape[0]))[:, :, None, None]
         hidden = self.conv2(F.silu(self.norm2(hidden, num_frames)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -166,6 +170,9 @@ def attend(query: Tensor, keys_values: KeysValues, max_scores: int | None = None
     max_scores: the most scores (b * heads * tokens * context tokens) of one call of torch's attention; more are
     computed in parts, by sequence and where one sequence has too many by query. None: the device's own limit.
     """
+    if max_scores is None and query.device.type == "cpu":  # no limit, and none to ask about while a graph is exported
+        attended = F.scaled_dot_product_attention(query, *keys_values)
+        return attended.transpose(1, 2).flatten(2)
     if max_scores is None and query.device.type == "mps":
         max_scores = _MAX_SCORES_METAL
     sequences, queries = max(1, min(len(query), _MAX_SEQUENCES)), query.shape[2]
@@ -228,9 +235,9 @@ class SpatialBlock(nn.Module):
     def _cross_attention(self, x: Tensor, audio: KeysValues, guided: bool) -> Tensor:
         if not guided:
             return x + self.attn2(self.norm2(x), audio)
-        # Where the branches split, x has n frames and both slices are all of it; further on each is one branch.
-        n = len(audio.keys)
-        unconditional, conditional = x[:n], x[-n:]
+        # Where the branches split, x has as many frames as the audio, which both share; further on, twice as many.
+        n = audio.keys.shape[0]
+        unconditional, conditional = (x, x) if x.shape[0] == n else x.view(2, n, *x.shape[1:])
         attended = self.attn2(self.norm2(conditional), audio)
         return torch.cat((unconditional + self.attn2.zero_context_output, conditional + attended))
 
@@ -259,12 +266,13 @@ class SpatialTransformer(nn.Module):
         hidden = self.proj_in(self.norm(x)).permute(0, 2, 3, 1)
         tokens = self.transformer_blocks[0](hidden.flatten(1, 2), audio, guided)
         tokens = tokens.unflatten(1, hidden.shape[1:3]).permute(0, 3, 1, 2)
-        return in_branches(x, len(tokens)) + self.proj_out(tokens)
+        return in_branches(x, tokens.shape[0]) + self.proj_out(tokens)
 
 
 def in_branches(x: Tensor, n: int) -> Tensor:
     """Return `x` if it has `n` frames, or `x` twice if both branches of `n` frames in all start from it."""
-    return x if len(x) == n else torch.cat((x, x))
+    # Not len(), which is a number: while a graph is exported, shape[0] may be any.
+    return x if x.shape[0] == n else torch.cat((x, x))
 
 
 class TemporalBlock(nn.Module):
