@@ -62,6 +62,7 @@ OWN = {
     "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
     "doctor": Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
     "compare": Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),
+    "evaluate": Command("score videos: sync, lips, likeness, sharpness, leakage", "lipstream.cli.evaluate"),
     "profile": Command("show where the time goes: stages, calls, a trace", "lipstream.cli.profile"),
     "completion": Command("print a shell's completion script", "lipstream.cli.completion"),
 }

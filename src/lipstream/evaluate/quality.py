@@ -196,10 +196,12 @@ class Ssim:
         """Add one frame. Only the bounding box of its counted pixels, plus a margin, is computed."""
         if not frames.counts.any():
             return
-        rows, columns = (_span(np.asarray(frames.counts.any(axis=axis))) for axis in (1, 0))
-        one, other = (_luma(image[rows, columns]) for image in (frames.reference, frames.picture))
-        counts = torch.from_numpy(frames.counts[rows, columns])
-        found = ssim_map(one, other)[counts]
+        similarity, box = similarity_near(frames.reference, frames.picture, frames.counts)
+        self.add_map(similarity, frames.counts[box])
+
+    def add_map(self, similarity: Tensor, counts: NDArray[np.bool_]) -> None:
+        """Add one frame's similarity (h, w) at its counted pixels, (h, w) bool."""
+        found = similarity[torch.from_numpy(counts)]
         self._sum += float(found.double().sum())
         self._count += len(found)
 
@@ -237,6 +239,12 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
     squares, means = mean_one * mean_one + mean_other * mean_other, mean_one * mean_other
     variances, covariance = square_one + square_other - squares, product - means
     return (2 * means + _C1) * (2 * covariance + _C2) / ((squares + _C1) * (variances + _C2))
+
+
+def similarity_near(one: Image, other: Image, counts: NDArray[np.bool_]) -> tuple[Tensor, tuple[slice, slice]]:
+    """Return `ssim_map` of two images (h, w, 3) for the rows and columns of the counted pixels, and these."""
+    rows, columns = (_span(np.asarray(counts.any(axis=axis))) for axis in (1, 0))
+    return ssim_map(*(_luma(image[rows, columns]) for image in (one, other))), (rows, columns)
 
 
 def _span(holds: NDArray[np.bool_]) -> slice:

@@ -7,9 +7,10 @@ evaluation computes it: windows of 5 frames beside 20 columns of MFCCs, shifts o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -174,4 +175,15 @@ def compared(lips: Tensor, speech: Tensor) -> SyncScore:
         sync_d=float(least),
         offset=MAX_SHIFT - int(place),
         mean_distances=tuple(distances.tolist()),
+    )
+
+
+def mean_score(scores: Sequence[SyncScore]) -> SyncScore:
+    """Return the mean of the scores of a clip's tracks; the offset is cut to a whole number, as published."""
+    distances = zip(*(one.mean_distances for one in scores), strict=True)
+    return SyncScore(
+        sync_c=fmean(one.sync_c for one in scores),
+        sync_d=fmean(one.sync_d for one in scores),
+        offset=int(fmean(one.offset for one in scores)),
+        mean_distances=tuple(fmean(values) for values in distances),
     )
