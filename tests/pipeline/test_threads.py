@@ -116,6 +116,13 @@ def test_a_subgroup_ends_with_its_group() -> None:
     assert not group.unfinished()
 
 
+def test_a_thread_started_during_the_join_is_joined_too() -> None:
+    group = ThreadGroup()
+    group.start(lambda: (time.sleep(0.2), group.start(lambda: time.sleep(0.2), "second"))[0], "first")
+    assert group.join(5)
+    assert not group.unfinished()
+
+
 def test_a_thread_inside_a_long_call_is_not_waited_for_longer_than_promised() -> None:
     release = threading.Event()
     begun_s = time.monotonic()

@@ -93,8 +93,9 @@ class ThreadGroup:
     def join(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` for the threads to end; return whether all of them have."""
         until_s = time.monotonic() + timeout_s
-        for thread in self.unfinished():
-            thread.join(max(0.0, until_s - time.monotonic()))
+        # Asked for again after each: a thread may start another one just before it notices the stop.
+        while (threads := self.unfinished()) and time.monotonic() < until_s:
+            threads[0].join(until_s - time.monotonic())
         return not self.unfinished()
 
     def unfinished(self) -> list[threading.Thread]:
