@@ -10,6 +10,7 @@ from pathlib import Path
 from lipstream.errors import ModelError
 from lipstream.models import hub
 from lipstream.models.catalogue import PinnedFile
+from lipstream.models.digest import sha256
 from lipstream.models.hub import HubFile
 from lipstream.models.locate import CONFIGS
 
@@ -45,6 +46,6 @@ def download_metric_file(name: str, announce: Callable[[str], None], *, repo: st
 def verify_metric_file(name: str) -> Path:
     """Compare the file with its SHA-256. Raises ModelError where it is absent or another."""
     path, pin = locate_metric_file(name), metric_file(name).pin
-    if pin is not None and hub.sha256(path) != pin.sha256:
+    if pin is not None and sha256(path) != pin.sha256:
         raise ModelError("damaged: its SHA-256 is not the published one", file=path, fix="delete it and fetch it again")
     return path

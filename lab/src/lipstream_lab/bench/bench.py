@@ -20,12 +20,12 @@ from lipstream.evaluate.quality import Images, Quality, measure
 from lipstream.face.registry import Detector, make_detector
 from lipstream.models.load import Model, load_model
 from lipstream.profiling import machine
+from lipstream.profiling.clips import Clip, Inputs, check_run_lengths, prepare
+from lipstream.profiling.turns import in_turns, timed
 from lipstream.runtime.device import dtypes, torch_device, torch_dtype
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings
 from lipstream_lab.bench.cases import Case, Parts, Setting, StageName, make_case
-from lipstream_lab.bench.clips import Clip, Inputs, check_run_lengths, prepare
 from lipstream_lab.bench.csv_rows import Row
-from lipstream_lab.bench.turns import in_turns, timed
 
 Report = Callable[[str], None]
 """Receives lines of progress."""

@@ -35,11 +35,11 @@ from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.line import align, by_groups, composite
 from lipstream.pipeline.records import Aligned, Matrix, Repainted
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.profiling.clips import Clip, Inputs, untouched
 from lipstream.runtime.device import face_geometry, face_threads, torch_device
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream_lab.bench import flops
-from lipstream_lab.bench.clips import Clip, Inputs, untouched
 
 StageName = Literal["align", "composite", "detect", "features", "unet", "vae", "all"]
 
