@@ -344,7 +344,7 @@ class LipSync:
 def _load(model: str | Path, settings: RuntimeSettings, device: torch.device) -> Model | EngineModel:
     chosen = dtypes(settings, device)
     if settings.engine == "torch":
-        return load_model(model, device, chosen, quantize=settings.quantize, pruned=settings.pruned)
+        return load_model(model, device, chosen, quantize=settings.quantize, pruned=settings.pruned, vae=settings.vae)
     calls = calls_side_by_side(read_config(model)[0].unet, settings)
     return open_model(model, settings, device, chosen, calls or 0)
 

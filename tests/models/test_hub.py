@@ -279,8 +279,8 @@ def test_the_published_files_are_pinned() -> None:
         assert len(config.hub.revision) == len(config.hub.vae_revision) == 40
 
 
-def test_a_metric_network_is_fetched_by_its_hash(hub: StandIn, data: Path) -> None:
-    path, file = data / "configs" / "metrics.json", content(20_000, 5)
+def test_a_single_network_is_fetched_by_its_hash(hub: StandIn, data: Path) -> None:
+    path, file = data / "configs" / "networks.json", content(20_000, 5)
     values = json.loads(path.read_text())
     values["syncnet"] |= {"revision": REVISION, "size_bytes": len(file), "sha256": hashlib.sha256(file).hexdigest()}
     path.write_text(json.dumps(values))
@@ -294,15 +294,15 @@ def test_a_metric_network_is_fetched_by_its_hash(hub: StandIn, data: Path) -> No
     assert fetch_syncnet(data, "http://127.0.0.1:9").returncode == 0
 
 
-METRIC_SCRIPT = """
+NETWORK_SCRIPT = """
 import sys
 from pathlib import Path
 from lipstream.errors import ModelError
-from lipstream.models import metric_files
-metric_files.CONFIGS = Path(sys.argv[1]) / "configs"
+from lipstream.models import network_files
+network_files.CONFIGS = Path(sys.argv[1]) / "configs"
 try:
-    print(metric_files.download_metric_file("syncnet", print))
-    assert metric_files.verify_metric_file("syncnet") == metric_files.locate_metric_file("syncnet")
+    print(network_files.download_network_file("syncnet", print))
+    assert network_files.verify_network_file("syncnet") == network_files.locate_network_file("syncnet")
 except ModelError as error:
     sys.exit(f"{error.exit_code}|{error}")
 """
@@ -311,5 +311,5 @@ except ModelError as error:
 def fetch_syncnet(data: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
     environment: dict[str, Any] = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(data.parent / "hf")}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", METRIC_SCRIPT, str(data)]
+    command = [sys.executable, "-c", NETWORK_SCRIPT, str(data)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -15,7 +15,7 @@ from lipstream.evaluate.summary import Failure, Report
 from lipstream.evaluate.syncnet import SyncNet, load_syncnet
 from lipstream.face.registry import make_detector
 from lipstream.media.atomic import check_beside, write_whole
-from lipstream.models.metric_files import locate_metric_file
+from lipstream.models.network_files import locate_network_file
 from lipstream.runtime.device import torch_device
 from lipstream.settings import RuntimeSettings
 
@@ -94,7 +94,7 @@ def evaluate(
 
 def _syncnet(path: Path | None, device: str, absent: dict[str, str]) -> SyncNet | None:
     try:
-        return load_syncnet(path or locate_metric_file("syncnet"), device)
+        return load_syncnet(path or locate_network_file("syncnet"), device)
     except ModelError as error:
         if path is not None:
             raise

@@ -110,6 +110,7 @@ def settings_used(components: Components, settings: SyncSettings, runtime: Runti
         "batch": components.batch,
         "engine": runtime.engine,
         "compile": runtime.compile,
+        "vae": runtime.vae,
         "pruned_layers": len(model.left_out),
     }
 

@@ -124,7 +124,9 @@ def profile_sync(
     begun_s = time.perf_counter()
     device = torch_device(runtime)
     detector = make_detector(runtime.detector, device)
-    loaded = load_model(model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned)
+    loaded = load_model(
+        model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned, vae=runtime.vae
+    )
     sync = LipSync(loaded, detector, runtime)
     load_s = time.perf_counter() - begun_s
 

@@ -17,7 +17,7 @@ from lipstream.evaluate.score import ClipFiles, Tools, score_clip
 from lipstream.evaluate.syncnet import load_syncnet
 from lipstream.face.registry import make_detector
 from lipstream.lipsync import LipSync
-from lipstream.models.metric_files import locate_metric_file
+from lipstream.models.network_files import locate_network_file
 from lipstream.profiling.clips import Clip, Inputs, prepare, untouched
 from lipstream.profiling.turns import timed
 from lipstream.runtime.device import torch_device
@@ -68,7 +68,7 @@ class Runner:
         self._finder = MouthFinder(self._detector)
         self._scores_clips = any(floor.measure not in _OF_LIKENESS for floor in floors)
         needs_syncnet = any(floor.measure in _OF_SYNCNET for floor in floors)
-        network = load_syncnet(locate_metric_file("syncnet"), self._device) if needs_syncnet else None
+        network = load_syncnet(locate_network_file("syncnet"), self._device) if needs_syncnet else None
         self._tools = Tools(self._finder, network, FaceNetworks())
 
     def __enter__(self) -> Runner:

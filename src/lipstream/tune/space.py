@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lipstream.models.catalogue import ModelConfig
-from lipstream.settings import PRESETS, WHOLE_INTERVAL, EngineName, RuntimeSettings, SyncSettings
+from lipstream.settings import PRESETS, WHOLE_INTERVAL, EngineName, RuntimeSettings, SyncSettings, VaeName
 
 Choice = Mapping[str, Any]
 """A value for each axis, by its name."""
@@ -83,7 +83,7 @@ class Space:
 
 
 _SYNC_FIELDS = ("num_inference_steps", "scheduler", "step_cache", "guidance_scale", "detect_every", "resolution")
-_RUNTIME_FIELDS = ("precision", "quantize", "batch", "engine", "pruned")
+_RUNTIME_FIELDS = ("precision", "quantize", "batch", "engine", "pruned", "vae")
 
 _DETECT_EVERY = (1, 5, 25)
 _GUIDANCE_ENDS = (1.0, 0.75, 0.5, 0.25)
@@ -98,11 +98,13 @@ def search_space(
     *,
     fixed: Collection[str] = (),
     engines: tuple[EngineName, ...] = ("torch",),
+    vaes: tuple[VaeName, ...] = ("own",),
 ) -> Space:
     """Return what there is to choose for a model on a device.
 
     base: settings that the search leaves alone. fixed: fields of the settings that are not searched. engines: those to
-    choose from, the first one being the base's. A list of pruned layers in `base` is an axis: with it or without.
+    choose from, the first one being the base's; vaes likewise. A list of pruned layers in `base` is an axis: with it or
+    without.
     """
     steps, guidance = config.num_inference_steps, config.guidance_scale
     axes = [_one("detect_every", _DETECT_EVERY), _one("precision", _precisions(device))]
@@ -115,6 +117,8 @@ def search_space(
         axes.append(Axis("guidance_end", _GUIDANCE_ENDS, ("guidance_interval",)))
     if config.quantized == "none" and engines == ("torch",):
         axes.append(_one("quantize", ("none", "int8") if device.type == "mps" else ("none", "int8", "int8-dynamic")))
+    if len(vaes) > 1 and engines == ("torch",):
+        axes.append(_one("vae", vaes))
     if len(engines) > 1:
         axes.append(_one("engine", engines))
     if base.runtime.pruned is not None:

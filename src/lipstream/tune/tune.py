@@ -16,6 +16,7 @@ from lipstream.errors import SettingsError
 from lipstream.evaluate.plots import figure_class
 from lipstream.media.atomic import check_beside, write_whole
 from lipstream.models.locate import read_config
+from lipstream.models.small_vae import has_taesd
 from lipstream.preset_file import PresetFile
 from lipstream.profiling import machine
 from lipstream.profiling.clips import check_run_lengths
@@ -100,7 +101,14 @@ def tune(settings: TuneSettings, report: Callable[[str], None]) -> Tuned:
     """
     config, _ = read_config(settings.model)
     device = torch_device(settings.base.runtime)
-    space = search_space(config, settings.base, device, fixed=settings.fixed, engines=settings.engines)
+    space = search_space(
+        config,
+        settings.base,
+        device,
+        fixed=settings.fixed,
+        engines=settings.engines,
+        vaes=("own", "taesd-decoder", "taesd") if has_taesd(config) else ("own",),
+    )
     exact = space.candidate(space.exact())
     study = Study(settings.output.with_suffix(".db"), _key(settings, space), space, settings.floors)
     with (

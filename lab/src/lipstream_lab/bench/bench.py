@@ -154,7 +154,12 @@ class _Loaded:
             device = torch_device(setting.runtime)
             runtime = setting.runtime
             self._models[key] = load_model(
-                setting.model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned
+                setting.model,
+                device,
+                dtypes(runtime, device),
+                quantize=runtime.quantize,
+                pruned=runtime.pruned,
+                vae=runtime.vae,
             )
         return Parts(self._models[key], self._detector(setting))
 

@@ -256,7 +256,7 @@ def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Case:
 def _flop(setting: Setting, n_frames: int) -> flops.Flop:
     runtime = setting.runtime
     merged = pays_on(torch_device(runtime)) and runtime.quantize == "none"
-    return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged)
+    return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged, vae=runtime.vae)
 
 
 def _resolution(setting: Setting, parts: Parts) -> int:
