@@ -30,11 +30,11 @@ N_FRAMES = 12
 FIGURES = ("psnr_db", "ssim", "face_psnr_db", "face_ssim", "sharpness", "flicker", "edge_step", "landmark_distance")
 
 
-def write(path: Path, images: list[np.ndarray], speech: Path | None = None) -> Path:
+def write(path: Path, images: list[np.ndarray], speech: Path | None = None, crf: int = 4) -> Path:
     height, width = images[0].shape[:2]
     sound = probe_speech(speech) if speech else None
     n = len(images)
-    with VideoWriter(path, width=width, height=height, color=None, speech=sound, n_frames=n, crf=4) as writer:
+    with VideoWriter(path, width=width, height=height, color=None, speech=sound, n_frames=n, crf=crf) as writer:
         for image in images:
             writer.write(image)
     return path
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
     frames = [frame.image for frame in itertools.islice(read_frames(sample.VIDEO), N_FRAMES)]
     write(root / "made" / "a.mp4", [softened(frame) for frame in frames], sample.SPEECH)
-    write(root / "made" / "b.mp4", frames)
+    write(root / "made" / "b.mp4", frames, crf=18)
     (root / "made" / "c.mp4").write_bytes(b"no picture")
     (root / "made" / "notes.txt").write_text("not a clip")
     for name in ("a", "b"):

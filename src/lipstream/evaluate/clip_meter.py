@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.errors import InputError, NoFaceError
-from lipstream.evaluate.appearance import EdgeStep, Sharpness
 from lipstream.evaluate.lip_metrics import MouthFinder, inner_lips_distance
 from lipstream.evaluate.mouth import mouth_opening
 from lipstream.evaluate.openings import correlation
-from lipstream.evaluate.quality import Compared, Flicker, Psnr, Ssim, similarity_near
+from lipstream.evaluate.quality import Appearance, Compared, Psnr, Ssim, similarity_near
 from lipstream.evaluate.region import face_regions
 from lipstream.evaluate.sync_tracks import Box
 from lipstream.face.detector import Detector, Face
@@ -100,7 +99,7 @@ class ClipMeter:
         self.boxes: list[Box | None] = []
         self._series: dict[str, list[float]] = {}
         self._distances: list[float] = []
-        self._own, self._reference = _Appearance(), _Appearance()
+        self._own, self._reference = Appearance(), Appearance()
         self._repainted, self._face = (Psnr(), Ssim()), (Psnr(), Ssim())
         self._likeness: dict[str, list[float]] = {}
 
@@ -165,22 +164,4 @@ class ClipMeter:
             "face_ssim": face_ssim.value(),
             "landmark_distance": float(np.mean(self._distances)) if self._distances else None,
             "opening_correlation": correlation(openings["video"], openings["reference"]),
-        }
-
-
-class _Appearance:
-    """Accumulates how one video's repainted region looks by itself."""
-
-    def __init__(self) -> None:
-        self._sharpness, self._flicker, self._edge_step = Sharpness(), Flicker(), EdgeStep()
-
-    def add(self, image: Image, counts: Mask) -> None:
-        for measure in (self._sharpness, self._flicker, self._edge_step):
-            measure.add(image, counts)
-
-    def values(self) -> dict[str, float | None]:
-        return {
-            "sharpness": self._sharpness.value(),
-            "flicker": self._flicker.value(),
-            "edge_step": self._edge_step.value(),
         }

@@ -140,4 +140,7 @@ class Runner:
         return sync
 
 
-_OF_LIKENESS = ("psnr_db", "ssim", "landmark_distance", "opening_correlation", "flicker")
+_OF_LIKENESS = (
+    *("psnr_db", "ssim", "landmark_distance", "opening_correlation"),
+    *("sharpness", "reference_sharpness", "flicker", "reference_flicker", "edge_step", "reference_edge_step"),
+)

@@ -44,6 +44,10 @@ _DIGITS = {
     "opening_correlation": 4,
     "flicker": 3,
     "reference_flicker": 3,
+    "sharpness": 1,
+    "reference_sharpness": 1,
+    "edge_step": 2,
+    "reference_edge_step": 2,
 }
 
 
