@@ -104,6 +104,8 @@ def test_what_is_no_floor_is_refused(text: str) -> None:
 class StandIn:
     """A clip on which every step costs a second, bf16 a tenth of one less, and likeness falls with few steps."""
 
+    is_one_part = False
+
     def __init__(self) -> None:
         self.spans: list[str] = []
 

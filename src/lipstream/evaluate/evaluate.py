@@ -66,8 +66,8 @@ def evaluate(
     """Score clips one after the other; one that fails is counted and the rest go on.
 
     runtime: its detector finds the faces, its device computes SyncNet. syncnet: the published file, None for the hub's
-    cache. networks: the folder of LPIPS' and FID's networks. on_clip: given which clip is next. on_report: given what is
-    known after each clip. Raises ModelError for a network that is named and cannot be used.
+    cache. networks: the folder of LPIPS' and FID's networks. on_clip: given which clip is next. on_report: given what
+    is known after each clip. Raises ModelError for a network that is named and cannot be used.
     """
     device = torch_device(runtime)
     others, absent = find_networks(networks, device)

@@ -73,7 +73,8 @@ class Study:
         The first ones are the published behaviour and the presets. Raises what the published behaviour raises.
         """
         begun_s = time.monotonic()
-        exact_part, exact = runner.reference("part"), runner.reference("whole")
+        exact_part = runner.reference("part")
+        exact = exact_part if runner.is_one_part else runner.reference("whole")
         report(f"exact: {1 / exact.seconds_per_frame:.2f} frames/s")
         if not self._study.get_trials(deepcopy=False):
             for choice in self._space.starts():
@@ -128,7 +129,7 @@ class Study:
         best = self._best_part()
         if best is not None and part.seconds_per_frame > _SLOWER * best:
             raise _Stopped("stopped early, too slow", shortfalls)
-        return runner.run(candidate, "whole")
+        return part if runner.is_one_part else runner.run(candidate, "whole")
 
     def _best_part(self) -> float | None:
         """Return the seconds per frame on the first part of the fastest trial that keeps the floors."""
