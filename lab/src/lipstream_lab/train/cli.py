@@ -20,7 +20,7 @@ from lipstream.diffusion.mask import face_mask
 from lipstream.errors import InputError, SettingsError
 from lipstream.face.registry import make_detector
 from lipstream.models.load import read_config
-from lipstream_lab.train import bundle, curves, data, dataset, decoder, latents, lip_reader, unet, vae
+from lipstream_lab.train import bundle, curves, data, dataset, decoder, distill_cli, latents, lip_reader, unet, vae
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=1, metavar="N", help="sampling steps; more than 1 after --many-steps [1]"
     )
     model.add_argument("--notes", default="", metavar="TEXT", help="saved in lipstream.json")
+    distill_cli.add_arguments(commands)
 
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -219,6 +220,7 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "unet": _unet,
     "finish": _finish,
     "bundle": _bundle,
+    "distill": distill_cli.run,
 }
 
 
