@@ -6,9 +6,10 @@ with the clip but for some numbers a frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,13 @@ class ClipScore:
 def score_clip(files: ClipFiles, tools: Tools, on_progress: OnProgress | None = None) -> ClipScore:
     """Measure a clip up to the end of the shortest of its videos. Raises InputError, NoFaceError, ModelError."""
     meter = ClipMeter(tools)
-    for index, seen in enumerate(_looked_at(files, tools.finder)):
-        meter.add(seen)
-        if on_progress is not None:
-            stage = StageTime("measure", 0.0, index + 1)
-            on_progress(Progress(index + 1, max(_expected_frames(files.video), index + 1), (stage,)))
+    expected = round((probe(files.video).duration_s or 0) * FRAME_RATE_HZ)
+    with closing(_looked_at(files, tools.finder)) as frames:
+        for index, seen in enumerate(frames):
+            meter.add(seen)
+            if on_progress is not None:
+                stage = StageTime("measure", 0.0, index + 1)
+                on_progress(Progress(index + 1, max(expected, index + 1), (stage,)))
     meter.check(files.video)
     absent = dict(tools.absent)
     samples = _speech(files, absent)
@@ -114,7 +117,7 @@ _OF_REFERENCE = (
 _OF_SPEECH = ("loudness_correlation", "open_in_silence", "silence_opening", "sync_c", "sync_d", "sync_offset")
 
 
-def _looked_at(files: ClipFiles, finder: MouthFinder) -> Iterator[Seen]:
+def _looked_at(files: ClipFiles, finder: MouthFinder) -> Generator[Seen, None, None]:
     """Yield what is seen in each frame, in order; faces and mouths are searched for in threads."""
     track = FaceTrack(CROP_PX)
     with ThreadGroup() as threads:
@@ -144,11 +147,6 @@ def _together(files: ClipFiles) -> Iterator[Pictures]:
         height, width = (min(frame.image.shape[axis] for frame in frames) for axis in (0, 1))
         images = {name: frame.image[:height, :width] for (name, _), frame in zip(paths, frames, strict=True)}
         yield Pictures(images["video"], images.get("reference"), images.get("source"))
-
-
-@lru_cache(maxsize=1)
-def _expected_frames(video: Path) -> int:
-    return round((probe(video).duration_s or 0) * FRAME_RATE_HZ)
 
 
 def _speech(files: ClipFiles, absent: dict[str, str]) -> NDArray[np.float32]:

@@ -79,6 +79,8 @@ class Study:
         if not self._study.get_trials(deepcopy=False):
             for choice in self._space.starts():
                 self._study.enqueue_trial(choice)
+        elif self._known(self._space.candidate(self._space.exact())) is None:  # interrupted in the first trial
+            self._study.enqueue_trial(self._space.exact())
         while not _is_over(len(self._ended()), n_trials, time.monotonic() - begun_s, limit_s):
             trial = self._study.ask()
             try:

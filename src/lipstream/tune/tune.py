@@ -125,9 +125,11 @@ def tune(settings: TuneSettings, report: Callable[[str], None]) -> Tuned:
         ) as runner,
     ):
         trials = study.search(runner, settings.n_trials, settings.limit_s, report)
+        if not any(trial.seconds_per_frame and space.candidate(trial.choice) == exact for trial in trials):
+            raise SettingsError("the published behaviour has not been tried yet", fix="give more --trials or --minutes")
         named, seconds = _finalists(trials, space, runner, settings.repeats, report)
         label, n_frames = runner.label(), runner.n_frames
-    first = next(trial for trial in trials if space.candidate(trial.choice) == exact and trial.seconds_per_frame)
+    first = next(trial for trial in trials if trial.seconds_per_frame and space.candidate(trial.choice) == exact)
     tuned = Tuned(
         preset=_preset(settings, space.candidate(named.choice), named, seconds, n_frames),
         named=named,
