@@ -25,6 +25,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
 SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
+VaeName = Literal["own", "taesd", "taesd-decoder"]
 X264Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
@@ -259,7 +260,8 @@ class RuntimeSettings(Settings):
     needs more, that is taken. batch: windows per U-Net call; "auto" takes as many as free memory allows. compile: run
     the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
     to leave out, as `lipstream prune` writes it. engine: what computes the networks; all but torch need an extra, and
-    export the model first. triton_url: of the server of engine="triton", HOST:PORT.
+    export the model first. vae: the autoencoder; taesd and taesd-decoder are for models with Stable Diffusion's
+    latents. triton_url: of the server of engine="triton", HOST:PORT.
     """
 
     device: str = setting(
@@ -297,6 +299,9 @@ class RuntimeSettings(Settings):
     engine: EngineName = setting(
         "torch", "what computes the networks; all but torch export the model to ONNX once", group="speed"
     )
+    vae: VaeName = setting(
+        "own", "the model's own autoencoder, or the small one of SD's latents, both ways or to decode", group="speed"
+    )
     triton_url: str | None = setting(
         None, "gRPC address of the server of --engine triton", group="hardware", metavar="HOST:PORT", unset="none"
     )
@@ -312,8 +317,8 @@ class RuntimeSettings(Settings):
             raise SettingsError(
                 "--engine triton and --triton-url belong together", fix="give both or neither", setting="triton_url"
             )
-        if self.engine != "torch" and (self.compile or self.quantize != "none"):
-            option = "--compile" if self.compile else "--quantize"
+        if self.engine != "torch" and (self.compile or self.quantize != "none" or self.vae != "own"):
+            option = "--compile" if self.compile else "--quantize" if self.quantize != "none" else "--vae"
             raise SettingsError(
                 f"{option} is for torch's networks, not for --engine {self.engine}",
                 fix="leave it out; int8 graphs are made by lipstream export onnx --int8",

@@ -27,6 +27,7 @@ from lipstream_lab.train import (
     curves,
     data,
     decoder,
+    distill_cli,
     latents,
     lip_reader,
     maker,
@@ -107,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=1, metavar="N", help="sampling steps; more than 1 after --many-steps [1]"
     )
     model.add_argument("--notes", default="", metavar="TEXT", help="saved in lipstream.json")
+    distill_cli.add_arguments(commands)
 
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -276,6 +278,7 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "unet": _unet,
     "finish": _finish,
     "bundle": _bundle,
+    "distill": distill_cli.run,
 }
 
 
