@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from lipstream.errors import InputError
 from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
 from lipstream.media.container import decode, open_input
+from lipstream.media.frame_clock import FrameClock
 from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
 from lipstream.settings import FRAME_RATE_HZ
 
 _NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264, say) holds no times
+_GUESS_TIMES = 0x0001  # libav's AVFMT_FLAG_GENPTS, which PyAV sets
 _TOLERATED_LOSS_S = 0.5
 
 logger = logging.getLogger(__name__)
@@ -115,6 +117,10 @@ class VideoSource:
             raise
         self.stream.thread_type = "AUTO"
         self.has_times = not self.container.format.flags & _NO_TIMESTAMPS
+        # Times that a container does not hold are decoding times: libav's guess at the others takes every frame for one
+        # that is shown as soon as it is decoded.
+        self.container.flags &= ~_GUESS_TIMES
+        self._lead = 0
         self._reformatter = VideoReformatter()
 
     def __enter__(self) -> VideoSource:
@@ -129,18 +135,27 @@ class VideoSource:
         self.container.close()
 
     def pictures(self) -> Generator[Timed[Picture], None, None]:
-        """Decode from the container's position to the end; raises InputError if not one frame was ever decoded."""
-        clock = _Clock(self.stream, self.has_times)
+        """Decode from the container's position to the end; raises InputError if not one frame was ever decoded.
+
+        A picture lasts until the next one's time; it is yielded when that is known.
+        """
+        clock = FrameClock(self.stream, self.has_times)
         start_s = Fraction(self.container.start_time or 0, 1_000_000)
         start_pts = round_half_away(start_s / clock.time_base)
-        frames = decode(self.path, self.container, self.stream)
-        for ordinal, frame in enumerate(frames):
+        waiting: Picture | None = None
+        for ordinal, frame in enumerate(decode(self.path, self.container, self.stream)):
             if not hasattr(self, "info"):
                 self.info = _describe(self.path, self._duration_s(), self.stream, frame)
-            pts, duration = clock.time(frame)
-            yield Timed(Picture(ordinal, pts, frame), pts - start_pts, duration, clock.time_base)
-        if not hasattr(self, "info"):
-            raise InputError("no frame can be decoded, it is damaged", file=self.path, fix="export it again")
+                self._lead = clock.lead(frame)
+            picture = Picture(ordinal, clock.time(frame) - self._lead, frame)
+            if waiting is not None:
+                yield Timed(waiting, waiting.pts - start_pts, picture.pts - waiting.pts, clock.time_base)
+            waiting = picture
+        if waiting is None:
+            if not hasattr(self, "info"):
+                raise InputError("no frame can be decoded, it is damaged", file=self.path, fix="export it again")
+            return
+        yield Timed(waiting, waiting.pts - start_pts, clock.last_duration(), clock.time_base)
 
     def at_rate(self, frame_rate: Fraction) -> Generator[Timed[Picture], None, None]:
         """Yield the picture of each output frame in turn; a picture shown twice comes twice."""
@@ -156,7 +171,7 @@ class VideoSource:
 
     def seek(self, pts: int) -> None:
         """Go to the last key frame at or before `pts` (stream units), or where the container thinks it is."""
-        self.container.seek(pts, stream=self.stream, backward=True)
+        self.container.seek(pts + self._lead, stream=self.stream, backward=True)
 
     def image(self, picture: Picture) -> NDArray[np.uint8]:
         """Convert a picture to what the viewer sees: (height, width, 3) uint8 RGB, C-contiguous, a copy."""
@@ -178,38 +193,6 @@ class VideoSource:
             return own_s
         is_alone = len(self.container.streams) == 1
         return self.container.duration / 1e6 if is_alone and self.container.duration else None
-
-
-class _Clock:
-    """Times and durations of decoded frames, estimated as ffmpeg does where the file does not state them."""
-
-    def __init__(self, stream: VideoStream, has_times: bool) -> None:
-        self.time_base = stream.time_base or Fraction(1, 1000)
-        self.has_times = has_times
-        coded_rate = stream.codec_context.framerate
-        self.coded_duration = round(1 / coded_rate / self.time_base) if coded_rate else 0
-        average_rate = stream.average_rate
-        self.average_duration = round(1 / average_rate / self.time_base) if average_rate else 0
-        self.last_pts: int | None = None
-        self.last_duration = 0
-
-    def time(self, frame: VideoFrame) -> tuple[int, int]:
-        """(pts, duration) in `time_base` units."""
-        pts = (frame.pts if frame.pts is not None else frame.dts) if self.has_times else None
-        if pts is None:
-            pts = 0 if self.last_pts is None else self.last_pts + self.last_duration
-        step = 0 if self.last_pts is None else max(0, pts - self.last_pts)
-        self.last_duration = self._duration(frame.duration or 0, step)
-        self.last_pts = pts
-        return pts, self.last_duration
-
-    def _duration(self, stated: int, step: int) -> int:
-        is_made_up = stated == 1 and step > 2
-        if stated > 0 and self.has_times and not is_made_up:
-            return stated
-        if self.coded_duration > 0 and not self.has_times:
-            return self.coded_duration
-        return step or stated or self.coded_duration or self.average_duration or max(self.last_duration, 1)
 
 
 def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
