@@ -172,7 +172,7 @@ class LipSync:
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
         with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
-            inputs = probe_inputs(video, audio, output, overwrite=overwrite)
+            inputs = probe_inputs(video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
             job = file_job(components, inputs, output, settings, overwrite=overwrite)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             counts = self._run(components, job, clocks, on_progress, cancel)

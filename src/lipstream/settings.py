@@ -135,11 +135,12 @@ class SyncSettings(Settings):
     step_cache: the U-Net's deep features are computed in every Nth step and reused in the others; 1 is off.
     guidance_interval: guidance only in steps whose position, 0 for the first and below 1 for the last, is from the
     first number up to the second. resolution: of the crop, px, a multiple of 64. seed: of the noise. loop: what the
-    video does when the speech is longer. no_face: pass a frame without a face through, or stop at it (published
-    behaviour). detect_every: the face is searched for in the whole of every frame (1), or in the whole of every Nth and
-    round its place in the others, which is faster, but landmarks differ by a pixel or two. texture: "generated"
-    (published behaviour), or the frame's own ("source") where the generated face agrees with it. crf: x264's constant
-    rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
+    video does when the speech is longer. audio_track: of a recording with several, from 0; None: the default one.
+    no_face: pass a frame without a face through, or stop at it (published behaviour). detect_every: the face is
+    searched for in the whole of every frame (1), or in the whole of every Nth and round its place in the others, which
+    is faster, but landmarks differ by a pixel or two. texture: "generated" (published behaviour), or the frame's own
+    ("source") where the generated face agrees with it. crf: x264's constant rate factor, 0 (lossless) to 51.
+    x264_preset: how much time goes into a smaller file.
     """
 
     preset: PresetName = setting(
@@ -184,6 +185,15 @@ class SyncSettings(Settings):
         "pingpong",
         "speech longer than the video: play it back and forth, hold the last frame, or end there",
         group="input and output",
+    )
+    audio_track: int | None = setting(
+        None,
+        "sound track of a file that has several, the first being 0",
+        group="input and output",
+        metavar="N",
+        low=0,
+        high=999,
+        unset="the default one",
     )
     no_face: NoFace = setting(
         "pass", "a frame without a face: pass it through unchanged, or stop with an error", group="input and output"

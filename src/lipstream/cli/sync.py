@@ -97,7 +97,7 @@ def _run(
         from lipstream.pipeline.file_job import probe_inputs
         from lipstream.runtime.device import torch_device
 
-        inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
         reporter.status(f"Loading {model or 'tiny'} on {torch_device(runtime)} ...")
         with LipSync.load(model or "tiny", runtime) as sync:
             result = sync(

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipstream.errors import InputError, SettingsError
-from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, Samples, mixed_down, without_invalid
+from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, ChannelPowers, mixed_down
 from lipstream.media.loop import MAX_HELD_BYTES
 from lipstream.media.reader import Frame
+from lipstream.media.sound import Samples, without_invalid
 from lipstream.settings import FRAME_RATE_HZ, Loop
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,10 @@ def speech_from(samples: ArrayLike | Iterable[ArrayLike], sample_rate_hz: int) -
                 n_invalid += n
                 yield piece
 
-    mono = list(mixed_down(blocks(), sample_rate_hz, MODEL_SAMPLE_RATE_HZ))
+    pieces, powers = list(blocks()), ChannelPowers()
+    for piece in pieces:
+        powers.add(piece)
+    mono = list(mixed_down(pieces, sample_rate_hz, MODEL_SAMPLE_RATE_HZ, powers.strongest_if_cancelled()))
     if n_samples == 0:
         raise InputError("the speech holds no sample", fix="pass at least 0.04 s of speech")
     if n_invalid:

@@ -27,8 +27,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from lipstream.errors import OutputError
-from lipstream.media.audio import Samples, SpeechInfo, read_planar
+from lipstream.media.audio import SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, to_yuv420p
+from lipstream.media.sound import Samples
 
 logger = logging.getLogger(__name__)
 

@@ -28,15 +28,22 @@ class Inputs:
 
 
 def probe_inputs(
-    video: str | Path | VideoInfo, audio: str | Path | SpeechInfo, output: str | Path, *, overwrite: bool
+    video: str | Path | VideoInfo,
+    audio: str | Path | SpeechInfo,
+    output: str | Path,
+    *,
+    overwrite: bool,
+    audio_track: int | None = None,
 ) -> Inputs:
     """Probe what is not probed yet, and check the output; LipSync takes what is returned in place of the paths.
+
+    audio_track: see SyncSettings.
 
     Raises the InputError or OutputError that a run with these files would begin with.
     """
     inputs = Inputs(
         video if isinstance(video, VideoInfo) else probe(video),
-        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum),
+        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum, track=audio_track),
     )
     check_output(output, inputs=(inputs.video.path, inputs.speech.path), overwrite=overwrite)
     return inputs

@@ -113,7 +113,7 @@ def _log_mel_max(components: Components, speech: SpeechInfo, threads: ThreadGrou
     n_mels = components.model.audio_encoder.config.n_mels
     if speech.log_mel_max is not None and n_mels == N_MELS:
         return speech.log_mel_max
-    return log_mel_maximum(_checked(read_mono(speech.path), threads), n_mels)
+    return log_mel_maximum(_checked(read_mono(speech), threads), n_mels)
 
 
 def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
