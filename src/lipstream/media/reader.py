@@ -7,18 +7,15 @@ looping.py.
 from __future__ import annotations
 
 import logging
-import math
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-from av.buffer import Buffer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -30,11 +27,13 @@ from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
 from lipstream.media.container import decode, open_input
 from lipstream.media.frame_clock import FrameClock
 from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
+from lipstream.media.orientation import orientation
 from lipstream.settings import FRAME_RATE_HZ
 
 _NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264, say) holds no times
 _GUESS_TIMES = 0x0001  # libav's AVFMT_FLAG_GENPTS, which PyAV sets
 _TOLERATED_LOSS_S = 0.5
+_MOST_ASPECT = 4
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,12 @@ class VideoInfo:
     duration_s: float | None
     sample_aspect_ratio: Fraction
     color: ColorTags
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a pixel over its height as shown; 1 where the file states something absurd."""
+        aspect = float(self.sample_aspect_ratio)
+        return aspect if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT else 1.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
 
 
 def _describe(path: Path, duration_s: float | None, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
-    rotation_deg, mirrored = _orientation(frame)
+    rotation_deg, mirrored = orientation(path, frame)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if rotation_deg % 180 == 90:
@@ -230,17 +235,3 @@ def _seconds(clock: str) -> float | None:
     """Parse "hours:minutes:seconds"; None for anything else."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", clock)
     return None if match is None else 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
-
-
-def _orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """(clockwise rotation in degrees, to the nearest quarter; mirrored first) from the frame's display matrix."""
-    side_data = cast("Mapping[SideDataType, Buffer]", frame.side_data)
-    if SideDataType.DISPLAYMATRIX not in side_data:
-        return 0, False
-    matrix = bytes(side_data[SideDataType.DISPLAYMATRIX])
-    # x' = a x + c y, y' = b x + d y, with y pointing down
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    mirrored = a * d - b * c < 0
-    if mirrored:
-        a, b = -a, -b
-    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored

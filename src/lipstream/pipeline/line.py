@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -29,6 +29,7 @@ from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.keyframes import Segment
 from lipstream.face.registry import Detector
+from lipstream.face.square_pixels import landmarks_as_shown, matrix_of_frame, on_square_pixels
 from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
 from lipstream.media.loop import read_looped
@@ -71,6 +72,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
     Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
     """
     video = job.video
+    components = replace(components, detector=on_square_pixels(components.detector, video.pixel_aspect))
     first_face = find_first_face(
         components.detector,
         video,
@@ -94,6 +96,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             job.n_frames,
             job.settings,
             first_face,
+            video.pixel_aspect,
         )
         for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
             with clocks.write.running():
@@ -213,10 +216,11 @@ def _track(
     """Smooth the alignment over time. The only stage with state."""
     track = FaceTrack(resolution)
     for frame, landmarks in found:
-        affine_matrix = track.update(frame.source_index, frame.is_repeat, landmarks)
+        shown = None if landmarks is None else landmarks_as_shown(landmarks, clip.pixel_aspect)
+        affine_matrix = track.update(frame.source_index, frame.is_repeat, shown)
         if affine_matrix is None and clip.settings.no_face == "error":
             raise no_face_in_frame(clip.name, frame.index)
-        yield frame, affine_matrix
+        yield frame, None if affine_matrix is None else matrix_of_frame(affine_matrix, clip.pixel_aspect)
 
 
 def by_groups(

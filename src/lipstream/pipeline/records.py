@@ -33,7 +33,7 @@ class Clip:
     name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
     samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
-    of the first frame that need be searched for a face.
+    of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its height.
     """
 
     name: str | Path
@@ -45,6 +45,7 @@ class Clip:
     n_frames: int
     settings: SyncSettings
     first_face: int = 0
+    pixel_aspect: float = 1.0
 
 
 @dataclass(frozen=True)
