@@ -139,8 +139,8 @@ class SyncSettings(Settings):
     no_face: pass a frame without a face through, or stop at it (published behaviour). detect_every: the face is
     searched for in the whole of every frame (1), or in the whole of every Nth and round its place in the others, which
     is faster, but landmarks differ by a pixel or two. texture: "generated" (published behaviour), or the frame's own
-    ("source") where the generated face agrees with it. crf: x264's constant rate factor, 0 (lossless) to 51.
-    x264_preset: how much time goes into a smaller file.
+    ("source") where the generated face agrees with it. strip_metadata: copy nothing but the picture. crf: x264's
+    constant rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
     """
 
     preset: PresetName = setting(
@@ -212,6 +212,9 @@ class SyncSettings(Settings):
         "source: the frame's own fine texture where the generated face agrees with it",
         group="quality",
         unset="the model's own",
+    )
+    strip_metadata: bool = setting(
+        False, "copy no tags, chapters, subtitles and other sound tracks of the video", group="input and output"
     )
     crf: int = setting(18, "x264's quality, 0 (lossless) to 51", group="input and output", metavar="N", low=0, high=51)
     x264_preset: X264Preset = setting(

@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, to_yuv420p
+from lipstream.media.processor import has_avx512
 from lipstream.media.sound import Samples
+from lipstream.media.source_tracks import SourceTracks, speech_language, tags_with
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ class VideoWriter:
     column or row, which H.264 in 4:2:0 needs. The speech is AAC at its own sample rate and channel count (the nearest
     rate AAC knows; beyond 8 channels, mono), cut or filled up with silence to the end of the video. `n_frames` is the
     most that will be written. `speech_samples`: the speech's samples where they are being read already (see
-    SharedSpeech.planar); by default the recording is opened for them.
+    SharedSpeech.planar); by default the recording is opened for them. source: the video whose tags, chapters, other
+    sound tracks and subtitles are copied as far as the container takes them; `metadata`'s `comment` follows its own.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
@@ -113,6 +116,7 @@ class VideoWriter:
         sample_aspect_ratio: Fraction = Fraction(1),
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,
+        source: Path | None = None,
     ) -> None:
         self.path = Path(path)
         check_output(self.path, inputs=[speech.path] if speech else [], overwrite=overwrite)
@@ -124,21 +128,27 @@ class VideoWriter:
         self.overwrite = overwrite
         self._reformatter = VideoReformatter()
         self._speech: _SpeechTrack | None = None
+        self._copied: SourceTracks | None = None
         self._target = link_target(self.path)
         self._temporary = _create_hidden(self.path, self._target)
         try:
             with _output_errors(self.path):
                 self._container = _open_container(self._temporary, _CONTAINERS[self.path.suffix.lower()])
-                self._container.metadata.update(metadata or {})
                 self._video = self._add_video(crf, preset, sample_aspect_ratio)
                 if speech:
                     self._speech = _SpeechTrack(self._container, speech, speech_samples or read_planar(speech))
+                if source:
+                    self._copied = SourceTracks(source, self._container, self._video, n_frames / self.frame_rate)
+                comment = self._copied.comment if self._copied else None
+                self._container.metadata.update(tags_with(comment, metadata or {}))
         except BaseException:
             self._abandon()
             raise
 
     def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:
         options = {"crf": str(crf), "preset": preset}
+        if has_avx512():
+            options["x264-params"] = "asm=avx2"  # x264's newer code reads memory that nobody has written
         stream = self._container.add_stream("libx264", rate=self.frame_rate, options=options)
         context = stream.codec_context
         context.width, context.height = self.width + self.width % 2, self.height + self.height % 2
@@ -146,6 +156,7 @@ class VideoWriter:
         context.time_base = 1 / self.frame_rate
         context.sample_aspect_ratio = sample_aspect_ratio
         context.thread_count = 0
+        context.thread_type = "FRAME"  # slices cost size
         context.color_range = self.color.range
         context.colorspace = self.color.space
         context.color_primaries = self.color.primaries
@@ -172,6 +183,8 @@ class VideoWriter:
             self.n_written += 1
             if self._speech:
                 self._speech.advance(self.n_written / self.frame_rate)
+            if self._copied:
+                self._copied.advance(self.n_written / self.frame_rate)
 
     def __exit__(
         self,
@@ -195,6 +208,8 @@ class VideoWriter:
             self._container.mux(self._video.encode(None))
             if self._speech:
                 self._speech.finish()
+            if self._copied:
+                self._copied.close()
             self._container.close()
             if self.overwrite:
                 self._temporary.replace(self._target)
@@ -216,8 +231,9 @@ class VideoWriter:
         with contextlib.suppress(OSError):  # Windows removes no open file
             self._temporary.unlink(missing_ok=True)
         try:
-            if self._speech:
-                self._speech.close()
+            for track in (self._speech, self._copied):
+                if track:
+                    track.close()
             container = getattr(self, "_container", None)
             if container is not None:
                 with contextlib.suppress(av.error.FFmpegError, OSError):
@@ -243,6 +259,9 @@ class _SpeechTrack:
             logger.warning("%s: %d channels are more than AAC takes, writing mono", speech.path, speech.channels)
         self.stream: AudioStream = container.add_stream("aac", rate=rate_hz, layout=self.layout)
         self.stream.bit_rate = n_channels * min(128_000, 4 * rate_hz)
+        language = speech_language(speech.path, speech.track)
+        if language:
+            self.stream.metadata["language"] = language
         self.blocks = blocks
         self.pending = np.zeros((n_channels, 0), np.float32)
         self.n_fed = 0

@@ -70,6 +70,7 @@ def file_job(
             sample_aspect_ratio=video.sample_aspect_ratio,
             overwrite=overwrite,
             metadata=ai_metadata(components.model.config.name),
+            source=None if settings.strip_metadata else video.path,
         )
 
     return Job(video, inputs.speech, n_frames, settings, open_writer)
