@@ -6,19 +6,18 @@ no torch.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lipstream.errors import SettingsError
-from lipstream.validation import coerced
+from lipstream.settings_record import Settings, setting
 
 Texture = Literal["generated", "source"]
 Loop = Literal["pingpong", "hold", "trim"]
 NoFace = Literal["pass", "error"]
+Tracking = Literal["people", "off"]
 PresetName = Literal["exact", "balanced", "fast"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
@@ -31,61 +30,8 @@ FRAME_RATE_HZ = 25
 
 WHOLE_INTERVAL = (0.0, 1.0)
 
+_FACE = re.compile(r"largest|left|right|\d{1,3}|\d{1,9}(\.\d+)?,\d{1,9}(\.\d+)?(@\d{1,9})?", re.ASCII)
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
-
-S = TypeVar("S", bound="Settings")
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str,
-    flag: str | None = None,
-    metavar: str | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    multiple_of: int | None = None,
-    unset: str | None = None,
-) -> Any:
-    """Describe a field of a settings record.
-
-    help: one sentence, for the command line. group: the heading it stands under there. flag: its option, where that is
-    not the field's name. low, high, multiple_of: what a number must keep to. unset: what None means.
-    """
-    metadata = {"help": help, "group": group, "flag": flag, "metavar": metavar, "unset": unset}
-    return field(default=default, metadata=metadata | {"low": low, "high": high, "multiple_of": multiple_of})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Base of the settings records: every field is checked and brought to its declared type. Hashable."""
-
-    def __post_init__(self) -> None:
-        for name, value in coerced(self).items():
-            object.__setattr__(self, name, value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values that JSON can hold."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: _plain(value) for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
-        """Make a record from what `to_dict` gave. Raises SettingsError for an unknown name or a value out of range."""
-        for name in values:
-            check_field_name(cls, name)
-        return cls(**values)
-
-
-def check_field_name(record: type[Settings], name: str) -> None:
-    """Raise SettingsError, with the nearest names as the fix, where `name` is not a field of `record`."""
-    known = [f.name for f in fields(record)]
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
-    raise SettingsError(f"{name!r} is not a field of {record.__name__}", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -198,6 +144,19 @@ class SyncSettings(Settings):
     no_face: NoFace = setting(
         "pass", "a frame without a face: pass it through unchanged, or stop with an error", group="input and output"
     )
+    face: str | None = setting(
+        None,
+        "the person to sync: largest, left, right, a number from the left (the first is 0), or who is at a point in px",
+        group="input and output",
+        metavar="WHO|N|X,Y[@FRAME]",
+        unset="largest",
+    )
+    tracking: Tracking | None = setting(
+        None,
+        "people: keep to one person, begin again at cuts, bridge short gaps and fade at long ones; off: as published",
+        group="quality",
+        unset="people, but off in preset exact of a published model",
+    )
     detect_every: int | None = setting(
         None,
         "search the whole frame for the face every Nth frame only: landmarks move by a pixel or two",
@@ -230,6 +189,11 @@ class SyncSettings(Settings):
                     f"guidance_interval = {begin:g},{end:g}: must be two rising numbers from 0 to 1",
                     setting="guidance_interval",
                 )
+        if self.face is not None and _FACE.fullmatch(self.face) is None:
+            wanted = "largest, left, right, a number from the left, X,Y or X,Y@FRAME"
+            raise SettingsError(f"face = {self.face!r}: must be {wanted}", setting="face")
+        if self.face is not None and self.tracking == "off":
+            raise SettingsError(f"face = {self.face}: needs tracking", fix="leave out --tracking off", setting="face")
 
     def sampling(self, model_steps: int, model_scale: float) -> Sampling:
         """Return how a model samples whose own number of steps is `model_steps` and guidance scale `model_scale`."""
@@ -245,6 +209,12 @@ class SyncSettings(Settings):
     def frames_per_detection(self) -> int:
         """Return `detect_every`, with None decided."""
         return int(self._or_preset("detect_every"))
+
+    def follows(self, model_departs: bool) -> bool:
+        """Return whether one person is followed, with windows that end at cuts and gaps bridged. See ModelConfig.departs."""
+        if self.tracking is not None or self.face is not None:
+            return self.tracking != "off"
+        return model_departs or self.preset != "exact"
 
     def _or_preset(self, name: str) -> Any:
         """Return a field as it is set, or else as the preset has it."""
@@ -305,9 +275,3 @@ class RuntimeSettings(Settings):
         super().__post_init__()
         if _DEVICE.fullmatch(self.device) is None:
             raise SettingsError(f"device = {self.device!r}: must be auto, cpu, cuda, cuda:N or mps", setting="device")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value

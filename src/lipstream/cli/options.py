@@ -8,7 +8,8 @@ from dataclasses import Field, fields
 from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
-from lipstream.settings import RuntimeSettings, Settings, SyncSettings
+from lipstream.settings import RuntimeSettings, SyncSettings
+from lipstream.settings_record import Settings
 from lipstream.validation import alternatives, choices, type_hints
 
 _GROUPS = ("input and output", "quality", "speed", "hardware", "messages")

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.face.detector import Detector, Face
+from lipstream.face.detector import Detector, Face, MultiFaceDetector
 from lipstream.media.images import resized
 
 
 def on_square_pixels(detector: Detector, aspect: float) -> Detector:
     """Return a detector for frames whose pixels are `aspect` times as wide as high; its faces are in frame pixels."""
-    return detector if aspect == 1 else _SquarePixels(detector, aspect)
+    if aspect == 1:
+        return detector
+    if isinstance(detector, MultiFaceDetector):
+        return _AllInSquarePixels(detector, aspect)
+    return _SquarePixels(detector, aspect)
 
 
 def landmarks_as_shown(landmarks: NDArray[np.float64], aspect: float) -> NDArray[np.float64]:
@@ -51,6 +55,15 @@ class _SquarePixels:
     def _shown(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = image.shape[:2]
         return resized(image, height, max(1, round(width * self.aspect)))
+
+
+@dataclass(frozen=True)
+class _AllInSquarePixels(_SquarePixels):
+    inner: MultiFaceDetector
+
+    def detect_all(self, image: NDArray[np.uint8]) -> list[Face]:
+        found = self.inner.detect_all(self._shown(image))
+        return [face for face in (_stretched(one, 1 / self.aspect) for one in found) if face is not None]
 
 
 def _stretched(face: Face | None, factor: float) -> Face | None:

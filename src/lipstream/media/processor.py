@@ -1,4 +1,4 @@
-"""What the processor can do, as far as an encoder has to be told."""
+"""What the processor can do, as far as an encoder needs it."""
 
 from __future__ import annotations
 

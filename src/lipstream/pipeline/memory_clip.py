@@ -36,6 +36,7 @@ def memory_clip(
         log_mel_max=log_mel_maximum([speech.samples], components.model.audio_encoder.config.n_mels),
         n_frames=speech.n_frames,
         settings=settings,
+        model_departs=components.model.config.departs,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import Denoiser
+from lipstream.face.people import Look
 from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame
 from lipstream.models.load import Model
@@ -33,7 +34,8 @@ class Clip:
     name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
     samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
-    of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its height.
+    of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its
+    height. model_departs: see ModelConfig.departs. person: what the face to follow looks like, where known.
     """
 
     name: str | Path
@@ -46,15 +48,22 @@ class Clip:
     settings: SyncSettings
     first_face: int = 0
     pixel_aspect: float = 1.0
+    model_departs: bool = False
+    person: Look | None = None
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face."""
+    """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face.
+
+    begins, weight: see `lipstream.pipeline.track.Tracked`.
+    """
 
     frame: Frame
     affine_matrix: Matrix | None
     crop: Tensor | None
+    begins: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,13 @@ class Encoded:
 class Repainted:
     """A frame and its new crop: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None without a face.
 
-    The crop lies on the device where it is pasted back, see FaceGeometry.
+    The crop lies on the device where it is pasted back, see FaceGeometry. weight: of the generated face.
     """
 
     frame: Frame
     affine_matrix: Matrix | None
     face: Tensor | None
+    weight: float = 1.0
 
 
 @dataclass
