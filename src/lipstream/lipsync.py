@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from lipstream.diffusion.batching import calls_side_by_side
 from lipstream.diffusion.sampling import Denoiser
+from lipstream.engines.model import EngineModel, open_model
 from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice, choosing
 from lipstream.face.registry import Detector, make_detector
@@ -26,7 +28,7 @@ from lipstream.media.audio import SpeechInfo
 from lipstream.media.memory import speech_from
 from lipstream.media.reader import VideoInfo
 from lipstream.media.writer import VideoWriter
-from lipstream.models.load import Model, load_model
+from lipstream.models.load import Model, load_model, read_config
 from lipstream.pipeline.build import build_components, settings_used
 from lipstream.pipeline.caller import POLL_S, HandOff, Watch, cancelled, raise_if_cancelled, stage_times
 from lipstream.pipeline.clocks import Clocks
@@ -57,7 +59,12 @@ class LipSync:
     """
 
     def __init__(
-        self, model: Model, detector: Detector, runtime: RuntimeSettings, *, denoiser: Denoiser | None = None
+        self,
+        model: Model | EngineModel,
+        detector: Detector,
+        runtime: RuntimeSettings,
+        *,
+        denoiser: Denoiser | None = None,
     ) -> None:
         """Take a model that is loaded, and a detector, which stays the caller's to close.
 
@@ -87,15 +94,12 @@ class LipSync:
         device = torch_device(settings)
         with memory_errors(device):
             detector = make_detector(settings.detector, device)
-            loaded = load_model(
-                model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned
-            )
-            sync = cls(loaded, detector, settings)
+            sync = cls(_load(model, settings, device), detector, settings)
         sync._owns_detector = True
         return sync
 
     @property
-    def model(self) -> Model:
+    def model(self) -> Model | EngineModel:
         """The loaded model, for another LipSync with other settings."""
         return self._open().model
 
@@ -335,6 +339,14 @@ class LipSync:
         counts = done.result()
         watch.report()
         return counts
+
+
+def _load(model: str | Path, settings: RuntimeSettings, device: torch.device) -> Model | EngineModel:
+    chosen = dtypes(settings, device)
+    if settings.engine == "torch":
+        return load_model(model, device, chosen, quantize=settings.quantize, pruned=settings.pruned)
+    calls = calls_side_by_side(read_config(model)[0].unet, settings)
+    return open_model(model, settings, device, chosen, calls or 0)
 
 
 def _check_rate(frame_rate_hz: int) -> None:

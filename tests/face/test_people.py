@@ -48,7 +48,7 @@ def test_a_person_is_kept_whoever_is_larger() -> None:
     assert followed(Follower(FaceRule("point", None, (440.0, 60.0))), *frames) == [400] * 4
 
 
-def test_people_who_cross_are_told_apart_by_their_looks() -> None:
+def test_people_who_cross_are_known_by_their_looks() -> None:
     frames = [scene((1, 200 + 20 * i, 1.0), (2, 420 - 20 * i, 1.0)) for i in range(12) if abs(220 - 40 * i) >= 100]
     assert followed(Follower(FaceRule("left")), *frames) == [
         200 + 20 * i for i in range(12) if abs(220 - 40 * i) >= 100

@@ -120,7 +120,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
 
 def _log_mel_max(components: Components, speech: SpeechInfo, threads: ThreadGroup) -> float:
     """Return what probing found, or read the speech once more for an encoder of another number of mel bands."""
-    n_mels = components.model.audio_encoder.config.n_mels
+    n_mels = components.model.config.audio_encoder.n_mels
     if speech.log_mel_max is not None and n_mels == N_MELS:
         return speech.log_mel_max
     return log_mel_maximum(_checked(read_mono(speech), threads), n_mels)
@@ -138,7 +138,7 @@ def frames_in_flight(components: Components, width: int, height: int, settings: 
     lookahead = LOOKAHEAD if settings.follows(components.model.config.departs) else 0
     return max(
         allowed,
-        FRAMES_PER_FACE * components.model.config.num_frames * components.batch + incomplete_groups + 1 + LOOKAHEAD,
+        FRAMES_PER_FACE * components.model.config.num_frames * components.batch + incomplete_groups + 1 + lookahead,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from lipstream.settings import DetectorName, Precision, Quantize, RuntimeSettings
+from lipstream.settings import DetectorName, EngineName, Precision, Quantize, RuntimeSettings
 from lipstream.settings_record import check_field_name
 
 
@@ -23,6 +23,8 @@ class RuntimeFields(TypedDict, total=False):
     batch: int | Literal["auto"]
     compile: bool
     pruned: str | Path | None
+    engine: EngineName
+    triton_url: str | None
     frame_memory_mb: int
 
 
