@@ -15,7 +15,8 @@ from lipstream.errors import SettingsError
 from lipstream.settings_record import Settings, setting
 
 Texture = Literal["generated", "source"]
-Loop = Literal["pingpong", "hold", "trim"]
+Loop = Literal["pingpong", "hold", "trim", "loop", "remap"]
+Silence = Literal["model", "closed", "keep"]
 NoFace = Literal["pass", "error"]
 Tracking = Literal["people", "off"]
 PresetName = Literal["exact", "balanced", "fast"]
@@ -130,8 +131,14 @@ class SyncSettings(Settings):
     seed: int = setting(1247, "seed of the noise", group="quality", metavar="N", low=0, high=2**63 - 1)
     loop: Loop = setting(
         "pingpong",
-        "speech longer than the video: play it back and forth, hold the last frame, or end there",
+        "speech longer than the video: play it back and forth, hold the last frame, end there (trim), play it from its"
+        " start again (loop), or slow it down (remap)",
         group="input and output",
+    )
+    silence: Silence = setting(
+        "model",
+        "pauses in the speech: as the model has them, a closed mouth, or the frames as filmed",
+        group="quality",
     )
     audio_track: int | None = setting(
         None,

@@ -108,6 +108,14 @@ def test_exact_of_a_published_model_is_as_published(settings: SyncSettings, depa
     assert settings.follows(departs) is follows
 
 
+def test_pauses_keep_frames_as_filmed() -> None:
+    kept = np.array([1, 0.5, 0, 0, 1], np.float32)
+    settings = SyncSettings(silence="keep")
+    result = list(tracked([seen(i, 0) for i in range(5)], 64, clip(settings, kept=kept)))
+    assert [one.affine_matrix is None for one in result] == [False, False, True, True, False]
+    assert [one.weight for one in result] == [1, 0.5, 0, 0, 1]
+
+
 def test_no_window_goes_over_a_beginning() -> None:
     frames = [Frame(i, i, False, np.zeros((2, 2, 3), np.uint8)) for i in range(12)]
     crop = torch.zeros(3, 4, 4, dtype=torch.uint8)

@@ -23,6 +23,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from lipstream.errors import InputError
+from lipstream.media.again import from_the_start_again, slower
 from lipstream.media.reader import Frame, Picture, VideoSource
 from lipstream.settings import FRAME_RATE_HZ, Loop
 
@@ -48,12 +49,16 @@ def read_looped(
     """Yield `n_frames` frames of a video at a constant rate, continuing past its end as `loop` says.
 
     "pingpong" plays it forwards, backwards, forwards and so on with both ends shown twice (the published order:
-    0 .. n-1, n-1 .. 0, 0 .. n-1), "hold" repeats the last frame, "trim" stops at the video's end and yields fewer.
+    0 .. n-1, n-1 .. 0, 0 .. n-1), "hold" repeats the last frame, "trim" stops at the video's end and yields fewer,
+    "loop" begins again, with a short cross-fade, and "remap" spreads the video over all frames.
     Backwards, about `max_held_bytes` of decoded frames are held, or one frame where that is larger.
 
     Raises InputError when the video cannot be used, or has changed at a later pass.
     """
     path, frame_rate = Path(path), Fraction(frame_rate)
+    if loop in ("loop", "remap"):
+        yield from _lengthened(path, n_frames, loop, frame_rate)
+        return
     first_pass = _FirstPass()
     n_yielded = 0
     with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
@@ -80,6 +85,31 @@ def read_looped(
         for index in range(n_yielded, n_frames):
             source_index, image = next(replay)
             yield Frame(index, source_index, True, image)
+
+
+def _lengthened(path: Path, n_frames: int, loop: Loop, frame_rate: Fraction) -> Iterator[Frame]:
+    """Yield frames as "loop" or "remap" has them."""
+    if loop == "loop":
+        passes = from_the_start_again(
+            _images(path, frame_rate), lambda start: _images(path, frame_rate, start), n_frames
+        )
+    else:
+        n_source = min(n_frames, _count(path, frame_rate, n_frames))
+        passes = slower(_images(path, frame_rate), n_source, n_frames)
+    for index, (source_index, is_repeat, image) in enumerate(itertools.islice(passes, n_frames)):
+        yield Frame(index, source_index, is_repeat, image)
+
+
+def _images(path: Path, frame_rate: Fraction, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+    with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
+        for picture in itertools.islice(pictures, start, None):
+            yield source.image(picture.item)
+
+
+def _count(path: Path, frame_rate: Fraction, most: int) -> int:
+    """Return how many frames a video has, up to `most`, by decoding it."""
+    with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
+        return sum(1 for _ in itertools.islice(pictures, most))
 
 
 def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:

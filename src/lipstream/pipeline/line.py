@@ -40,6 +40,7 @@ from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
 from lipstream.pipeline.first_face import find_first_face, no_face_in
 from lipstream.pipeline.generate import FaceGenerator
+from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
 from lipstream.pipeline.records import Aligned, Clip, Components, Counts, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
@@ -103,6 +104,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             components.model.config.departs,
             named_person(components.detector, video, job.settings),
         )
+        clip = with_pauses(clip, lambda: _checked(read_mono(job.speech), threads))
         for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
             with clocks.write.running():
                 writer.write(picture)

@@ -14,6 +14,7 @@ from lipstream.media.memory import Images, Speech
 from lipstream.pipeline.clocks import Clocks, timed
 from lipstream.pipeline.first_face import no_face_in
 from lipstream.pipeline.line import crops, pictures
+from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.records import Clip, Components, Counts, Repainted
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.results import GeneratedCrop
@@ -27,7 +28,7 @@ def memory_clip(
 ) -> Clip:
     """Return the clip of images and speech; see `Images`. The first image is taken at once, the others as needed."""
     source = Images(images, speech.n_frames, settings.loop)
-    return Clip(
+    clip = Clip(
         name=_NAME,
         width=source.width,
         height=source.height,
@@ -38,6 +39,7 @@ def memory_clip(
         settings=settings,
         model_departs=components.model.config.departs,
     )
+    return with_pauses(clip, lambda: [speech.samples])
 
 
 def pasted_pictures(

@@ -38,6 +38,7 @@ class Clip:
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
     of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its
     height. model_departs: see ModelConfig.departs. person: what the face to follow looks like, where known.
+    kept: the weight of the generated face in each frame, where pauses keep the frames as filmed.
     """
 
     name: str | Path
@@ -52,6 +53,7 @@ class Clip:
     pixel_aspect: float = 1.0
     model_departs: bool = False
     person: Look | None = None
+    kept: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def tracked(found: Iterable[Seen], resolution: int, clip: Clip) -> Iterator[Trac
     rule = FaceRule.parse(clip.settings.face or "largest")
     chosen = _followed(found, rule, clip.person) if follows else _largest(found)
     aligned = _aligned(_bridged(chosen) if follows else chosen, resolution, clip)
-    return _faded(aligned) if follows else aligned
+    faded = _faded(aligned) if follows else aligned
+    return faded if clip.kept is None else _kept(faded, clip.kept)
 
 
 def _largest(found: Iterable[Seen]) -> Iterator[_Chosen]:
@@ -138,3 +139,10 @@ def _faded(aligned: Iterable[Tracked]) -> Iterator[Tracked]:
         if len(waiting) > FADE_FRAMES:
             yield waiting.popleft()
     yield from waiting
+
+
+def _kept(faded: Iterable[Tracked], weights: NDArray[np.float32]) -> Iterator[Tracked]:
+    """Leave frames as filmed where the weight of the generated face is to be 0."""
+    for one in faded:
+        weight = min(one.weight, float(weights[one.frame.index]))
+        yield replace(one, weight=weight, affine_matrix=one.affine_matrix if weight > 0 else None)
