@@ -42,6 +42,7 @@ from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import memory_errors
 from lipstream.runtime.options import RuntimeFields, with_options
+from lipstream.runtime.process import check_process
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class LipSync:
         runtime: its device has to be the model's. denoiser: computes in place of the model's U-Net, which is still what
         a result that is not finite is computed with again.
         """
+        check_process()
         self._runtime = runtime
         self._lock = threading.Lock()
         self._threads = ThreadGroup()  # of the last call
@@ -90,6 +92,7 @@ class LipSync:
         device that this machine does not have, ModelError for a model, a list of layers or a detector that cannot be
         loaded, OutOfMemoryError.
         """
+        check_process()
         settings = with_options(runtime or RuntimeSettings(), dict(options))
         device = torch_device(settings)
         with memory_errors(device):
@@ -291,6 +294,7 @@ class LipSync:
     @contextmanager
     def _turn(self, cancel: threading.Event | None, face: FaceChoice | None) -> Iterator[Components]:
         """Hold the lock, with nothing left at work from the call before."""
+        check_process()  # a lock that was held at the fork is held for ever
         while not self._lock.acquire(timeout=POLL_S):
             raise_if_cancelled(cancel)
             if self._paused_in == threading.get_ident():

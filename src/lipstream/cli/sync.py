@@ -84,8 +84,8 @@ def _run(
     check_paths(video, speech)
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
+    from lipstream.media.output_file import check_output
     from lipstream.media.reader import probe
-    from lipstream.media.writer import check_output
 
     check_output(output, inputs=(video, speech), overwrite=overwrite)
     picture = probe(video)
@@ -134,5 +134,9 @@ def check_paths(*inputs: str) -> None:
     for name in inputs:
         if "://" in name:
             raise InputError("addresses are not read", file=name, fix="download it and name the file")
-        if not Path(name).exists():
+        try:
+            exists = Path(name).exists()
+        except OSError:  # a name that is too long
+            exists = False
+        if not exists:
             raise InputError("no such file", file=name, fix="check the path")

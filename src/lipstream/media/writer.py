@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -29,57 +27,24 @@ from numpy.typing import NDArray
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, to_yuv420p
+from lipstream.media.output_file import (
+    CONTAINERS,
+    check_output,
+    create_hidden,
+    forget,
+    link_target,
+    output_errors,
+    rename_to_new,
+)
 from lipstream.media.processor import has_avx512
 from lipstream.media.sound import Samples
 from lipstream.media.source_tracks import SourceTracks, speech_language, tags_with
 
 logger = logging.getLogger(__name__)
 
-_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-_unfinished: set[Path] = set()
-
 _AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 _AAC_LAYOUTS = {"mono", "stereo", "2.1", "3.0", "4.0", "quad", "5.0", "5.0(side)", "5.1", "5.1(side)", "6.1", "7.1"}
 _AAC_LAYOUT_OF_COUNT = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
-
-
-def same_file(one: str | Path, other: str | Path) -> bool:
-    """Return whether two paths lead to the same file, links of both kinds included; False where either is missing."""
-    try:
-        return Path(one).samefile(other)
-    except OSError:
-        return False
-
-
-def link_target(path: Path) -> Path:
-    """Return the file that a symbolic link leads to in the end, whether or not it exists; other paths unchanged."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
-def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
-    """Refuse, before any work is done, an output that cannot or must not be written.
-
-    Raises OutputError: container other than mp4, mov, mkv; a folder; no such folder; not writable; one of the `inputs`
-    (even with `overwrite`); already there (without).
-    """
-    path = Path(path)
-    if path.suffix.lower() not in _CONTAINERS:
-        raise OutputError("cannot write this kind of file", file=path, fix="name it .mp4, .mov or .mkv")
-    if path.is_dir():
-        raise OutputError("it is a folder", file=path, fix="name a file in it")
-    folder = link_target(path).parent
-    if not folder.is_dir():
-        raise OutputError("its folder does not exist", file=path, fix=f"create {folder} first")
-    for source in inputs:
-        if same_file(path, source):
-            raise OutputError(f"it is also an input ({source})", file=path, fix="choose another name")
-    if path.exists() and not path.is_file():
-        raise OutputError("it is not a regular file", file=path, fix="choose another name")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError("it already exists", file=path, fix="choose another name or allow overwriting (--overwrite)")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"no permission to write in {folder}", file=path, fix="choose another folder")
 
 
 class VideoWriter:
@@ -130,10 +95,10 @@ class VideoWriter:
         self._speech: _SpeechTrack | None = None
         self._copied: SourceTracks | None = None
         self._target = link_target(self.path)
-        self._temporary = _create_hidden(self.path, self._target)
+        self._temporary = create_hidden(self.path, self._target)
         try:
-            with _output_errors(self.path):
-                self._container = _open_container(self._temporary, _CONTAINERS[self.path.suffix.lower()])
+            with output_errors(self.path):
+                self._container = _open_container(self._temporary, CONTAINERS[self.path.suffix.lower()])
                 self._video = self._add_video(crf, preset, sample_aspect_ratio)
                 if speech:
                     self._speech = _SpeechTrack(self._container, speech, speech_samples or read_planar(speech))
@@ -178,7 +143,7 @@ class VideoWriter:
         frame = to_yuv420p(np.ascontiguousarray(image), self.color, self._reformatter)
         frame.pts = self.n_written
         frame.time_base = 1 / self.frame_rate
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._video.encode(frame))
             self.n_written += 1
             if self._speech:
@@ -204,7 +169,7 @@ class VideoWriter:
     def _finish(self) -> None:
         if self.n_written == 0:
             raise OutputError("there was no frame to write", file=self.path, fix="use a video with at least one frame")
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._video.encode(None))
             if self._speech:
                 self._speech.finish()
@@ -214,13 +179,13 @@ class VideoWriter:
             if self.overwrite:
                 self._temporary.replace(self._target)
             else:
-                _rename_to_new(self._temporary, self._target)
-        _unfinished.discard(self._temporary)
+                rename_to_new(self._temporary, self._target)
+        forget(self._temporary)
 
     def discard(self) -> None:
         """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
         self._temporary.unlink(missing_ok=True)
-        _unfinished.discard(self._temporary)
+        forget(self._temporary)
 
     def _abandon(self) -> None:
         """Close the files and remove the hidden one, even where both fail.
@@ -299,47 +264,7 @@ class _SpeechTrack:
         self.container.mux(self.stream.encode(frame))
 
 
-def _create_hidden(path: Path, target: Path) -> Path:
-    """Create an empty hidden file beside `target` with the rights of a new file; `path` is its name in errors."""
-    hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
-    with _output_errors(path):
-        os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    _unfinished.add(hidden)
-    return hidden
-
-
-def remove_unfinished() -> None:
-    """Remove the hidden files of all writers, for a process that ends without unwinding."""
-    for path in list(_unfinished):
-        path.unlink(missing_ok=True)
-
-
 def _open_container(path: Path, container_format: str) -> OutputContainer:
     # The index goes to the front, so that a browser can start before it has the whole file.
     options = {} if container_format == "matroska" else {"movflags": "+faststart"}
     return av.open(f"file:{path}", "w", format=container_format, options=options)
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, refusing a target that appeared meanwhile; the target is never there half-made."""
-    appeared = OutputError("appeared while the output was being written", file=target, fix="choose another name")
-    try:
-        target.hardlink_to(source)
-    except FileExistsError as error:
-        raise appeared from error
-    except OSError:  # a file system without hard links: look before renaming, which is all that can be done
-        if os.path.lexists(target):
-            raise appeared from None
-        source.replace(target)
-    else:
-        source.unlink()
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (av.error.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        fix = "free some space or choose another folder"
-        raise OutputError(f"cannot be written ({reason})", file=path, fix=fix) from error

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
+from lipstream.media.output_file import check_output
 from lipstream.media.reader import VideoInfo, probe
-from lipstream.media.writer import VideoWriter, check_output
+from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.line import Job
 from lipstream.pipeline.records import Components
 from lipstream.settings import FRAME_RATE_HZ, SyncSettings
