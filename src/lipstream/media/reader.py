@@ -34,6 +34,7 @@ _NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264,
 _GUESS_TIMES = 0x0001  # libav's AVFMT_FLAG_GENPTS, which PyAV sets
 _TOLERATED_LOSS_S = 0.5
 _MOST_ASPECT = 4
+_MOST_PIXELS = 8192 * 8192
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +209,11 @@ def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
     best = max(videos, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
     if best.codec_context is None:
         raise InputError("no decoder for its video codec here", file=path, fix="convert it to H.264 first")
+    if best.width * best.height > _MOST_PIXELS:
+        size = f"{best.width} x {best.height} px"
+        raise InputError(
+            f"its picture of {size} is too large", file=path, fix="make it smaller: 8192 x 8192 px at most"
+        )
     return best
 
 
