@@ -18,6 +18,7 @@ Texture = Literal["generated", "source"]
 Loop = Literal["pingpong", "hold", "trim", "loop", "remap"]
 Silence = Literal["model", "closed", "keep"]
 NoFace = Literal["pass", "error"]
+Deinterlace = Literal["auto", "always", "never"]
 Tracking = Literal["people", "off"]
 PresetName = Literal["exact", "balanced", "fast"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
@@ -139,6 +140,9 @@ class SyncSettings(Settings):
         "model",
         "pauses in the speech: as the model has them, a closed mouth, or the frames as filmed",
         group="quality",
+    )
+    deinterlace: Deinterlace = setting(
+        "auto", "interlaced video: make frames that say so whole, or all, or none", group="input and output"
     )
     audio_track: int | None = setting(
         None,

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from lipstream.errors import InputError
 from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
 from lipstream.media.container import decode, open_input
+from lipstream.media.deinterlace import deinterlaced
 from lipstream.media.frame_clock import FrameClock
 from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
 from lipstream.media.orientation import orientation
-from lipstream.settings import FRAME_RATE_HZ
+from lipstream.settings import FRAME_RATE_HZ, Deinterlace
 
 _NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264, say) holds no times
 _GUESS_TIMES = 0x0001  # libav's AVFMT_FLAG_GENPTS, which PyAV sets
@@ -98,12 +99,14 @@ def probe(path: str | Path) -> VideoInfo:
         return source.info
 
 
-def read_frames(path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ) -> Iterator[Frame]:
+def read_frames(
+    path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ, deinterlace: Deinterlace = "auto"
+) -> Iterator[Frame]:
     """Yield the video's frames at a constant rate: those that `ffmpeg -r 25` would show (see frame_rate.py).
 
     Raises InputError when the video cannot be used; a damaged part is skipped and logged.
     """
-    with VideoSource(Path(path)) as source:
+    with VideoSource(Path(path), deinterlace) as source:
         for index, picture in enumerate(source.at_rate(Fraction(frame_rate))):
             yield Frame(index, index, False, source.image(picture.item))
 
@@ -113,8 +116,8 @@ class VideoSource:
 
     info: VideoInfo
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, deinterlace: Deinterlace = "auto") -> None:
+        self.path, self.deinterlace = path, deinterlace
         self.container = open_input(path, "video")
         try:
             self.stream = _video_stream(path, self.container.streams.video)
@@ -149,11 +152,8 @@ class VideoSource:
         start_s = Fraction(self.container.start_time or 0, 1_000_000)
         start_pts = round_half_away(start_s / clock.time_base)
         waiting: Picture | None = None
-        for ordinal, frame in enumerate(decode(self.path, self.container, self.stream)):
-            if not hasattr(self, "info"):
-                self.info = _describe(self.path, self._duration_s(), self.stream, frame)
-                self._lead = clock.lead(frame)
-            picture = Picture(ordinal, clock.time(frame) - self._lead, frame)
+        for (ordinal, pts), frame in deinterlaced(self._decoded(clock), self.stream, self.deinterlace):
+            picture = Picture(ordinal, pts, frame)
             if waiting is not None:
                 yield Timed(waiting, waiting.pts - start_pts, picture.pts - waiting.pts, clock.time_base)
             waiting = picture
@@ -162,6 +162,14 @@ class VideoSource:
                 raise InputError("no frame can be decoded, it is damaged", file=self.path, fix="export it again")
             return
         yield Timed(waiting, waiting.pts - start_pts, clock.last_duration(), clock.time_base)
+
+    def _decoded(self, clock: FrameClock) -> Iterator[tuple[tuple[int, int], VideoFrame]]:
+        """Yield ((ordinal, time), frame)."""
+        for ordinal, frame in enumerate(decode(self.path, self.container, self.stream)):
+            if not hasattr(self, "info"):
+                self.info = _describe(self.path, self._duration_s(), self.stream, frame)
+                self._lead = clock.lead(frame)
+            yield (ordinal, clock.time(frame) - self._lead), frame
 
     def at_rate(self, frame_rate: Fraction) -> Generator[Timed[Picture], None, None]:
         """Yield the picture of each output frame in turn; a picture shown twice comes twice."""
@@ -206,15 +214,19 @@ def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
     videos = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
     if not videos:
         raise InputError("no video stream in it (cover art does not count)", file=path, fix="name a video file")
-    best = max(videos, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    best = max(videos, key=lambda s: (bool(s.disposition & Disposition.default), _n_pixels(s)))
     if best.codec_context is None:
         raise InputError("no decoder for its video codec here", file=path, fix="convert it to H.264 first")
-    if best.width * best.height > _MOST_PIXELS:
+    if _n_pixels(best) > _MOST_PIXELS:
         size = f"{best.width} x {best.height} px"
         raise InputError(
             f"its picture of {size} is too large", file=path, fix="make it smaller: 8192 x 8192 px at most"
         )
     return best
+
+
+def _n_pixels(stream: VideoStream) -> int:
+    return 0 if stream.codec_context is None else stream.width * stream.height
 
 
 def _describe(path: Path, duration_s: float | None, stream: VideoStream, frame: VideoFrame) -> VideoInfo:

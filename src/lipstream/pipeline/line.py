@@ -81,7 +81,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
         components.detector,
         video,
         job.n_frames,
-        job.settings.no_face,
+        job.settings,
         clocks.detect,
         threads,
         n_threads=components.threads,
@@ -90,11 +90,15 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
+        frames = read_looped(video.path, job.n_frames, job.settings.loop, deinterlace=job.settings.deinterlace)
         clip = Clip(
             video.path,
             video.width,
             video.height,
-            timed(read_looped(video.path, job.n_frames, job.settings.loop), clocks.read),
+            timed(
+                read_looped(video.path, job.n_frames, job.settings.loop, deinterlace=job.settings.deinterlace),
+                clocks.read,
+            ),
             speech.mono(),
             _log_mel_max(components, job.speech, threads),
             job.n_frames,

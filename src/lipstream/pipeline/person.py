@@ -20,7 +20,8 @@ def named_person(detector: Detector, video: VideoInfo, settings: SyncSettings) -
     rule = FaceRule.parse(settings.face or "largest")
     if rule.frame is None:
         return None
-    for frame in itertools.islice(read_frames(video.path), rule.frame, rule.frame + 1):
+    frames = read_frames(video.path, deinterlace=settings.deinterlace)
+    for frame in itertools.islice(frames, rule.frame, rule.frame + 1):
         chosen = rule.choose(candidates_of(frame.image, faces_in(detector, frame.image, finds_all=True)))
         if chosen is not None:
             return chosen.look
