@@ -188,13 +188,13 @@ class LipSync:
             return SyncResult(
                 output=Path(output),
                 frames=counts.frames,
-                duration_s=counts.frames / FRAME_RATE_HZ,
+                duration_s=float(counts.frames / job.frame_rate),
                 wall_s=wall_s,
-                real_time_factor=wall_s * FRAME_RATE_HZ / counts.frames,
+                real_time_factor=float(wall_s * job.frame_rate / counts.frames),
                 stages=stage_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
-                settings=settings_used(components, settings, self._runtime),
+                settings=settings_used(components, settings, self._runtime) | {"frame_rate": float(job.frame_rate)},
             )
 
     def frames(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +32,15 @@ DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
 
+NTSC_HZ = {f"{n / 1.001:.{digits}f}": Fraction(n * 1000, 1001) for n in (24, 30, 60) for digits in (2, 3)}
+"""What 23.98, 29.97 and the like stand for."""
+
+_LEAST_OWN_HZ, _MOST_HZ = 20, 120  # below the first (a slide show, a slow screen recording) a mouth would stutter
+
 WHOLE_INTERVAL = (0.0, 1.0)
 
 _FACE = re.compile(r"largest|left|right|\d{1,3}|\d{1,9}(\.\d+)?,\d{1,9}(\.\d+)?(@\d{1,9})?", re.ASCII)
+_NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?|\d{1,9}/[1-9]\d{0,8}", re.ASCII)
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
 
 
@@ -141,6 +148,13 @@ class SyncSettings(Settings):
         "pauses in the speech: as the model has them, a closed mouth, or the frames as filmed",
         group="quality",
     )
+    frame_rate: str | None = setting(
+        None,
+        "frames a second of the result: source for the video's own, or a number",
+        group="input and output",
+        metavar="source|N",
+        unset="source for the bundled model, 25 for the published ones",
+    )
     deinterlace: Deinterlace = setting(
         "auto", "interlaced video: make frames that say so whole, or all, or none", group="input and output"
     )
@@ -201,6 +215,8 @@ class SyncSettings(Settings):
                     f"guidance_interval = {begin:g},{end:g}: must be two rising numbers from 0 to 1",
                     setting="guidance_interval",
                 )
+        if self.frame_rate is not None:
+            self.rate_hz(Fraction(0), model_departs=False)
         if self.face is not None and _FACE.fullmatch(self.face) is None:
             wanted = "largest, left, right, a number from the left, X,Y or X,Y@FRAME"
             raise SettingsError(f"face = {self.face!r}: must be {wanted}", setting="face")
@@ -221,6 +237,19 @@ class SyncSettings(Settings):
     def frames_per_detection(self) -> int:
         """Return `detect_every`, with None decided."""
         return int(self._or_preset("detect_every"))
+
+    def rate_hz(self, nominal_hz: Fraction, *, model_departs: bool) -> Fraction:
+        """Return the result's frames a second. nominal_hz: the video's own, 0 where unknown. Raises SettingsError."""
+        chosen = self.frame_rate
+        if chosen is None:
+            chosen = "source" if model_departs else str(FRAME_RATE_HZ)
+        if chosen == "source":
+            return nominal_hz if _LEAST_OWN_HZ <= nominal_hz <= _MOST_HZ else Fraction(FRAME_RATE_HZ)
+        if _NUMBER.fullmatch(chosen) is None or not 1 <= Fraction(chosen) <= _MOST_HZ:
+            raise SettingsError(
+                f"frame_rate = {chosen!r}: must be source, or a number from 1 to {_MOST_HZ}", setting="frame_rate"
+            )
+        return NTSC_HZ.get(chosen, Fraction(chosen))
 
     def follows(self, model_departs: bool) -> bool:
         """Return whether one person is followed, with windows that end at cuts; see ModelConfig.departs."""

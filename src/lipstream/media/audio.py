@@ -169,7 +169,7 @@ class SharedSpeech:
             return self._waiting[reader].popleft()
 
 
-def n_output_frames(info: SpeechInfo, frame_rate: int = 25) -> int:
+def n_output_frames(info: SpeechInfo, frame_rate: int | Fraction = 25) -> int:
     """Return the video frames that the speech lasts: round(frame_rate x n_samples / sample rate), at least 1."""
     return max(1, round(frame_rate * info.duration_s))
 

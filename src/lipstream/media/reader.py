@@ -27,7 +27,7 @@ from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
 from lipstream.media.container import decode, open_input
 from lipstream.media.deinterlace import deinterlaced
 from lipstream.media.frame_clock import FrameClock
-from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
+from lipstream.media.frame_rate import Timed, constant_rate, nominal_rate, round_half_away
 from lipstream.media.orientation import orientation
 from lipstream.settings import FRAME_RATE_HZ, Deinterlace
 
@@ -47,7 +47,8 @@ class VideoInfo:
     `width` and `height` are those of the upright picture in pixels. `rotation_deg` (0, 90, 180, 270, clockwise) and
     `mirrored` (left-right, before the rotation) are what the reader applies to the stored picture. `frame_rate` is the
     source's average in frames per second, 0 where unknown. `duration_s` is the picture's length by the file's header,
-    None where it states none; other streams may be longer.
+    None where it states none; other streams may be longer. `nominal_rate`: frames per second at which every frame is
+    shown about once, 0 where unknown; with a variable rate, that of its quicker parts.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class VideoInfo:
     duration_s: float | None
     sample_aspect_ratio: Fraction
     color: ColorTags
+    nominal_rate: Fraction = Fraction(0)
 
     @property
     def pixel_aspect(self) -> float:
@@ -246,6 +248,7 @@ def _describe(path: Path, duration_s: float | None, stream: VideoStream, frame: 
         duration_s=duration_s,
         sample_aspect_ratio=aspect,
         color=tags_of_frame(frame, int(context.color_primaries), int(context.color_trc)),
+        nominal_rate=nominal_rate(stream.average_rate, stream.base_rate),
     )
 
 

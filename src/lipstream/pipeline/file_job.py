@@ -16,7 +16,7 @@ from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.line import Job
 from lipstream.pipeline.records import Components
-from lipstream.settings import FRAME_RATE_HZ, SyncSettings
+from lipstream.settings import SyncSettings
 from lipstream.version import __version__
 
 
@@ -54,14 +54,16 @@ def file_job(
     components: Components, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool
 ) -> Job:
     """Return the work of lip-syncing one file."""
-    video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
+    video, departs = inputs.video, components.model.config.departs
+    frame_rate = settings.rate_hz(video.nominal_rate, model_departs=departs)
+    n_frames = n_output_frames(inputs.speech, frame_rate)
 
     def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
         return VideoWriter(
             output,
             width=video.width,
             height=video.height,
-            frame_rate=FRAME_RATE_HZ,
+            frame_rate=frame_rate,
             color=video.color,
             speech=inputs.speech,
             speech_samples=samples,
@@ -74,7 +76,7 @@ def file_job(
             source=None if settings.strip_metadata else video.path,
         )
 
-    return Job(video, inputs.speech, n_frames, settings, open_writer)
+    return Job(video, inputs.speech, n_frames, settings, open_writer, frame_rate)
 
 
 def ai_metadata(model: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 from lipstream.errors import NoFaceError
@@ -23,6 +24,7 @@ def find_first_face(
     clock: StageClock,
     threads: ThreadGroup,
     *,
+    frame_rate: Fraction,
     n_threads: int,
     frames_in_flight: int,
 ) -> int:
@@ -33,7 +35,7 @@ def find_first_face(
     """
     n_searched = 0
     with closing(
-        _searched(detector, video, n_frames, settings, clock, threads, n_threads, frames_in_flight)
+        _searched(detector, video, n_frames, frame_rate, settings, clock, threads, n_threads, frames_in_flight)
     ) as searched:
         for has_face in searched:
             if has_face:
@@ -65,6 +67,7 @@ def _searched(
     detector: Detector,
     video: VideoInfo,
     n_frames: int,
+    frame_rate: Fraction,
     settings: SyncSettings,
     clock: StageClock,
     threads: ThreadGroup,
@@ -77,7 +80,7 @@ def _searched(
         return detector.detect(frame.image) is not None
 
     with threads.subgroup() as searching:
-        frames = itertools.islice(read_frames(video.path, deinterlace=settings.deinterlace), n_frames)
+        frames = itertools.islice(read_frames(video.path, frame_rate, deinterlace=settings.deinterlace), n_frames)
         for first in itertools.islice(frames, 1):
             with clock.running(frames=0):
                 found = has_face(first)

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import TypeVar
 
@@ -48,7 +49,7 @@ from lipstream.pipeline.track import LOOKAHEAD, Seen, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
-from lipstream.settings import SyncSettings
+from lipstream.settings import FRAME_RATE_HZ, SyncSettings
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,6 +69,7 @@ class Job:
     n_frames: int
     settings: SyncSettings
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
+    frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
 
 
 def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
@@ -84,21 +86,21 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
         job.settings,
         clocks.detect,
         threads,
+        frame_rate=job.frame_rate,
         n_threads=components.threads,
         frames_in_flight=frames_in_flight(components, video.width, video.height, job.settings),
     )
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
-        frames = read_looped(video.path, job.n_frames, job.settings.loop, deinterlace=job.settings.deinterlace)
+        frames = read_looped(
+            video.path, job.n_frames, job.settings.loop, job.frame_rate, deinterlace=job.settings.deinterlace
+        )
         clip = Clip(
             video.path,
             video.width,
             video.height,
-            timed(
-                read_looped(video.path, job.n_frames, job.settings.loop, deinterlace=job.settings.deinterlace),
-                clocks.read,
-            ),
+            timed(frames, clocks.read),
             speech.mono(),
             _log_mel_max(components, job.speech, threads),
             job.n_frames,
@@ -106,7 +108,8 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             first_face,
             video.pixel_aspect,
             components.model.config.departs,
-            named_person(components.detector, video, job.settings),
+            named_person(components.detector, video, job.settings, job.frame_rate),
+            frame_rate=job.frame_rate,
         )
         clip = with_pauses(clip, lambda: _checked(read_mono(job.speech), threads))
         for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
@@ -272,7 +275,7 @@ def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) ->
         components.networks.audio_encoder.attempts,
         clip.log_mel_max,
     )
-    features = frame_windows(rows, clip.n_frames)
+    features = frame_windows(rows, clip.n_frames, frame_rate=clip.frame_rate)
     while True:
         with stream.running():
             window = list(itertools.islice(features, model.config.num_frames))

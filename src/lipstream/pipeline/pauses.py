@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from lipstream.audio_features.voice import VoiceActivity
 from lipstream.pipeline.records import Clip
 from lipstream.pipeline.track import FADE_FRAMES
-from lipstream.settings import FRAME_RATE_HZ
 
 Samples = NDArray[np.float32]
 
@@ -28,4 +27,4 @@ def with_pauses(clip: Clip, read_again: Callable[[], Iterable[Samples]]) -> Clip
     voice = VoiceActivity(read_again(), peak)
     if silence == "closed":
         return replace(clip, samples=voice.silenced(clip.samples))
-    return replace(clip, kept=voice.at_frames(clip.n_frames, FRAME_RATE_HZ, FADE_FRAMES))
+    return replace(clip, kept=voice.at_frames(clip.n_frames, float(clip.frame_rate), FADE_FRAMES))

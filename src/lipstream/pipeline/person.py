@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 from lipstream.errors import NoFaceError
 from lipstream.face.detector import Detector
@@ -12,7 +13,7 @@ from lipstream.media.reader import VideoInfo, read_frames
 from lipstream.settings import SyncSettings
 
 
-def named_person(detector: Detector, video: VideoInfo, settings: SyncSettings) -> Look | None:
+def named_person(detector: Detector, video: VideoInfo, settings: SyncSettings, frame_rate: Fraction) -> Look | None:
     """Return what the face at a point in a frame looks like; None where the settings name no frame.
 
     Raises NoFaceError where there is no such frame, or no face there.
@@ -20,7 +21,7 @@ def named_person(detector: Detector, video: VideoInfo, settings: SyncSettings) -
     rule = FaceRule.parse(settings.face or "largest")
     if rule.frame is None:
         return None
-    frames = read_frames(video.path, deinterlace=settings.deinterlace)
+    frames = read_frames(video.path, frame_rate, deinterlace=settings.deinterlace)
     for frame in itertools.islice(frames, rule.frame, rule.frame + 1):
         chosen = rule.choose(candidates_of(frame.image, faces_in(detector, frame.image, finds_all=True)))
         if chosen is not None:

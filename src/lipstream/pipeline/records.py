@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.runtime.precision import PrecisionFallback
-from lipstream.settings import SyncSettings
+from lipstream.settings import FRAME_RATE_HZ, SyncSettings
 
 Matrix = NDArray[np.float32]
 
@@ -33,7 +34,7 @@ Matrix = NDArray[np.float32]
 class Clip:
     """The frames and the speech of one run, wherever they come from.
 
-    name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
+    name: what errors call it. frames: `frame_rate` a second, looped as the settings say; the run changes their images.
     samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
     of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its
@@ -54,6 +55,7 @@ class Clip:
     model_departs: bool = False
     person: Look | None = None
     kept: NDArray[np.float32] | None = None
+    frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
 
 
 @dataclass(frozen=True)
