@@ -76,6 +76,11 @@ def test_a_jump_of_the_face_begins_again() -> None:
     assert chosen is not None and has_moved
 
 
+def test_a_face_that_was_chosen_elsewhere_is_taken_as_it_comes() -> None:
+    frames = [scene((1, 50, 1.0)), scene((2, 400, 1.0)), scene((1, 60, 1.0)), ()]
+    assert followed(Follower(FaceRule(), is_given=True), *frames) == [50, 400, 60, None]
+
+
 def test_looks_do_not_depend_on_the_light() -> None:
     (bright,), (dark,), (other,) = scene((1, 50, 1.0)), scene((1, 50, 1.0), light=0.4), scene((2, 50, 1.0))
     assert look_difference(bright.look, dark.look) < 0.2 < 0.6 < look_difference(bright.look, other.look)

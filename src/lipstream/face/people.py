@@ -76,9 +76,9 @@ class FaceRule:
 class Follower:
     """Chooses the same person in successive frames. Call it in frame order, from one thread."""
 
-    def __init__(self, rule: FaceRule, person: Look | None = None) -> None:
-        """person: what somebody looks like who is known already."""
-        self._rule, self._person = rule, person
+    def __init__(self, rule: FaceRule, person: Look | None = None, *, is_given: bool = False) -> None:
+        """person: what somebody looks like who is known already. is_given: whoever comes has been chosen elsewhere."""
+        self._rule, self._person, self._is_given = rule, person, is_given
         self._last: Candidate | None = None
         self._n_missed = 0
 
@@ -119,7 +119,7 @@ class Follower:
 
     def _elsewhere(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Return whoever looks like the person, or by the rule where nobody is known yet or may be replaced."""
-        if self._person is None:
+        if self._person is None or self._is_given:
             return self._rule.choose(candidates)
         person = self._person
         best = min(candidates, key=lambda candidate: look_difference(person, candidate.look), default=None)

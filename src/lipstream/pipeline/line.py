@@ -28,7 +28,7 @@ from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.detector import Face
+from lipstream.face.detector import Face, MultiFaceDetector
 from lipstream.face.keyframes import Segment, faces_in
 from lipstream.face.people import candidates_of
 from lipstream.face.registry import Detector
@@ -191,7 +191,7 @@ def generated_faces(
     detect = partial(_detect, components.detector, follows)
     n_new = partial(_n_new, first_face=clip.first_face)
     found = threads.ordered_map(detect, segments, components.threads, clocks.detect, n_new)
-    faces = tracked(found, resolution, clip)
+    faces = tracked(found, resolution, clip, is_given=not isinstance(components.detector, MultiFaceDetector))
     aligned = by_groups(partial(align, resolution, components.streams.align), faces, geometry, clocks.align, threads)
 
     audio = timed(_audio_features(components, clip, threads), clocks.features)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.face.people import Candidate, FaceRule, Follower, Look
+from lipstream.face.people import Candidate, FaceRule, Follower
 from lipstream.face.shots import Coarse, with_cuts
 from lipstream.face.square_pixels import landmarks_as_shown, matrix_of_frame
 from lipstream.face.tracking import FaceTrack
@@ -58,11 +58,15 @@ class _Chosen:
     begins: bool
 
 
-def tracked(found: Iterable[Seen], resolution: int, clip: Clip) -> Iterator[Tracked]:
-    """Yield the frames with their alignment, smoothed over time."""
+def tracked(found: Iterable[Seen], resolution: int, clip: Clip, *, is_given: bool = False) -> Iterator[Tracked]:
+    """Yield the frames with their alignment, smoothed over time.
+
+    is_given: the detector, or the caller through it, has chosen the face of each frame already.
+    """
     follows = clip.settings.follows(clip.model_departs)
     rule = FaceRule.parse(clip.settings.face or "largest")
-    chosen = _followed(found, rule, clip.person) if follows else _largest(found)
+    follower = Follower(rule, clip.person, is_given=is_given)
+    chosen = _followed(found, follower) if follows else _largest(found)
     aligned = _aligned(_bridged(chosen) if follows else chosen, resolution, clip)
     faded = _faded(aligned) if follows else aligned
     return faded if clip.kept is None else _kept(faded, clip.kept)
@@ -74,8 +78,7 @@ def _largest(found: Iterable[Seen]) -> Iterator[_Chosen]:
         yield _Chosen(seen.frame, None if face is None else face.landmarks, False)
 
 
-def _followed(found: Iterable[Seen], rule: FaceRule, person: Look | None) -> Iterator[_Chosen]:
-    follower = Follower(rule, person)
+def _followed(found: Iterable[Seen], follower: Follower) -> Iterator[_Chosen]:
     pictures = ((seen, seen.picture) for seen in found if seen.picture is not None)
     for seen, is_cut in with_cuts(pictures):
         chosen, has_moved = (None, False) if seen.frame.is_repeat else follower.choose(seen.candidates, is_cut)
