@@ -11,7 +11,7 @@ import torch
 from helpers.media import number_of, write_numbered
 from lipstream.audio_features.features import frame_windows
 from lipstream.errors import SettingsError
-from lipstream.media.frame_rate import nominal_rate
+from lipstream.media.frame_rate import Timed, constant_rate, nominal_rate, round_half_away
 from lipstream.media.reader import probe, read_frames
 from lipstream.settings import SyncSettings
 
@@ -103,3 +103,16 @@ def test_features_lie_between_rows_at_the_frames_time() -> None:
             assert torch.allclose(windows[i][::2, 0], expected, atol=1e-3), (rate, i)
     exact = list(frame_windows(iter(rows.split(7)), 100, frame_rate=25))
     assert all(torch.equal(a, b) for a, b in zip(exact, frame_windows([rows], 100), strict=True))
+
+
+@pytest.mark.parametrize(
+    "rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(30), Fraction(50), Fraction(60)]
+)
+@pytest.mark.parametrize("time_base", [MS, Fraction(1, 90000)])
+def test_nothing_drifts_in_ten_minutes(rate: Fraction, time_base: Fraction) -> None:
+    n = round(600 * rate)
+    times = [round_half_away(i / rate / time_base) for i in range(n + 1)]
+    frames = [Timed(i, times[i], times[i + 1] - times[i], time_base) for i in range(n)]
+    shown = [frame.item for frame in constant_rate(frames, rate, keep_initial_gap=False)]
+    assert abs(len(shown) - n) <= 1
+    assert max(abs(float((number - index) / rate)) for index, number in enumerate(shown)) < 0.02

@@ -55,6 +55,14 @@ def test_short_gaps_are_bridged_and_long_ones_fade() -> None:
     assert weights(*[0.0] * 4, None) == [1, 0.75, 0.5, 0.25, None]
 
 
+def test_a_face_that_comes_back_elsewhere_fades_in_too() -> None:
+    result = run(
+        *[seen(i, 0) for i in range(4)], *[seen(i, None) for i in range(4, 12)], *[seen(i, 900) for i in range(12, 17)]
+    )
+    assert [one.begins for one in result].index(True) == 12
+    assert [one.weight for one in result[12:]] == [0.25, 0.5, 0.75, 1, 1]
+
+
 def test_nothing_is_bridged_or_faded_at_a_cut() -> None:
     assert weights(*[0.0] * 4, *[None] * 3, cut=4) == [1, 1, 1, 1, None, None, None]
     assert weights(*[0.0] * 4, None, None, *[0.0] * 4, cut=6) == [1, 0.75, 0.5, 0.25, None, None, 1, 1, 1, 1]

@@ -42,12 +42,14 @@ class Seen:
 class Tracked:
     """A frame and its affine matrix to the crop, None without a face.
 
-    begins: no window may go on from the frame before. weight: of the generated face, below 1 where it fades.
+    begins: no window may go on from the frame before; is_cut: because another shot begins. weight: of the generated
+    face, below 1 where it fades.
     """
 
     frame: Frame
     affine_matrix: Matrix | None
     begins: bool = False
+    is_cut: bool = False
     weight: float = 1.0
 
 
@@ -55,7 +57,8 @@ class Tracked:
 class _Chosen:
     frame: Frame
     landmarks: Landmarks | None
-    begins: bool
+    begins: bool = False
+    is_cut: bool = False
 
 
 def tracked(found: Iterable[Seen], resolution: int, clip: Clip, *, is_given: bool = False) -> Iterator[Tracked]:
@@ -75,14 +78,15 @@ def tracked(found: Iterable[Seen], resolution: int, clip: Clip, *, is_given: boo
 def _largest(found: Iterable[Seen]) -> Iterator[_Chosen]:
     for seen in found:
         face = seen.candidates[0].face if seen.candidates else None
-        yield _Chosen(seen.frame, None if face is None else face.landmarks, False)
+        yield _Chosen(seen.frame, None if face is None else face.landmarks)
 
 
 def _followed(found: Iterable[Seen], follower: Follower) -> Iterator[_Chosen]:
     pictures = ((seen, seen.picture) for seen in found if seen.picture is not None)
     for seen, is_cut in with_cuts(pictures):
         chosen, has_moved = (None, False) if seen.frame.is_repeat else follower.choose(seen.candidates, is_cut)
-        yield _Chosen(seen.frame, None if chosen is None else chosen.face.landmarks, is_cut or has_moved)
+        landmarks = None if chosen is None else chosen.face.landmarks
+        yield _Chosen(seen.frame, landmarks, is_cut or has_moved, is_cut)
 
 
 def _bridged(chosen: Iterable[_Chosen]) -> Iterator[_Chosen]:
@@ -116,7 +120,8 @@ def _aligned(chosen: Iterable[_Chosen], resolution: int, clip: Clip) -> Iterator
         matrix = track.update(frame.source_index, frame.is_repeat, shown)
         if matrix is None and clip.settings.no_face == "error":
             raise no_face_in_frame(clip.name, frame.index)
-        yield Tracked(frame, None if matrix is None else matrix_of_frame(matrix, clip.pixel_aspect), one.begins)
+        of_frame = None if matrix is None else matrix_of_frame(matrix, clip.pixel_aspect)
+        yield Tracked(frame, of_frame, one.begins, one.is_cut)
 
 
 def _faded(aligned: Iterable[Tracked]) -> Iterator[Tracked]:
@@ -124,17 +129,17 @@ def _faded(aligned: Iterable[Tracked]) -> Iterator[Tracked]:
     waiting: deque[Tracked] = deque()
     n_since = FADE_FRAMES + 1  # frames since the last one without a face
     for one in aligned:
-        if one.affine_matrix is None and not one.begins:
+        if one.affine_matrix is None and not one.is_cut:
             for distance, earlier in enumerate(reversed(waiting), 1):
                 if earlier.affine_matrix is None or distance > FADE_FRAMES:
                     break
                 waiting[-distance] = replace(earlier, weight=min(earlier.weight, distance / (FADE_FRAMES + 1)))
-                if earlier.begins:
+                if earlier.is_cut:
                     break
         if one.affine_matrix is None:
             n_since = 0
         else:
-            n_since = FADE_FRAMES + 1 if one.begins else n_since + 1
+            n_since = FADE_FRAMES + 1 if one.is_cut else n_since + 1
             if n_since <= FADE_FRAMES:
                 one = replace(one, weight=n_since / (FADE_FRAMES + 1))
         waiting.append(one)
