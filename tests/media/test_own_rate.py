@@ -105,9 +105,7 @@ def test_features_lie_between_rows_at_the_frames_time() -> None:
     assert all(torch.equal(a, b) for a, b in zip(exact, frame_windows([rows], 100), strict=True))
 
 
-@pytest.mark.parametrize(
-    "rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(30), Fraction(50), Fraction(60)]
-)
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(50)])
 @pytest.mark.parametrize("time_base", [MS, Fraction(1, 90000)])
 def test_nothing_drifts_in_ten_minutes(rate: Fraction, time_base: Fraction) -> None:
     n = round(600 * rate)
