@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lipstream.diffusion.batching import calls_side_by_side
 from lipstream.diffusion.sampling import Denoiser
+from lipstream.engines.export import OnGraph
 from lipstream.engines.model import EngineModel, open_model
 from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice, choosing
@@ -83,21 +84,27 @@ class LipSync:
 
     @classmethod
     def load(
-        cls, model: str | Path = "tiny", runtime: RuntimeSettings | None = None, **options: Unpack[RuntimeFields]
+        cls,
+        model: str | Path = "tiny",
+        runtime: RuntimeSettings | None = None,
+        *,
+        on_export: OnGraph | None = None,
+        **options: Unpack[RuntimeFields],
     ) -> LipSync:
         """Load a named model or a model folder.
 
         runtime: what to run on. options: fields of RuntimeSettings (device, precision, quantize, detector, threads,
-        batch, ...), in place of `runtime` or of some of its fields. Raises SettingsError for an unknown field or a
-        device that this machine does not have, ModelError for a model, a list of layers or a detector that cannot be
-        loaded, OutOfMemoryError.
+        batch, ...), in place of `runtime` or of some of its fields. on_export: called with each graph that has to be
+        exported for an engine: its name, how many are done, how many there are. Raises SettingsError for an unknown
+        field or a device that this machine does not have, ModelError for a model, a list of layers or a detector that
+        cannot be loaded, OutOfMemoryError.
         """
         check_process()
         settings = with_options(runtime or RuntimeSettings(), dict(options))
         device = torch_device(settings)
         with memory_errors(device):
             detector = make_detector(settings.detector, device)
-            sync = cls(_load(model, settings, device), detector, settings)
+            sync = cls(_load(model, settings, device, on_export), detector, settings)
         sync._owns_detector = True
         return sync
 
@@ -345,12 +352,14 @@ class LipSync:
         return counts
 
 
-def _load(model: str | Path, settings: RuntimeSettings, device: torch.device) -> Model | EngineModel:
+def _load(
+    model: str | Path, settings: RuntimeSettings, device: torch.device, on_export: OnGraph | None
+) -> Model | EngineModel:
     chosen = dtypes(settings, device)
     if settings.engine == "torch":
         return load_model(model, device, chosen, quantize=settings.quantize, pruned=settings.pruned)
     calls = calls_side_by_side(read_config(model)[0].unet, settings)
-    return open_model(model, settings, device, chosen, calls or 0)
+    return open_model(model, settings, device, chosen, calls or 0, on_export)
 
 
 def _check_rate(frame_rate_hz: int) -> None:
