@@ -43,4 +43,5 @@ def test_frames_fade_inside_the_pauses_only() -> None:
 
 def test_silence_is_one_pause() -> None:
     silent = np.zeros(RATE_HZ, np.float32)
-    assert not VoiceActivity([silent], 1.0).at_frames(25, 25, 0).any()
+    for peak in (0.0, 1.0):
+        assert not VoiceActivity([silent], peak).at_frames(25, 25, 0).any()

@@ -15,6 +15,7 @@ Samples = NDArray[np.float32]
 _PART_S = 0.02
 # Root mean square of a part, as a share of the recording's largest sample, from which on it counts as speech.
 _FLOOR = 0.01
+_SILENT = 1e-4  # -80 dB of full scale, whatever the largest sample
 _BEFORE_S, _AFTER_S = 0.12, 0.24
 _SHORTEST_PAUSE_S = 0.4
 
@@ -27,7 +28,7 @@ class VoiceActivity:
         size = round(_PART_S * SAMPLE_RATE_HZ)
         parts = [np.sqrt(np.square(part).mean(1)) for part in _parts(samples, size)]
         loudness = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        self._speaks = _without_short_pauses(_widened(loudness >= _FLOOR * peak))
+        self._speaks = _without_short_pauses(_widened(loudness >= max(_FLOOR * peak, _SILENT)))
 
     def at_frames(self, n_frames: int, frame_rate_hz: float, fade_frames: int) -> NDArray[np.float32]:
         """Return a weight for each frame: 1 where somebody speaks, 0 in pauses, fading over so many frames there."""

@@ -117,7 +117,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
                 writer.write(picture)
             del picture
             counts.add(has_face)
-        if counts.frames and not counts.frames_with_face:
+        if counts.frames and not counts.frames_with_face and clip.kept is None:
             raise no_face_in(video.path, counts.frames)
         if counts.frames == 0:
             raise InputError("too short to be synced", file=job.speech.path, fix="give at least 0.04 s of speech")

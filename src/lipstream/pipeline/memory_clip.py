@@ -51,7 +51,7 @@ def pasted_pictures(
         counts.add(has_face)
         yield picture
         del picture
-    _check(counts)
+    _check(counts, clip)
 
 
 def generated_crops(
@@ -63,7 +63,7 @@ def generated_crops(
         counts.add(repainted.face is not None)
         yield _to_generated_crop(components, repainted)
         del repainted
-    _check(counts)
+    _check(counts, clip)
 
 
 def _to_generated_crop(components: Components, repainted: Repainted) -> GeneratedCrop:
@@ -76,8 +76,8 @@ def _to_generated_crop(components: Components, repainted: Repainted) -> Generate
     return GeneratedCrop(frame.index, frame.source_index, image, repainted.affine_matrix)
 
 
-def _check(counts: Counts) -> None:
+def _check(counts: Counts, clip: Clip) -> None:
     if counts.frames == 0:
         raise InputError("the speech is too short to be synced", fix="give at least 0.04 s of speech")
-    if counts.frames_with_face == 0:
+    if counts.frames_with_face == 0 and clip.kept is None:
         raise no_face_in(_NAME, counts.frames)
