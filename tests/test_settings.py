@@ -10,7 +10,8 @@ import pytest
 from lipstream.cli import options
 from lipstream.cli.main import full_parser
 from lipstream.errors import SettingsError
-from lipstream.settings import RuntimeSettings, Settings, SyncSettings
+from lipstream.settings import RuntimeSettings, SyncSettings
+from lipstream.settings_record import Settings
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import torch_device
 from lipstream.runtime.memory import memory_errors
 from lipstream.runtime.options import RuntimeFields, with_options
+from lipstream.runtime.process import check_process
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class LipSync:
         runtime: its device has to be the model's. denoiser: computes in place of the model's U-Net, which is still what
         a result that is not finite is computed with again.
         """
+        check_process()
         self._runtime = runtime
         self._lock = threading.Lock()
         self._threads = ThreadGroup()  # of the last call
@@ -96,6 +98,7 @@ class LipSync:
         field or a device that this machine does not have, ModelError for a model, a list of layers or a detector that
         cannot be loaded, OutOfMemoryError.
         """
+        check_process()
         settings = with_options(runtime or RuntimeSettings(), dict(options))
         device = torch_device(settings)
         with memory_errors(device):
@@ -182,7 +185,7 @@ class LipSync:
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
         with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
-            inputs = probe_inputs(video, audio, output, overwrite=overwrite)
+            inputs = probe_inputs(video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
             job = file_job(components, inputs, output, settings, overwrite=overwrite)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             counts = self._run(components, job, clocks, on_progress, cancel)
@@ -191,13 +194,13 @@ class LipSync:
             return SyncResult(
                 output=Path(output),
                 frames=counts.frames,
-                duration_s=counts.frames / FRAME_RATE_HZ,
+                duration_s=float(counts.frames / job.frame_rate),
                 wall_s=wall_s,
-                real_time_factor=wall_s * FRAME_RATE_HZ / counts.frames,
+                real_time_factor=float(wall_s * job.frame_rate / counts.frames),
                 stages=stage_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
-                settings=settings_used(components, settings, self._runtime),
+                settings=settings_used(components, settings, self._runtime) | {"frame_rate": float(job.frame_rate)},
             )
 
     def frames(
@@ -297,6 +300,7 @@ class LipSync:
     @contextmanager
     def _turn(self, cancel: threading.Event | None, face: FaceChoice | None) -> Iterator[Components]:
         """Hold the lock, with nothing left at work from the call before."""
+        check_process()  # a lock that was held at the fork is held for ever
         while not self._lock.acquire(timeout=POLL_S):
             raise_if_cancelled(cancel)
             if self._paused_in == threading.get_ident():

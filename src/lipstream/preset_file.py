@@ -29,7 +29,8 @@ else:
     import tomli as tomllib
 
 from lipstream.errors import InputError, SettingsError
-from lipstream.settings import RuntimeSettings, SyncSettings, check_field_name
+from lipstream.settings import RuntimeSettings, SyncSettings
+from lipstream.settings_record import check_field_name
 
 FORMAT = 1
 

@@ -6,20 +6,22 @@ no torch.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lipstream.errors import SettingsError
-from lipstream.validation import coerced
+from lipstream.settings_record import Settings, setting
 
 Texture = Literal["generated", "source"]
 MatchColor = Literal["off", "source"]
-Loop = Literal["pingpong", "hold", "trim"]
+Loop = Literal["pingpong", "hold", "trim", "loop", "remap"]
+Silence = Literal["model", "closed", "keep"]
 NoFace = Literal["pass", "error"]
+Deinterlace = Literal["auto", "always", "never"]
+Tracking = Literal["people", "off"]
 PresetName = Literal["exact", "balanced", "fast"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
@@ -32,63 +34,16 @@ DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
 
+NTSC_HZ = {f"{n / 1.001:.{digits}f}": Fraction(n * 1000, 1001) for n in (24, 30, 60) for digits in (2, 3)}
+"""What 23.98, 29.97 and the like stand for."""
+
+_LEAST_OWN_HZ, _MOST_HZ = 20, 120  # below the first (a slide show, a slow screen recording) a mouth would stutter
+
 WHOLE_INTERVAL = (0.0, 1.0)
 
+_FACE = re.compile(r"largest|left|right|\d{1,3}|\d{1,9}(\.\d+)?,\d{1,9}(\.\d+)?(@\d{1,9})?", re.ASCII)
+_NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?|\d{1,9}/[1-9]\d{0,8}", re.ASCII)
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
-
-S = TypeVar("S", bound="Settings")
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str,
-    flag: str | None = None,
-    metavar: str | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    multiple_of: int | None = None,
-    unset: str | None = None,
-) -> Any:
-    """Describe a field of a settings record.
-
-    help: one sentence, for the command line. group: the heading it stands under there. flag: its option, where that is
-    not the field's name. low, high, multiple_of: what a number must keep to. unset: what None means.
-    """
-    metadata = {"help": help, "group": group, "flag": flag, "metavar": metavar, "unset": unset}
-    return field(default=default, metadata=metadata | {"low": low, "high": high, "multiple_of": multiple_of})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Base of the settings records: every field is checked and brought to its declared type. Hashable."""
-
-    def __post_init__(self) -> None:
-        for name, value in coerced(self).items():
-            object.__setattr__(self, name, value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values that JSON can hold."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: _plain(value) for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls: type[S], values: Mapping[str, Any]) -> S:
-        """Make a record from what `to_dict` gave. Raises SettingsError for an unknown name or a value out of range."""
-        for name in values:
-            check_field_name(cls, name)
-        return cls(**values)
-
-
-def check_field_name(record: type[Settings], name: str) -> None:
-    """Raise SettingsError, with the nearest names as the fix, where `name` is not a field of `record`."""
-    known = [f.name for f in fields(record)]
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}"
-    raise SettingsError(f"{name!r} is not a field of {record.__name__}", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -138,12 +93,13 @@ class SyncSettings(Settings):
     step_cache: the U-Net's deep features are computed in every Nth step and reused in the others; 1 is off.
     guidance_interval: guidance only in steps whose position, 0 for the first and below 1 for the last, is from the
     first number up to the second. resolution: of the crop, px, a multiple of 64. seed: of the noise. loop: what the
-    video does when the speech is longer. no_face: pass a frame without a face through, or stop at it (published
-    behaviour). detect_every: the face is searched for in the whole of every frame (1), or in the whole of every Nth and
-    round its place in the others, which is faster, but landmarks differ by a pixel or two. texture: "generated"
-    (published behaviour), or the frame's own ("source") where the generated face agrees with it. match_color: "off"
-    (published behaviour), or the generated face gets the frame's colour and light ("source"). crf: x264's constant rate
-    factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
+    video does when the speech is longer. audio_track: of a recording with several, from 0; None: the default one.
+    no_face: pass a frame without a face through, or stop at it (published behaviour). detect_every: the face is
+    searched for in the whole of every frame (1), or in the whole of every Nth and round its place in the others, which
+    is faster, but landmarks differ by a pixel or two. texture: "generated" (published behaviour), or the frame's own
+    ("source") where the generated face agrees with it. match_color: "off" (published behaviour), or the generated face
+    gets the frame's colour and light ("source"). strip_metadata: copy nothing but the picture. crf: x264's constant
+    rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
     """
 
     preset: PresetName = setting(
@@ -186,11 +142,49 @@ class SyncSettings(Settings):
     seed: int = setting(1247, "seed of the noise", group="quality", metavar="N", low=0, high=2**63 - 1)
     loop: Loop = setting(
         "pingpong",
-        "speech longer than the video: play it back and forth, hold the last frame, or end there",
+        "speech longer than the video: play it back and forth, hold the last frame, end there (trim), play it from its"
+        " start again (loop), or slow it down (remap)",
         group="input and output",
+    )
+    silence: Silence = setting(
+        "model",
+        "pauses in the speech: as the model has them, a closed mouth, or the frames as filmed",
+        group="quality",
+    )
+    frame_rate: str | None = setting(
+        None,
+        "frames a second of the result: source for the video's own, or a number",
+        group="input and output",
+        metavar="source|N",
+        unset="source for the bundled model, 25 for the published ones",
+    )
+    deinterlace: Deinterlace = setting(
+        "auto", "interlaced video: make frames that say so whole, or all, or none", group="input and output"
+    )
+    audio_track: int | None = setting(
+        None,
+        "sound track of a file that has several, the first being 0",
+        group="input and output",
+        metavar="N",
+        low=0,
+        high=999,
+        unset="the default one",
     )
     no_face: NoFace = setting(
         "pass", "a frame without a face: pass it through unchanged, or stop with an error", group="input and output"
+    )
+    face: str | None = setting(
+        None,
+        "the person to sync: largest, left, right, a number from the left (the first is 0), or who is at a point in px",
+        group="input and output",
+        metavar="WHO|N|X,Y[@FRAME]",
+        unset="largest",
+    )
+    tracking: Tracking | None = setting(
+        None,
+        "people: keep to one person, begin again at cuts, bridge short gaps and fade at long ones; off: as published",
+        group="quality",
+        unset="people, but off in preset exact of a published model",
     )
     detect_every: int | None = setting(
         None,
@@ -213,6 +207,9 @@ class SyncSettings(Settings):
         group="quality",
         unset="the model's own",
     )
+    strip_metadata: bool = setting(
+        False, "copy no tags, chapters, subtitles and other sound tracks of the video", group="input and output"
+    )
     crf: int = setting(18, "x264's quality, 0 (lossless) to 51", group="input and output", metavar="N", low=0, high=51)
     x264_preset: X264Preset = setting(
         "medium", "x264's effort: faster presets encode sooner, a little less faithfully", group="speed"
@@ -227,6 +224,13 @@ class SyncSettings(Settings):
                     f"guidance_interval = {begin:g},{end:g}: must be two rising numbers from 0 to 1",
                     setting="guidance_interval",
                 )
+        if self.frame_rate is not None:
+            self.rate_hz(Fraction(0), model_departs=False)
+        if self.face is not None and _FACE.fullmatch(self.face) is None:
+            wanted = "largest, left, right, a number from the left, X,Y or X,Y@FRAME"
+            raise SettingsError(f"face = {self.face!r}: must be {wanted}", setting="face")
+        if self.face is not None and self.tracking == "off":
+            raise SettingsError(f"face = {self.face}: needs tracking", fix="leave out --tracking off", setting="face")
 
     def sampling(self, model_steps: int, model_scale: float) -> Sampling:
         """Return how a model samples whose own number of steps is `model_steps` and guidance scale `model_scale`."""
@@ -242,6 +246,25 @@ class SyncSettings(Settings):
     def frames_per_detection(self) -> int:
         """Return `detect_every`, with None decided."""
         return int(self._or_preset("detect_every"))
+
+    def rate_hz(self, nominal_hz: Fraction, *, model_departs: bool) -> Fraction:
+        """Return the result's frames a second. nominal_hz: the video's own, 0 where unknown. Raises SettingsError."""
+        chosen = self.frame_rate
+        if chosen is None:
+            chosen = "source" if model_departs else str(FRAME_RATE_HZ)
+        if chosen == "source":
+            return nominal_hz if _LEAST_OWN_HZ <= nominal_hz <= _MOST_HZ else Fraction(FRAME_RATE_HZ)
+        if _NUMBER.fullmatch(chosen) is None or not 1 <= Fraction(chosen) <= _MOST_HZ:
+            raise SettingsError(
+                f"frame_rate = {chosen!r}: must be source, or a number from 1 to {_MOST_HZ}", setting="frame_rate"
+            )
+        return NTSC_HZ.get(chosen, Fraction(chosen))
+
+    def follows(self, model_departs: bool) -> bool:
+        """Return whether one person is followed, with windows that end at cuts; see ModelConfig.departs."""
+        if self.tracking is not None or self.face is not None:
+            return self.tracking != "off"
+        return model_departs or self.preset != "exact"
 
     def _or_preset(self, name: str) -> Any:
         """Return a field as it is set, or else as the preset has it."""
@@ -324,9 +347,3 @@ class RuntimeSettings(Settings):
                 fix="leave it out; int8 graphs are made by lipstream export onnx --int8",
                 setting="engine",
             )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value

@@ -16,7 +16,7 @@ from lipstream.audio_features import mel
 from lipstream.audio_features.features import feature_rows, frame_windows
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.errors import ModelError
-from lipstream.media import audio
+from lipstream.media import sound
 from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, read_mono
 from lipstream.media.writer import VideoWriter
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
@@ -138,13 +138,13 @@ def test_pauses_come_down_to_whisper_s_floor_and_no_lower(is_probed: bool, tmp_p
 def test_a_run_decodes_the_speech_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_wav(tmp_path / "speech.wav", speech_with_pauses(), 16000)
     opened: list[Path] = []
-    open_input = audio.open_input
+    open_input = sound.open_input
 
     def counted(name: Path, noun: str) -> InputContainer:
         opened.append(name)
         return open_input(name, noun)
 
-    monkeypatch.setattr(audio, "open_input", counted)
+    monkeypatch.setattr(sound, "open_input", counted)
     info = probe_speech(path, log_mel_maximum)
     with (
         SharedSpeech(info) as shared,

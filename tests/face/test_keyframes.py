@@ -48,7 +48,7 @@ def frame(brightness: int) -> np.ndarray:
 
 def faces_of(detector: Witness, brightness: list[int]) -> list[Face | None]:
     segment = Segment(7)
-    return [segment.find(detector, 7 + index, frame(value)) for index, value in enumerate(brightness)]
+    return [next(iter(segment.find(detector, 7 + index, frame(value))), None) for index, value in enumerate(brightness)]
 
 
 def test_only_the_first_frame_is_searched_whole():
@@ -118,7 +118,7 @@ def test_the_number_of_threads_changes_nothing(threads):
         detector = Witness(reach=15)
 
         def find(index: int) -> float:
-            return segments[index // 10].find(detector, index, frame(brightness[index])).box[0]
+            return segments[index // 10].find(detector, index, frame(brightness[index]))[0].box[0]
 
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(find, range(60)))

@@ -39,12 +39,13 @@ def write_numbered(
     codec: str = "libx264",
     with_sound: bool = False,
     sound_s: float = 0,
+    rate: int | Fraction = 25,
     **options: str,
 ) -> Path:
     """A clip of numbered pictures shown at the given times; with_sound: silence as long, or `sound_s`."""
     options = {"crf": "10", "preset": "ultrafast", **options} if codec == "libx264" else options
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.time_base = time_base
         sound = container.add_stream("aac", rate=16000, layout="mono") if with_sound else None

@@ -16,8 +16,9 @@ from lipstream.errors import OutputError
 from lipstream.media.atomic import write_whole
 from lipstream.media.audio import SpeechInfo, probe_speech, read_planar
 from lipstream.media.color import ColorTags
+from lipstream.media.output_file import check_output, same_file
 from lipstream.media.reader import probe, read_frames
-from lipstream.media.writer import VideoWriter, check_output, same_file
+from lipstream.media.writer import VideoWriter
 
 
 def write(

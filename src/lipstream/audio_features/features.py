@@ -5,7 +5,9 @@ As published for LatentSync: the hidden states of Whisper's encoder at 50 rows p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from lipstream.audio_features import mel
 from lipstream.models.whisper import ROWS_PER_FRAME_WINDOW, AudioEncoderConfig
+from lipstream.settings import FRAME_RATE_HZ
 
 ROWS_PER_FRAME = 2
 ROWS_BEFORE = 4
@@ -81,9 +84,12 @@ def _encode(encoder: Encoder, block: Tensor) -> Tensor:
     return states.float()
 
 
-def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:
-    """Yield the audio features of each frame, (10 * (layers + 1), dim): rows 2i - 4 to 2i + 5.
+def frame_windows(
+    rows: Iterable[Tensor], n_frames: int, *, frame_rate: int | Fraction = FRAME_RATE_HZ
+) -> Iterator[Tensor]:
+    """Yield the audio features of each frame, (10 * (layers + 1), dim): rows 2i - 4 to 2i + 5 at 25 frames a second.
 
+    At other rates they are those at the frame's time, between two rows interpolated.
     rows: blocks (rows, layers + 1, dim) in order; only those still needed are held. Frames past the recording's end
     get its last rows. A recording too short for a single row yields nothing.
     """
@@ -91,7 +97,9 @@ def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:
     held: Tensor | None = None
     first, ended = 0, False  # index of held[0] in the recording; whether the source is exhausted
     for i in range(n_frames):
-        start, stop = ROWS_PER_FRAME * i - ROWS_BEFORE, ROWS_PER_FRAME * i + ROWS_AFTER
+        place = ROWS_PER_FRAME * FRAME_RATE_HZ * i / Fraction(frame_rate)
+        row = math.floor(place)
+        start, stop = row - ROWS_BEFORE, row + ROWS_AFTER + (place > row)
         while not ended and (held is None or first + len(held) <= stop):
             block = next(source, None)
             ended = block is None
@@ -102,4 +110,5 @@ def frame_windows(rows: Iterable[Tensor], n_frames: int) -> Iterator[Tensor]:
         drop = min(max(start - first, 0), len(held) - 1)
         held, first = held[drop:], first + drop
         index = torch.arange(start, stop + 1, device=held.device).clamp(0, first + len(held) - 1) - first
-        yield held[index.clamp_min(0)].flatten(0, 1)
+        taken = held[index.clamp_min(0)]
+        yield (torch.lerp(taken[:-1], taken[1:], float(place - row)) if place > row else taken).flatten(0, 1)

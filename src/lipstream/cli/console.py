@@ -46,7 +46,10 @@ def _as_named(error: UnicodeError) -> tuple[str | bytes, int]:
 def write_result(text: str) -> None:
     """Write a command's result to standard output. Raises OutputError where it is full, BrokenPipeError if unread."""
     try:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # standard output is somebody's own stream
+            print(text.encode("ascii", "backslashreplace").decode(), flush=True)
     except BrokenPipeError:
         _discard_stdout()
         raise

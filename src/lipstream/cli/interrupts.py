@@ -54,6 +54,6 @@ class Interrupts:
 
 
 def _remove_unfinished_outputs() -> None:
-    writer = sys.modules.get("lipstream.media.writer")
-    if writer is not None:
-        writer.remove_unfinished()
+    output_file = sys.modules.get("lipstream.media.output_file")
+    if output_file is not None:
+        output_file.remove_unfinished()

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
 from lipstream.preset_file import read_preset
-from lipstream.settings import PRESETS, RuntimeSettings, Settings, SyncSettings
+from lipstream.settings import PRESETS, RuntimeSettings, SyncSettings
+from lipstream.settings_record import Settings
 from lipstream.validation import alternatives, choices, type_hints
 
 _GROUPS = ("input and output", "quality", "speed", "hardware", "messages")

@@ -86,8 +86,8 @@ def _run(
     check_paths(video, speech)
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
+    from lipstream.media.output_file import check_output
     from lipstream.media.reader import probe
-    from lipstream.media.writer import check_output
 
     check_output(output, inputs=(video, speech), overwrite=overwrite)
     picture = probe(video)
@@ -99,7 +99,7 @@ def _run(
         from lipstream.pipeline.file_job import probe_inputs
         from lipstream.runtime.device import torch_device
 
-        inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
         reporter.status(f"Loading {model or 'tiny'} on {torch_device(runtime)} ...")
 
         def on_export(graph: str, done: int, n: int) -> None:
@@ -140,5 +140,9 @@ def check_paths(*inputs: str) -> None:
     for name in inputs:
         if "://" in name:
             raise InputError("addresses are not read", file=name, fix="download it and name the file")
-        if not Path(name).exists():
+        try:
+            exists = Path(name).exists()
+        except OSError:  # a name that is too long
+            exists = False
+        if not exists:
             raise InputError("no such file", file=name, fix="check the path")

@@ -28,8 +28,9 @@ from lipstream.face.tracking import FaceTrack
 from lipstream.media.atomic import check_beside, write_whole
 from lipstream.media.audio import SpeechInfo, probe_speech
 from lipstream.media.images import resized, sheet, write_png
+from lipstream.media.output_file import check_output
 from lipstream.media.reader import VideoInfo, VideoSource, probe, read_frames
-from lipstream.media.writer import VideoWriter, check_output
+from lipstream.media.writer import VideoWriter
 from lipstream.results import Progress, StageTime
 from lipstream.settings import FRAME_RATE_HZ
 from lipstream.version import __version__

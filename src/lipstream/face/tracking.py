@@ -28,6 +28,10 @@ class FaceTrack:
         self._residual: NDArray[np.float32] | None = None
         self._matrices = array("f")
 
+    def begin(self) -> None:
+        """Smooth no further than from the next frame on: a shot begins with it, or the face is elsewhere."""
+        self._residual = None
+
     def update(
         self, source_index: int, is_repeat: bool, landmarks: NDArray[np.floating[Any]] | None
     ) -> NDArray[np.float32] | None:

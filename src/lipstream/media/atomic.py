@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from lipstream.errors import OutputError
-from lipstream.media.writer import link_target, same_file
+from lipstream.media.output_file import check_name, hidden_name, link_target, same_file
 
 
 def check_beside(path: Path, *, inputs: Iterable[Path], overwrite: bool) -> None:
@@ -16,6 +15,7 @@ def check_beside(path: Path, *, inputs: Iterable[Path], overwrite: bool) -> None
 
     An existing file is allowed with `overwrite`. Raises OutputError.
     """
+    check_name(path)
     for source in inputs:
         if path == source or same_file(path, source):
             raise OutputError(f"it is also an input ({source})", file=path, fix="choose another name")
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes) -> None:
     A symbolic link is followed: the file that it points to is replaced.
     """
     target = link_target(path)
-    hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    hidden = hidden_name(target)
     try:
         try:
             hidden.write_bytes(content)

@@ -1,8 +1,6 @@
 """Read speech from any audio file, or the sound track of a video, as blocks of float32 samples.
 
-Samples are taken as libav decodes them, after it has removed an encoder's priming and padding, one block after the
-other: time stamps are ignored, so the first sample belongs to the first frame, and the model's input and the output's
-sound track never disagree. Samples that are not numbers, or far beyond full scale, are silence everywhere.
+The model's input and the output's sound track are of the same blocks (see sound.py) and never disagree.
 """
 
 from __future__ import annotations
@@ -12,29 +10,27 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 
-from lipstream.errors import InputError
-from lipstream.media.container import decode, open_input
+from lipstream.media.sound import Block, Samples, decoded_blocks
 
 logger = logging.getLogger(__name__)
 
-Samples = NDArray[np.float32]
 LogMelMaximum = Callable[[Iterable[Samples]], float]
 
 MODEL_SAMPLE_RATE_HZ = 16000
 
-_LARGEST_SAMPLE = 1e6  # full scale is 1; beyond this AAC refuses to encode
 _SILENT_PEAK = 1e-4  # -80 dB of full scale
+_CANCELLED = 0.1
+"""Channels whose mean is weaker than this share of the strongest one cancel each other out."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ class SpeechInfo:
     """A recording as it decodes: `n_samples` per channel, counted, at its own `sample_rate_hz`.
 
     `peak`: largest magnitude of any sample, 1.0 being full scale. `log_mel_max`: what `probe_speech` was asked to
-    compute from the model's input, or None.
+    compute from the model's input, or None. `track`: among the file's sound tracks, from 0. `mono_channel`: what the
+    model is given, None for the mean of the channels.
     """
 
     path: Path
@@ -52,17 +49,22 @@ class SpeechInfo:
     n_samples: int
     peak: float
     log_mel_max: float | None = None
+    track: int | None = None
+    mono_channel: int | None = None
 
     @property
     def duration_s(self) -> Fraction:
         return Fraction(self.n_samples, self.sample_rate_hz)
 
 
-def probe_speech(path: str | Path, log_mel_maximum: LogMelMaximum | None = None) -> SpeechInfo:
+def probe_speech(
+    path: str | Path, log_mel_maximum: LogMelMaximum | None = None, *, track: int | None = None
+) -> SpeechInfo:
     """Decode a recording once to learn its exact length and peak.
 
-    log_mel_maximum: computes the maximum that Whisper's floor needs (see speech/mel.py) from the samples that
-    read_mono yields; it gets them while they are counted, so that this takes no decoding of its own.
+    log_mel_maximum: computes the maximum that Whisper's floor needs (see audio_features/mel.py) from the samples that
+    read_mono yields; it gets them while they are counted, so that this takes no decoding of its own, but where the
+    channels turn out to cancel each other out. track: the sound track, from 0; None: the default one.
 
     Logs one warning where the recording is silent, and one where it holds samples that are not finite. Raises
     InputError when it is missing, holds no sound or not one sample.
@@ -70,34 +72,40 @@ def probe_speech(path: str | Path, log_mel_maximum: LogMelMaximum | None = None)
     path = Path(path)
     counter = _Counter(path)
     log_mel_max: float | None = None
-    with closing(_blocks(path)) as blocks:
+    with closing(decoded_blocks(path, track)) as blocks:
         counted = counter.count(blocks)
-        if log_mel_maximum is None:
-            for _ in counted:
-                pass
-        else:
-            log_mel_max = log_mel_maximum(_to_mono(counted, MODEL_SAMPLE_RATE_HZ))
-            for _ in counted:  # whatever it did not ask for
-                pass
-    return counter.info(log_mel_max)
+        if log_mel_maximum is not None:
+            log_mel_max = log_mel_maximum(_to_mono(counted, MODEL_SAMPLE_RATE_HZ, None))
+        for _ in counted:  # whatever it did not ask for
+            pass
+    info = counter.info(log_mel_max)
+    if info.mono_channel is not None and log_mel_maximum is not None:
+        info = replace(info, log_mel_max=log_mel_maximum(read_mono(info)))
+    return info
 
 
 def read_planar(info: SpeechInfo) -> Generator[Samples, None, None]:
     """Yield the recording's own samples: (channels, n) float32 blocks, 1.0 being full scale, n_samples in all."""
-    with closing(_blocks(info.path)) as blocks:
+    with closing(decoded_blocks(info.path, info.track)) as blocks:
         for block in blocks:
             yield _with_channels(block, info)
 
 
-def read_mono(path: str | Path, sample_rate_hz: int = MODEL_SAMPLE_RATE_HZ) -> Generator[Samples, None, None]:
+def read_mono(
+    recording: str | Path | SpeechInfo, sample_rate_hz: int = MODEL_SAMPLE_RATE_HZ
+) -> Generator[Samples, None, None]:
     """Yield a recording as mono: (n,) float32 blocks in [-1, 1], the mean of its channels, resampled.
 
+    Of a recording that was probed, its track, and the strongest channel where the channels cancel each other out.
     round(n_samples x sample_rate_hz / own rate) samples in all; a recording that is mono and at that rate already
     comes unchanged (16-bit samples divided by 32768). Raises InputError as probe_speech does.
     """
-    path = Path(path)
-    with closing(_blocks(path)) as blocks:
-        yield from _to_mono(blocks, sample_rate_hz)
+    if isinstance(recording, SpeechInfo):
+        path, track, channel = recording.path, recording.track, recording.mono_channel
+    else:
+        path, track, channel = Path(recording), None, None
+    with closing(decoded_blocks(path, track)) as blocks:
+        yield from _to_mono(blocks, sample_rate_hz, channel)
 
 
 class SharedSpeech:
@@ -111,8 +119,8 @@ class SharedSpeech:
     def __init__(self, info: SpeechInfo) -> None:
         self.info = info
         self._lock = threading.Lock()
-        self._blocks = _blocks(info.path)
-        self._waiting: dict[str, deque[_Block]] = {"mono": deque(), "planar": deque()}
+        self._blocks = decoded_blocks(info.path, info.track)
+        self._waiting: dict[str, deque[Block]] = {"mono": deque(), "planar": deque()}
 
     def __enter__(self) -> SharedSpeech:
         return self
@@ -132,15 +140,15 @@ class SharedSpeech:
             self._waiting.clear()
 
     def mono(self) -> Generator[Samples, None, None]:
-        """Yield what `read_mono` does."""
-        yield from _to_mono(self._read("mono"), MODEL_SAMPLE_RATE_HZ)
+        """Yield what `read_mono` does of the probed recording."""
+        yield from _to_mono(self._read("mono"), MODEL_SAMPLE_RATE_HZ, self.info.mono_channel)
 
     def planar(self) -> Generator[Samples, None, None]:
         """Yield what `read_planar` does."""
         for block in self._read("planar"):
             yield _with_channels(block, self.info)
 
-    def _read(self, reader: str) -> Generator[_Block, None, None]:
+    def _read(self, reader: str) -> Generator[Block, None, None]:
         try:
             while (block := self._next(reader)) is not None:
                 yield block
@@ -148,7 +156,7 @@ class SharedSpeech:
             with self._lock:
                 self._waiting.pop(reader, None)
 
-    def _next(self, reader: str) -> _Block | None:
+    def _next(self, reader: str) -> Block | None:
         with self._lock:
             if reader not in self._waiting:
                 return None
@@ -161,7 +169,7 @@ class SharedSpeech:
             return self._waiting[reader].popleft()
 
 
-def n_output_frames(info: SpeechInfo, frame_rate: int = 25) -> int:
+def n_output_frames(info: SpeechInfo, frame_rate: int | Fraction = 25) -> int:
     """Return the video frames that the speech lasts: round(frame_rate x n_samples / sample rate), at least 1."""
     return max(1, round(frame_rate * info.duration_s))
 
@@ -187,32 +195,40 @@ def resample(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Sa
     yield tail[: max(0, n_left)]
 
 
-def mixed_down(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
-    """Resample the mean of the channels of (channels, n) blocks: (n,) blocks in [-1, 1]."""
-    for samples in resample((block.mean(0) for block in blocks), from_hz, to_hz):
+def mixed_down(blocks: Iterable[Samples], from_hz: int, to_hz: int, channel: int | None = None) -> Iterator[Samples]:
+    """Resample the mean of the channels of (channels, n) blocks, or one channel: (n,) blocks in [-1, 1]."""
+    mono = (
+        block.mean(0) if channel is None or channel >= len(block) else np.ascontiguousarray(block[channel])
+        for block in blocks
+    )
+    for samples in resample(mono, from_hz, to_hz):
         yield np.clip(samples, -1.0, 1.0)
 
 
-def without_invalid(samples: Samples) -> tuple[Samples, int]:
-    """Return the samples, silence in place of those that are not finite or far beyond full scale, and their number."""
-    if np.abs(samples).max() <= _LARGEST_SAMPLE:  # False for NaN too
-        return samples, 0
-    is_valid = np.abs(samples) <= _LARGEST_SAMPLE
-    return np.where(is_valid, samples, np.float32(0)), is_valid.size - int(np.count_nonzero(is_valid))
+class ChannelPowers:
+    """The power of each channel of a recording, and of their mean."""
+
+    def __init__(self) -> None:
+        self._of_channels: NDArray[np.float64] | None = None
+        self._of_mean = 0.0
+
+    def add(self, samples: Samples) -> None:
+        """Count samples (channels, n); those with other channels than the first ones are left out."""
+        if len(samples) == 1 or (self._of_channels is not None and len(self._of_channels) != len(samples)):
+            return
+        powers = np.square(samples).sum(1, dtype=np.float64)
+        self._of_channels = powers if self._of_channels is None else self._of_channels + powers
+        self._of_mean += float(np.square(samples.mean(0)).sum(dtype=np.float64))
+
+    def strongest_if_cancelled(self) -> int | None:
+        """Return the strongest channel where the mean is far weaker, as with opposite phases; else None."""
+        if self._of_channels is None or self._of_mean >= _CANCELLED**2 * self._of_channels.max():
+            return None
+        return int(self._of_channels.argmax())
 
 
 def _samples(frames: Iterable[AudioFrame]) -> list[Samples]:
     return [np.asarray(frame.to_ndarray()[0], np.float32) for frame in frames]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Samples (channels, n) as decoded, silence in place of the `n_invalid` that cannot be played, and their rate."""
-
-    samples: Samples
-    sample_rate_hz: int
-    layout: str
-    n_invalid: int
 
 
 class _Counter:
@@ -220,15 +236,17 @@ class _Counter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.first: _Block | None = None
+        self.powers = ChannelPowers()
+        self.first: Block | None = None
         self.n_samples = self.n_invalid = 0
         self.peak = 0.0
 
-    def count(self, blocks: Iterable[_Block]) -> Iterator[_Block]:
+    def count(self, blocks: Iterable[Block]) -> Iterator[Block]:
         for block in blocks:
             self.first = self.first or block
             self.n_samples += block.samples.shape[1]
             self.n_invalid += block.n_invalid
+            self.powers.add(block.samples)
             self.peak = max(self.peak, float(np.abs(block.samples).max()))
             yield block
 
@@ -241,6 +259,11 @@ class _Counter:
             logger.warning("%s: %d samples %s", self.path, self.n_invalid, reason)
         if self.peak < _SILENT_PEAK:
             logger.warning("%s: silent from beginning to end; the mouth will hardly move", self.path)
+        mono_channel = self.powers.strongest_if_cancelled()
+        if mono_channel is not None:
+            logger.warning(
+                "%s: its channels cancel each other out; taking channel %d alone", self.path, mono_channel + 1
+            )
         return SpeechInfo(
             path=self.path,
             sample_rate_hz=first.sample_rate_hz,
@@ -249,25 +272,12 @@ class _Counter:
             n_samples=self.n_samples,
             peak=self.peak,
             log_mel_max=log_mel_max,
+            track=first.track,
+            mono_channel=mono_channel,
         )
 
 
-def _blocks(path: Path) -> Generator[_Block, None, None]:
-    """Decode a recording; raises InputError where its sample rate changes or there is not one sample."""
-    first: _Block | None = None
-    with closing(_decode(path)) as frames:
-        for frame in frames:
-            block = _block(frame)
-            first = first or block
-            if block.sample_rate_hz != first.sample_rate_hz:
-                change = f"from {first.sample_rate_hz} to {block.sample_rate_hz} Hz"
-                raise InputError(f"its sample rate changes {change}", file=path, fix="convert it to wav first")
-            yield block
-    if first is None:
-        raise InputError("it holds no sound (zero samples)", file=path, fix="record or export it again")
-
-
-def _to_mono(blocks: Iterator[_Block], sample_rate_hz: int) -> Generator[Samples, None, None]:
+def _to_mono(blocks: Iterator[Block], sample_rate_hz: int, channel: int | None) -> Generator[Samples, None, None]:
     first = next(blocks, None)
     if first is None:
         return
@@ -277,41 +287,10 @@ def _to_mono(blocks: Iterator[_Block], sample_rate_hz: int) -> Generator[Samples
         for block in blocks:
             yield block.samples
 
-    yield from mixed_down(samples(), first.sample_rate_hz, sample_rate_hz)
+    yield from mixed_down(samples(), first.sample_rate_hz, sample_rate_hz, channel)
 
 
-def _with_channels(block: _Block, info: SpeechInfo) -> Samples:
+def _with_channels(block: Block, info: SpeechInfo) -> Samples:
     """Return the block's samples with as many channels as the recording began with."""
     samples = block.samples
     return samples if len(samples) == info.channels else np.repeat(samples.mean(0, keepdims=True), info.channels, 0)
-
-
-def _decode(path: Path) -> Generator[AudioFrame, None, None]:
-    with open_input(path, "recording") as container:
-        if not container.streams.audio:
-            raise InputError("no audio stream in it", file=path, fix="name a recording, or a video with sound")
-        stream = container.streams.audio[0]
-        if stream.codec_context is None:
-            raise InputError("no decoder for its audio codec here", file=path, fix="convert it to wav first")
-        for frame in decode(path, container, stream):
-            if frame.samples:
-                yield frame
-
-
-def _block(frame: AudioFrame) -> _Block:
-    samples, n_invalid = without_invalid(_planar(frame))
-    return _Block(samples, frame.sample_rate, frame.layout.name, n_invalid)
-
-
-def _planar(frame: AudioFrame) -> Samples:
-    """Convert a decoded frame to (channels, n) float32; integers are scaled by their full range."""
-    samples: NDArray[Any] = frame.to_ndarray()
-    if frame.format.is_packed:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes infinite
-            return samples.astype(np.float32)
-    if samples.dtype == np.uint8:
-        return np.asarray((samples.astype(np.float32) - 128) / 128, np.float32)
-    full_scale = float(2 ** (8 * samples.dtype.itemsize - 1))
-    return (samples / full_scale).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, overload
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 keeps such bytes itself and dropped the parameter.
 _METADATA_ERRORS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
+_MOST_NAME_BYTES = 255
 _TEXT_FORMATS = {"tty"}  # libav plays a text file as the video of a terminal
 
 
@@ -31,6 +33,8 @@ def open_input(path: Path, noun: str) -> InputContainer:
 
     Raises InputError for a file that is missing, not a file, empty, unreadable or not media.
     """
+    if len(os.fsencode(path.name)) > _MOST_NAME_BYTES:
+        raise InputError("no such file, its name is too long", file=path, fix=f"check the path of the {noun}")
     if path.is_dir():
         raise InputError("it is a folder", file=path, fix=f"name a {noun} file")
     if not path.exists():

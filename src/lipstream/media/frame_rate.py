@@ -21,6 +21,14 @@ import numpy as np
 
 T = TypeVar("T")
 
+_STANDARD_HZ = (
+    Fraction(25),
+    Fraction(50),
+    *(Fraction(n * 1000, divisor) for n in (24, 30, 60) for divisor in (1001, 1000)),
+)
+_ALIKE = Fraction(1, 3000)
+_MISSING, _ABOUT = Fraction(39, 20), Fraction(99, 100)
+
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
@@ -100,6 +108,19 @@ class _ConstantRate:
         if ticks % self.subdivision:
             position += (1 if ticks > 0 else -1) / (1 << 17)
         return position
+
+
+def nominal_rate(average: Fraction | None, base: Fraction | None) -> Fraction:
+    """Return the frames per second at which every frame of a stream is shown about once, 0 where unknown.
+
+    average: all frames over the whole length. base: libav's guess at the rate that all times are multiples of, which is
+    believed where it is not twice as much (a raw stream's may be that of fields): then frames are missing somewhere.
+    """
+    if not average:
+        return base or Fraction(0)
+    rate = base if base and _ABOUT * average <= base <= _MISSING * average else average
+    near = [standard for standard in _STANDARD_HZ if abs(rate / standard - 1) < _ALIKE]
+    return near[0] if near else rate
 
 
 def round_half_away(value: Fraction) -> int:

@@ -12,9 +12,10 @@ import itertools
 import logging
 import zlib
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av.error
@@ -23,10 +24,13 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from lipstream.errors import InputError
+from lipstream.media.again import from_the_start_again, slower
 from lipstream.media.reader import Frame, Picture, VideoSource
-from lipstream.settings import FRAME_RATE_HZ, Loop
+from lipstream.settings import FRAME_RATE_HZ, Deinterlace, Loop
 
 logger = logging.getLogger(__name__)
+
+Opens = Callable[[], VideoSource]
 
 _SEEK_LEADS_S = (0, 1, 5, 20)
 """How far before a stretch to seek; the later ones serve containers whose seeks land after the key frame."""
@@ -44,19 +48,24 @@ def read_looped(
     frame_rate: int | Fraction = FRAME_RATE_HZ,
     *,
     max_held_bytes: int = MAX_HELD_BYTES,
+    deinterlace: Deinterlace = "auto",
 ) -> Generator[Frame, None, None]:
     """Yield `n_frames` frames of a video at a constant rate, continuing past its end as `loop` says.
 
     "pingpong" plays it forwards, backwards, forwards and so on with both ends shown twice (the published order:
-    0 .. n-1, n-1 .. 0, 0 .. n-1), "hold" repeats the last frame, "trim" stops at the video's end and yields fewer.
+    0 .. n-1, n-1 .. 0, 0 .. n-1), "hold" repeats the last frame, "trim" stops at the video's end and yields fewer,
+    "loop" begins again, with a short cross-fade, and "remap" spreads the video over all frames.
     Backwards, about `max_held_bytes` of decoded frames are held, or one frame where that is larger.
 
     Raises InputError when the video cannot be used, or has changed at a later pass.
     """
-    path, frame_rate = Path(path), Fraction(frame_rate)
+    frame_rate, opens = Fraction(frame_rate), partial(VideoSource, Path(path), deinterlace)
+    if loop in ("loop", "remap"):
+        yield from _lengthened(opens, n_frames, loop, frame_rate)
+        return
     first_pass = _FirstPass()
     n_yielded = 0
-    with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
+    with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in pictures:
             if n_yielded == n_frames:
                 return
@@ -75,11 +84,36 @@ def read_looped(
     if loop != "pingpong" or not n_yielded:
         return
     if not is_recorded:
-        first_pass = _record(path, frame_rate, n_yielded)
-    with closing(_replay(path, frame_rate, first_pass, max_held_bytes)) as replay:
+        first_pass = _record(opens, frame_rate, n_yielded)
+    with closing(_replay(opens, frame_rate, first_pass, max_held_bytes)) as replay:
         for index in range(n_yielded, n_frames):
             source_index, image = next(replay)
             yield Frame(index, source_index, True, image)
+
+
+def _lengthened(opens: Opens, n_frames: int, loop: Loop, frame_rate: Fraction) -> Iterator[Frame]:
+    """Yield frames as "loop" or "remap" has them."""
+    if loop == "loop":
+        passes = from_the_start_again(
+            _images(opens, frame_rate), lambda start: _images(opens, frame_rate, start), n_frames
+        )
+    else:
+        n_source = min(n_frames, _count(opens, frame_rate, n_frames))
+        passes = slower(_images(opens, frame_rate), n_source, n_frames)
+    for index, (source_index, is_repeat, image) in enumerate(itertools.islice(passes, n_frames)):
+        yield Frame(index, source_index, is_repeat, image)
+
+
+def _images(opens: Opens, frame_rate: Fraction, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+    with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
+        for picture in itertools.islice(pictures, start, None):
+            yield source.image(picture.item)
+
+
+def _count(opens: Opens, frame_rate: Fraction, most: int) -> int:
+    """Return how many frames a video has, up to `most`, by decoding it."""
+    with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
+        return sum(1 for _ in itertools.islice(pictures, most))
 
 
 def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:
@@ -88,13 +122,13 @@ def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:
     return stated_s is not None and stated_s > needed_s + _MARGIN_S
 
 
-def _record(path: Path, frame_rate: Fraction, n: int) -> _FirstPass:
+def _record(opens: Opens, frame_rate: Fraction, n: int) -> _FirstPass:
     """Read a video once more that turned out shorter than its header states."""
     record = _FirstPass()
-    with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
+    with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in itertools.islice(pictures, n):
             record.add(picture.item, source.image(picture.item))
-    _refuse_fewer(path, len(record), n)
+    _refuse_fewer(source.path, len(record), n)
     return record
 
 
@@ -121,11 +155,11 @@ class _FirstPass:
 
 
 def _replay(
-    path: Path, frame_rate: Fraction, first_pass: _FirstPass, max_held_bytes: int
+    opens: Opens, frame_rate: Fraction, first_pass: _FirstPass, max_held_bytes: int
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield (source index, image) backwards, forwards, backwards and so on without end."""
     n = len(first_pass)
-    with VideoSource(path) as source:
+    with opens() as source:
         n_held = max(1, max_held_bytes // _n_bytes(next(source.pictures()).item.frame))
         stretches = _Stretches(source, first_pass)
         if n <= n_held:
@@ -140,16 +174,16 @@ def _replay(
                 for index in reversed(range(start, stop)):
                     yield index, source.image(pictures[first_pass.ordinals[index]])
                 pictures.clear()  # before the next stretch is loaded
-            yield from _forwards(path, frame_rate, n)
+            yield from _forwards(opens, frame_rate, n)
 
 
-def _forwards(path: Path, frame_rate: Fraction, n: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _forwards(opens: Opens, frame_rate: Fraction, n: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     n_read = 0
-    with VideoSource(path) as source, closing(source.at_rate(frame_rate)) as pictures:
+    with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in itertools.islice(pictures, n):
             yield n_read, source.image(picture.item)
             n_read += 1
-    _refuse_fewer(path, n_read, n)
+    _refuse_fewer(source.path, n_read, n)
 
 
 def _refuse_fewer(path: Path, n_read: int, n: int) -> None:
@@ -178,7 +212,7 @@ class _Stretches:
             if self._checksums(self.source, pictures) == checksums:
                 self.leads_s = self.leads_s[i:]  # shorter ones that failed here would fail again
                 return pictures
-        with VideoSource(self.source.path) as source:
+        with VideoSource(self.source.path, self.source.deinterlace) as source:
             pictures = _decode_from_start(source, set(checksums))
             read_again = self._checksums(source, pictures)
         if read_again.keys() != checksums.keys():

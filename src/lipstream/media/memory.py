@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipstream.errors import InputError, SettingsError
-from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, Samples, mixed_down, without_invalid
+from lipstream.media.again import from_the_start_again, slower
+from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, ChannelPowers, mixed_down
 from lipstream.media.loop import MAX_HELD_BYTES
 from lipstream.media.reader import Frame
+from lipstream.media.sound import Samples, without_invalid
 from lipstream.settings import FRAME_RATE_HZ, Loop
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,10 @@ def speech_from(samples: ArrayLike | Iterable[ArrayLike], sample_rate_hz: int) -
                 n_invalid += n
                 yield piece
 
-    mono = list(mixed_down(blocks(), sample_rate_hz, MODEL_SAMPLE_RATE_HZ))
+    pieces, powers = list(blocks()), ChannelPowers()
+    for piece in pieces:
+        powers.add(piece)
+    mono = list(mixed_down(pieces, sample_rate_hz, MODEL_SAMPLE_RATE_HZ, powers.strongest_if_cancelled()))
     if n_samples == 0:
         raise InputError("the speech holds no sample", fix="pass at least 0.04 s of speech")
     if n_invalid:
@@ -94,6 +99,10 @@ class Images:
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames, which own their images; called once."""
+        if self._loop in ("loop", "remap"):
+            for index, (source_index, is_repeat, image) in enumerate(itertools.islice(self._passes(), self._n_frames)):
+                yield Frame(index, source_index, is_repeat, image)
+            return
         n, last = 0, None
         for image in itertools.islice(itertools.chain([self._first], self._source), self._n_frames):
             frame = self._frame(n, n, image)
@@ -109,6 +118,28 @@ class Images:
         repeats = itertools.repeat((n - 1, last)) if self._loop == "hold" else self._replay(n)
         for index, (source_index, image) in zip(rest, repeats, strict=False):
             yield self._frame(index, source_index, image)
+
+    def _passes(self) -> Iterator[tuple[int, bool, NDArray[np.uint8]]]:
+        """Yield (source index, whether it was there before, image) as "loop" or "remap" has them."""
+        shown = itertools.chain([self._first], self._source)
+        images = (self._frame(index, index, image).image for index, image in enumerate(shown))
+        if self._loop == "loop":
+            return from_the_start_again(images, self._from, self._n_frames)
+        if not isinstance(self._images, Sized):
+            raise SettingsError(
+                "loop = 'remap' needs to know how many images there are", fix="pass a sequence", setting="loop"
+            )
+        return slower(images, min(len(self._images), self._n_frames), self._n_frames)
+
+    def _from(self, start: int) -> Iterator[NDArray[np.uint8]]:
+        if iter(self._images) is self._images:
+            raise SettingsError(
+                "loop = 'loop' needs the images a second time, and this iterator gives them once",
+                fix="pass a sequence, or choose loop='hold' or loop='trim'",
+                setting="loop",
+            )
+        for index, image in enumerate(itertools.islice(self._images, start, None), start):
+            yield self._frame(index, index, image).image
 
     def _frame(self, index: int, source_index: int, image: Any) -> Frame:
         checked = _checked(image, source_index, self._shape)

@@ -7,18 +7,15 @@ looping.py.
 from __future__ import annotations
 
 import logging
-import math
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-from av.buffer import Buffer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -28,11 +25,17 @@ from numpy.typing import NDArray
 from lipstream.errors import InputError
 from lipstream.media.color import ColorTags, tags_of_frame, to_rgb
 from lipstream.media.container import decode, open_input
-from lipstream.media.frame_rate import Timed, constant_rate, round_half_away
-from lipstream.settings import FRAME_RATE_HZ
+from lipstream.media.deinterlace import deinterlaced
+from lipstream.media.frame_clock import FrameClock
+from lipstream.media.frame_rate import Timed, constant_rate, nominal_rate, round_half_away
+from lipstream.media.orientation import orientation
+from lipstream.settings import FRAME_RATE_HZ, Deinterlace
 
 _NO_TIMESTAMPS = 0x0080  # libav's AVFMT_NOTIMESTAMPS: the container (raw H.264, say) holds no times
+_GUESS_TIMES = 0x0001  # libav's AVFMT_FLAG_GENPTS, which PyAV sets
 _TOLERATED_LOSS_S = 0.5
+_MOST_ASPECT = 4
+_MOST_PIXELS = 8192 * 8192
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ class VideoInfo:
     `width` and `height` are those of the upright picture in pixels. `rotation_deg` (0, 90, 180, 270, clockwise) and
     `mirrored` (left-right, before the rotation) are what the reader applies to the stored picture. `frame_rate` is the
     source's average in frames per second, 0 where unknown. `duration_s` is the picture's length by the file's header,
-    None where it states none; other streams may be longer.
+    None where it states none; other streams may be longer. `nominal_rate`: frames per second at which every frame is
+    shown about once, 0 where unknown; with a variable rate, that of its quicker parts.
     """
 
     path: Path
@@ -56,6 +60,13 @@ class VideoInfo:
     duration_s: float | None
     sample_aspect_ratio: Fraction
     color: ColorTags
+    nominal_rate: Fraction = Fraction(0)
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a pixel over its height as shown; 1 where the file states something absurd."""
+        aspect = float(self.sample_aspect_ratio)
+        return aspect if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT else 1.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,14 @@ def probe(path: str | Path) -> VideoInfo:
         return source.info
 
 
-def read_frames(path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ) -> Iterator[Frame]:
+def read_frames(
+    path: str | Path, frame_rate: int | Fraction = FRAME_RATE_HZ, deinterlace: Deinterlace = "auto"
+) -> Iterator[Frame]:
     """Yield the video's frames at a constant rate: those that `ffmpeg -r 25` would show (see frame_rate.py).
 
     Raises InputError when the video cannot be used; a damaged part is skipped and logged.
     """
-    with VideoSource(Path(path)) as source:
+    with VideoSource(Path(path), deinterlace) as source:
         for index, picture in enumerate(source.at_rate(Fraction(frame_rate))):
             yield Frame(index, index, False, source.image(picture.item))
 
@@ -105,8 +118,8 @@ class VideoSource:
 
     info: VideoInfo
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, deinterlace: Deinterlace = "auto") -> None:
+        self.path, self.deinterlace = path, deinterlace
         self.container = open_input(path, "video")
         try:
             self.stream = _video_stream(path, self.container.streams.video)
@@ -115,6 +128,10 @@ class VideoSource:
             raise
         self.stream.thread_type = "AUTO"
         self.has_times = not self.container.format.flags & _NO_TIMESTAMPS
+        # Times that a container does not hold are decoding times: libav's guess at the others takes every frame for one
+        # that is shown as soon as it is decoded.
+        self.container.flags &= ~_GUESS_TIMES
+        self._lead = 0
         self._reformatter = VideoReformatter()
 
     def __enter__(self) -> VideoSource:
@@ -129,18 +146,32 @@ class VideoSource:
         self.container.close()
 
     def pictures(self) -> Generator[Timed[Picture], None, None]:
-        """Decode from the container's position to the end; raises InputError if not one frame was ever decoded."""
-        clock = _Clock(self.stream, self.has_times)
+        """Decode from the container's position to the end; raises InputError if not one frame was ever decoded.
+
+        A picture lasts until the next one's time; it is yielded when that is known.
+        """
+        clock = FrameClock(self.stream, self.has_times)
         start_s = Fraction(self.container.start_time or 0, 1_000_000)
         start_pts = round_half_away(start_s / clock.time_base)
-        frames = decode(self.path, self.container, self.stream)
-        for ordinal, frame in enumerate(frames):
+        waiting: Picture | None = None
+        for (ordinal, pts), frame in deinterlaced(self._decoded(clock), self.stream, self.deinterlace):
+            picture = Picture(ordinal, pts, frame)
+            if waiting is not None:
+                yield Timed(waiting, waiting.pts - start_pts, picture.pts - waiting.pts, clock.time_base)
+            waiting = picture
+        if waiting is None:
+            if not hasattr(self, "info"):
+                raise InputError("no frame can be decoded, it is damaged", file=self.path, fix="export it again")
+            return
+        yield Timed(waiting, waiting.pts - start_pts, clock.last_duration(), clock.time_base)
+
+    def _decoded(self, clock: FrameClock) -> Iterator[tuple[tuple[int, int], VideoFrame]]:
+        """Yield ((ordinal, time), frame)."""
+        for ordinal, frame in enumerate(decode(self.path, self.container, self.stream)):
             if not hasattr(self, "info"):
                 self.info = _describe(self.path, self._duration_s(), self.stream, frame)
-            pts, duration = clock.time(frame)
-            yield Timed(Picture(ordinal, pts, frame), pts - start_pts, duration, clock.time_base)
-        if not hasattr(self, "info"):
-            raise InputError("no frame can be decoded, it is damaged", file=self.path, fix="export it again")
+                self._lead = clock.lead(frame)
+            yield (ordinal, clock.time(frame) - self._lead), frame
 
     def at_rate(self, frame_rate: Fraction) -> Generator[Timed[Picture], None, None]:
         """Yield the picture of each output frame in turn; a picture shown twice comes twice."""
@@ -156,7 +187,7 @@ class VideoSource:
 
     def seek(self, pts: int) -> None:
         """Go to the last key frame at or before `pts` (stream units), or where the container thinks it is."""
-        self.container.seek(pts, stream=self.stream, backward=True)
+        self.container.seek(pts + self._lead, stream=self.stream, backward=True)
 
     def image(self, picture: Picture) -> NDArray[np.uint8]:
         """Convert a picture to what the viewer sees: (height, width, 3) uint8 RGB, C-contiguous, a copy."""
@@ -180,51 +211,28 @@ class VideoSource:
         return self.container.duration / 1e6 if is_alone and self.container.duration else None
 
 
-class _Clock:
-    """Times and durations of decoded frames, estimated as ffmpeg does where the file does not state them."""
-
-    def __init__(self, stream: VideoStream, has_times: bool) -> None:
-        self.time_base = stream.time_base or Fraction(1, 1000)
-        self.has_times = has_times
-        coded_rate = stream.codec_context.framerate
-        self.coded_duration = round(1 / coded_rate / self.time_base) if coded_rate else 0
-        average_rate = stream.average_rate
-        self.average_duration = round(1 / average_rate / self.time_base) if average_rate else 0
-        self.last_pts: int | None = None
-        self.last_duration = 0
-
-    def time(self, frame: VideoFrame) -> tuple[int, int]:
-        """(pts, duration) in `time_base` units."""
-        pts = (frame.pts if frame.pts is not None else frame.dts) if self.has_times else None
-        if pts is None:
-            pts = 0 if self.last_pts is None else self.last_pts + self.last_duration
-        step = 0 if self.last_pts is None else max(0, pts - self.last_pts)
-        self.last_duration = self._duration(frame.duration or 0, step)
-        self.last_pts = pts
-        return pts, self.last_duration
-
-    def _duration(self, stated: int, step: int) -> int:
-        is_made_up = stated == 1 and step > 2
-        if stated > 0 and self.has_times and not is_made_up:
-            return stated
-        if self.coded_duration > 0 and not self.has_times:
-            return self.coded_duration
-        return step or stated or self.coded_duration or self.average_duration or max(self.last_duration, 1)
-
-
 def _video_stream(path: Path, streams: tuple[VideoStream, ...]) -> VideoStream:
     """Return the file's main video: the largest picture that is not cover art."""
     videos = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
     if not videos:
         raise InputError("no video stream in it (cover art does not count)", file=path, fix="name a video file")
-    best = max(videos, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    best = max(videos, key=lambda s: (bool(s.disposition & Disposition.default), _n_pixels(s)))
     if best.codec_context is None:
         raise InputError("no decoder for its video codec here", file=path, fix="convert it to H.264 first")
+    if _n_pixels(best) > _MOST_PIXELS:
+        size = f"{best.width} x {best.height} px"
+        raise InputError(
+            f"its picture of {size} is too large", file=path, fix="make it smaller: 8192 x 8192 px at most"
+        )
     return best
 
 
+def _n_pixels(stream: VideoStream) -> int:
+    return 0 if stream.codec_context is None else stream.width * stream.height
+
+
 def _describe(path: Path, duration_s: float | None, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
-    rotation_deg, mirrored = _orientation(frame)
+    rotation_deg, mirrored = orientation(path, frame)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if rotation_deg % 180 == 90:
@@ -240,6 +248,7 @@ def _describe(path: Path, duration_s: float | None, stream: VideoStream, frame: 
         duration_s=duration_s,
         sample_aspect_ratio=aspect,
         color=tags_of_frame(frame, int(context.color_primaries), int(context.color_trc)),
+        nominal_rate=nominal_rate(stream.average_rate, stream.base_rate),
     )
 
 
@@ -247,17 +256,3 @@ def _seconds(clock: str) -> float | None:
     """Parse "hours:minutes:seconds"; None for anything else."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", clock)
     return None if match is None else 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
-
-
-def _orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """(clockwise rotation in degrees, to the nearest quarter; mirrored first) from the frame's display matrix."""
-    side_data = cast("Mapping[SideDataType, Buffer]", frame.side_data)
-    if SideDataType.DISPLAYMATRIX not in side_data:
-        return 0, False
-    matrix = bytes(side_data[SideDataType.DISPLAYMATRIX])
-    # x' = a x + c y, y' = b x + d y, with y pointing down
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    mirrored = a * d - b * c < 0
-    if mirrored:
-        a, b = -a, -b
-    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored

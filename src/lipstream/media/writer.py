@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -27,56 +25,26 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from lipstream.errors import OutputError
-from lipstream.media.audio import Samples, SpeechInfo, read_planar
+from lipstream.media.audio import SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, to_yuv420p
+from lipstream.media.output_file import (
+    CONTAINERS,
+    check_output,
+    create_hidden,
+    forget,
+    link_target,
+    output_errors,
+    rename_to_new,
+)
+from lipstream.media.processor import has_avx512
+from lipstream.media.sound import Samples
+from lipstream.media.source_tracks import SourceTracks, speech_language, tags_with
 
 logger = logging.getLogger(__name__)
-
-_CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-_unfinished: set[Path] = set()
 
 _AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 _AAC_LAYOUTS = {"mono", "stereo", "2.1", "3.0", "4.0", "quad", "5.0", "5.0(side)", "5.1", "5.1(side)", "6.1", "7.1"}
 _AAC_LAYOUT_OF_COUNT = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
-
-
-def same_file(one: str | Path, other: str | Path) -> bool:
-    """Return whether two paths lead to the same file, links of both kinds included; False where either is missing."""
-    try:
-        return Path(one).samefile(other)
-    except OSError:
-        return False
-
-
-def link_target(path: Path) -> Path:
-    """Return the file that a symbolic link leads to in the end, whether or not it exists; other paths unchanged."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
-
-
-def check_output(path: str | Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False) -> None:
-    """Refuse, before any work is done, an output that cannot or must not be written.
-
-    Raises OutputError: container other than mp4, mov, mkv; a folder; no such folder; not writable; one of the `inputs`
-    (even with `overwrite`); already there (without).
-    """
-    path = Path(path)
-    if path.suffix.lower() not in _CONTAINERS:
-        raise OutputError("cannot write this kind of file", file=path, fix="name it .mp4, .mov or .mkv")
-    if path.is_dir():
-        raise OutputError("it is a folder", file=path, fix="name a file in it")
-    folder = link_target(path).parent
-    if not folder.is_dir():
-        raise OutputError("its folder does not exist", file=path, fix=f"create {folder} first")
-    for source in inputs:
-        if same_file(path, source):
-            raise OutputError(f"it is also an input ({source})", file=path, fix="choose another name")
-    if path.exists() and not path.is_file():
-        raise OutputError("it is not a regular file", file=path, fix="choose another name")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError("it already exists", file=path, fix="choose another name or allow overwriting (--overwrite)")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"no permission to write in {folder}", file=path, fix="choose another folder")
 
 
 class VideoWriter:
@@ -90,7 +58,8 @@ class VideoWriter:
     column or row, which H.264 in 4:2:0 needs. The speech is AAC at its own sample rate and channel count (the nearest
     rate AAC knows; beyond 8 channels, mono), cut or filled up with silence to the end of the video. `n_frames` is the
     most that will be written. `speech_samples`: the speech's samples where they are being read already (see
-    SharedSpeech.planar); by default the recording is opened for them.
+    SharedSpeech.planar); by default the recording is opened for them. source: the video whose tags, chapters, other
+    sound tracks and subtitles are copied as far as the container takes them; `metadata`'s `comment` follows its own.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
@@ -112,6 +81,7 @@ class VideoWriter:
         sample_aspect_ratio: Fraction = Fraction(1),
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,
+        source: Path | None = None,
     ) -> None:
         self.path = Path(path)
         check_output(self.path, inputs=[speech.path] if speech else [], overwrite=overwrite)
@@ -123,21 +93,27 @@ class VideoWriter:
         self.overwrite = overwrite
         self._reformatter = VideoReformatter()
         self._speech: _SpeechTrack | None = None
+        self._copied: SourceTracks | None = None
         self._target = link_target(self.path)
-        self._temporary = _create_hidden(self.path, self._target)
+        self._temporary = create_hidden(self.path, self._target)
         try:
-            with _output_errors(self.path):
-                self._container = _open_container(self._temporary, _CONTAINERS[self.path.suffix.lower()])
-                self._container.metadata.update(metadata or {})
+            with output_errors(self.path):
+                self._container = _open_container(self._temporary, CONTAINERS[self.path.suffix.lower()])
                 self._video = self._add_video(crf, preset, sample_aspect_ratio)
                 if speech:
                     self._speech = _SpeechTrack(self._container, speech, speech_samples or read_planar(speech))
+                if source:
+                    self._copied = SourceTracks(source, self._container, self._video, n_frames / self.frame_rate)
+                comment = self._copied.comment if self._copied else None
+                self._container.metadata.update(tags_with(comment, metadata or {}))
         except BaseException:
             self._abandon()
             raise
 
     def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:
         options = {"crf": str(crf), "preset": preset}
+        if has_avx512():
+            options["x264-params"] = "asm=avx2"  # x264's newer code reads memory that nobody has written
         stream = self._container.add_stream("libx264", rate=self.frame_rate, options=options)
         context = stream.codec_context
         context.width, context.height = self.width + self.width % 2, self.height + self.height % 2
@@ -145,6 +121,7 @@ class VideoWriter:
         context.time_base = 1 / self.frame_rate
         context.sample_aspect_ratio = sample_aspect_ratio
         context.thread_count = 0
+        context.thread_type = "FRAME"  # slices cost size
         context.color_range = self.color.range
         context.colorspace = self.color.space
         context.color_primaries = self.color.primaries
@@ -166,11 +143,13 @@ class VideoWriter:
         frame = to_yuv420p(np.ascontiguousarray(image), self.color, self._reformatter)
         frame.pts = self.n_written
         frame.time_base = 1 / self.frame_rate
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._video.encode(frame))
             self.n_written += 1
             if self._speech:
                 self._speech.advance(self.n_written / self.frame_rate)
+            if self._copied:
+                self._copied.advance(self.n_written / self.frame_rate)
 
     def __exit__(
         self,
@@ -190,21 +169,23 @@ class VideoWriter:
     def _finish(self) -> None:
         if self.n_written == 0:
             raise OutputError("there was no frame to write", file=self.path, fix="use a video with at least one frame")
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._video.encode(None))
             if self._speech:
                 self._speech.finish()
+            if self._copied:
+                self._copied.close()
             self._container.close()
             if self.overwrite:
                 self._temporary.replace(self._target)
             else:
-                _rename_to_new(self._temporary, self._target)
-        _unfinished.discard(self._temporary)
+                rename_to_new(self._temporary, self._target)
+        forget(self._temporary)
 
     def discard(self) -> None:
         """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
         self._temporary.unlink(missing_ok=True)
-        _unfinished.discard(self._temporary)
+        forget(self._temporary)
 
     def _abandon(self) -> None:
         """Close the files and remove the hidden one, even where both fail.
@@ -215,8 +196,9 @@ class VideoWriter:
         with contextlib.suppress(OSError):  # Windows removes no open file
             self._temporary.unlink(missing_ok=True)
         try:
-            if self._speech:
-                self._speech.close()
+            for track in (self._speech, self._copied):
+                if track:
+                    track.close()
             container = getattr(self, "_container", None)
             if container is not None:
                 with contextlib.suppress(av.error.FFmpegError, OSError):
@@ -242,6 +224,9 @@ class _SpeechTrack:
             logger.warning("%s: %d channels are more than AAC takes, writing mono", speech.path, speech.channels)
         self.stream: AudioStream = container.add_stream("aac", rate=rate_hz, layout=self.layout)
         self.stream.bit_rate = n_channels * min(128_000, 4 * rate_hz)
+        language = speech_language(speech.path, speech.track)
+        if language:
+            self.stream.metadata["language"] = language
         self.blocks = blocks
         self.pending = np.zeros((n_channels, 0), np.float32)
         self.n_fed = 0
@@ -279,47 +264,7 @@ class _SpeechTrack:
         self.container.mux(self.stream.encode(frame))
 
 
-def _create_hidden(path: Path, target: Path) -> Path:
-    """Create an empty hidden file beside `target` with the rights of a new file; `path` is its name in errors."""
-    hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
-    with _output_errors(path):
-        os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    _unfinished.add(hidden)
-    return hidden
-
-
-def remove_unfinished() -> None:
-    """Remove the hidden files of all writers, for a process that ends without unwinding."""
-    for path in list(_unfinished):
-        path.unlink(missing_ok=True)
-
-
 def _open_container(path: Path, container_format: str) -> OutputContainer:
     # The index goes to the front, so that a browser can start before it has the whole file.
     options = {} if container_format == "matroska" else {"movflags": "+faststart"}
     return av.open(f"file:{path}", "w", format=container_format, options=options)
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, refusing a target that appeared meanwhile; the target is never there half-made."""
-    appeared = OutputError("appeared while the output was being written", file=target, fix="choose another name")
-    try:
-        target.hardlink_to(source)
-    except FileExistsError as error:
-        raise appeared from error
-    except OSError:  # a file system without hard links: look before renaming, which is all that can be done
-        if os.path.lexists(target):
-            raise appeared from None
-        source.replace(target)
-    else:
-        source.unlink()
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (av.error.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        fix = "free some space or choose another folder"
-        raise OutputError(f"cannot be written ({reason})", file=path, fix=fix) from error

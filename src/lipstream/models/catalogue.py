@@ -100,6 +100,11 @@ class ModelConfig:
     match_color: MatchColor
     exported: ExportedNetworks | None = None
 
+    @property
+    def departs(self) -> bool:
+        """Whether the model's own choices depart from the published computation, also in the preset `exact`."""
+        return self.texture != "generated"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str) -> ModelConfig:
         """Read the contents of a lipstream.json. Raises ModelError that names `origin` and the key at fault."""

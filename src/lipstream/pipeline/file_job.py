@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
+from lipstream.media.output_file import check_output
 from lipstream.media.reader import VideoInfo, probe
-from lipstream.media.writer import VideoWriter, check_output
+from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.line import Job
 from lipstream.pipeline.records import Components
-from lipstream.settings import FRAME_RATE_HZ, SyncSettings
+from lipstream.settings import SyncSettings
 from lipstream.version import __version__
 
 
@@ -28,15 +29,22 @@ class Inputs:
 
 
 def probe_inputs(
-    video: str | Path | VideoInfo, audio: str | Path | SpeechInfo, output: str | Path, *, overwrite: bool
+    video: str | Path | VideoInfo,
+    audio: str | Path | SpeechInfo,
+    output: str | Path,
+    *,
+    overwrite: bool,
+    audio_track: int | None = None,
 ) -> Inputs:
     """Probe what is not probed yet, and check the output; LipSync takes what is returned in place of the paths.
+
+    audio_track: see SyncSettings.
 
     Raises the InputError or OutputError that a run with these files would begin with.
     """
     inputs = Inputs(
         video if isinstance(video, VideoInfo) else probe(video),
-        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum),
+        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum, track=audio_track),
     )
     check_output(output, inputs=(inputs.video.path, inputs.speech.path), overwrite=overwrite)
     return inputs
@@ -46,14 +54,16 @@ def file_job(
     components: Components, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool
 ) -> Job:
     """Return the work of lip-syncing one file."""
-    video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
+    video, departs = inputs.video, components.model.config.departs
+    frame_rate = settings.rate_hz(video.nominal_rate, model_departs=departs)
+    n_frames = n_output_frames(inputs.speech, frame_rate)
 
     def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
         return VideoWriter(
             output,
             width=video.width,
             height=video.height,
-            frame_rate=FRAME_RATE_HZ,
+            frame_rate=frame_rate,
             color=video.color,
             speech=inputs.speech,
             speech_samples=samples,
@@ -63,9 +73,10 @@ def file_job(
             sample_aspect_ratio=video.sample_aspect_ratio,
             overwrite=overwrite,
             metadata=ai_metadata(components.model.config.name),
+            source=None if settings.strip_metadata else video.path,
         )
 
-    return Job(video, inputs.speech, n_frames, settings, open_writer)
+    return Job(video, inputs.speech, n_frames, settings, open_writer, frame_rate)
 
 
 def ai_metadata(model: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 from lipstream.errors import NoFaceError
@@ -12,31 +13,34 @@ from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup
-from lipstream.settings import NoFace
+from lipstream.settings import SyncSettings
 
 
 def find_first_face(
     detector: Detector,
     video: VideoInfo,
     n_frames: int,
-    no_face: NoFace,
+    settings: SyncSettings,
     clock: StageClock,
     threads: ThreadGroup,
     *,
+    frame_rate: Fraction,
     n_threads: int,
     frames_in_flight: int,
 ) -> int:
     """Return the index of the first of `n_frames` frames with a face.
 
     The frames before it count as done for `clock`; the run itself searches the others. Raises NoFaceError when no
-    frame has a face, or when the first has none and no_face is "error".
+    frame has a face, or when the first has none and settings.no_face is "error".
     """
     n_searched = 0
-    with closing(_searched(detector, video, n_frames, clock, threads, n_threads, frames_in_flight)) as searched:
+    with closing(
+        _searched(detector, video, n_frames, frame_rate, settings, clock, threads, n_threads, frames_in_flight)
+    ) as searched:
         for has_face in searched:
             if has_face:
                 return n_searched
-            if no_face == "error":
+            if settings.no_face == "error":
                 raise no_face_in_frame(video.path, n_searched)
             clock.count(1)
             n_searched += 1
@@ -63,6 +67,8 @@ def _searched(
     detector: Detector,
     video: VideoInfo,
     n_frames: int,
+    frame_rate: Fraction,
+    settings: SyncSettings,
     clock: StageClock,
     threads: ThreadGroup,
     n_threads: int,
@@ -74,7 +80,7 @@ def _searched(
         return detector.detect(frame.image) is not None
 
     with threads.subgroup() as searching:
-        frames = itertools.islice(read_frames(video.path), n_frames)
+        frames = itertools.islice(read_frames(video.path, frame_rate, deinterlace=settings.deinterlace), n_frames)
         for first in itertools.islice(frames, 1):
             with clock.running(frames=0):
                 found = has_face(first)

@@ -81,7 +81,7 @@ class FaceGenerator:
         found = self._batch.in_parts(len(encoded.windows), lambda part: self._denoise(encoded.part(part)))
         faces = iter([face for part in found for face in part])
         frames = itertools.chain.from_iterable(window.frames for window in encoded.windows)
-        return [Repainted(a.frame, a.affine_matrix, None if a.crop is None else next(faces)) for a in frames]
+        return [Repainted(a.frame, a.affine_matrix, None if a.crop is None else next(faces), a.weight) for a in frames]
 
     @torch.inference_mode()
     def _encode(self, windows: list[Window]) -> Encoded:

@@ -5,7 +5,7 @@
 
 Every stage is an iterator over small records, in order, in threads of its own. One budget bounds the frames in flight
 in the whole run, so memory does not grow with the clip or with the threads. State that depends on order lives in the
-one sequential stage `_track`.
+one sequential stage `tracked`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import TypeVar
 
@@ -27,26 +28,31 @@ from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.keyframes import Segment
+from lipstream.face.detector import Face, MultiFaceDetector
+from lipstream.face.keyframes import Segment, faces_in
+from lipstream.face.people import candidates_of
 from lipstream.face.registry import Detector
-from lipstream.face.tracking import FaceTrack
+from lipstream.face.shots import coarse_picture
+from lipstream.face.square_pixels import on_square_pixels
 from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
 from lipstream.media.loop import read_looped
 from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
-from lipstream.pipeline.first_face import find_first_face, no_face_in_frame
+from lipstream.pipeline.first_face import find_first_face, no_face_in
 from lipstream.pipeline.generate import FaceGenerator
-from lipstream.pipeline.records import Aligned, Clip, Components, Counts, Matrix, Repainted
+from lipstream.pipeline.pauses import with_pauses
+from lipstream.pipeline.person import named_person
+from lipstream.pipeline.records import Aligned, Clip, Components, Counts, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
+from lipstream.pipeline.track import LOOKAHEAD, Seen, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
-from lipstream.settings import SyncSettings
+from lipstream.settings import FRAME_RATE_HZ, SyncSettings
 
 T = TypeVar("T")
 R = TypeVar("R")
-Landmarks = NDArray[np.float64]
 
 _FLOAT_BYTES = 4
 
@@ -63,6 +69,7 @@ class Job:
     n_frames: int
     settings: SyncSettings
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
+    frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
 
 
 def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
@@ -71,35 +78,47 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
     Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
     """
     video = job.video
+    components = replace(components, detector=on_square_pixels(components.detector, video.pixel_aspect))
     first_face = find_first_face(
         components.detector,
         video,
         job.n_frames,
-        job.settings.no_face,
+        job.settings,
         clocks.detect,
         threads,
+        frame_rate=job.frame_rate,
         n_threads=components.threads,
         frames_in_flight=frames_in_flight(components, video.width, video.height, job.settings),
     )
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
+        frames = read_looped(
+            video.path, job.n_frames, job.settings.loop, job.frame_rate, deinterlace=job.settings.deinterlace
+        )
         clip = Clip(
             video.path,
             video.width,
             video.height,
-            timed(read_looped(video.path, job.n_frames, job.settings.loop), clocks.read),
+            timed(frames, clocks.read),
             speech.mono(),
             _log_mel_max(components, job.speech, threads),
             job.n_frames,
             job.settings,
             first_face,
+            video.pixel_aspect,
+            components.model.config.departs,
+            named_person(components.detector, video, job.settings, job.frame_rate),
+            frame_rate=job.frame_rate,
         )
+        clip = with_pauses(clip, lambda: _checked(read_mono(job.speech), threads))
         for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
             with clocks.write.running():
                 writer.write(picture)
             del picture
             counts.add(has_face)
+        if counts.frames and not counts.frames_with_face and clip.kept is None:
+            raise no_face_in(video.path, counts.frames)
         if counts.frames == 0:
             raise InputError("too short to be synced", file=job.speech.path, fix="give at least 0.04 s of speech")
         threads.check()
@@ -113,7 +132,7 @@ def _log_mel_max(components: Components, speech: SpeechInfo, threads: ThreadGrou
     n_mels = components.model.config.audio_encoder.n_mels
     if speech.log_mel_max is not None and n_mels == N_MELS:
         return speech.log_mel_max
-    return log_mel_maximum(_checked(read_mono(speech.path), threads), n_mels)
+    return log_mel_maximum(_checked(read_mono(speech), threads), n_mels)
 
 
 def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
@@ -125,7 +144,11 @@ def frames_in_flight(components: Components, width: int, height: int, settings: 
     crops = resolution * resolution * (3 + 4 * _FLOAT_BYTES)
     allowed = components.frame_memory_bytes // (width * height * 3 + crops)
     incomplete_groups = 2 * (components.geometry.frames - 1)
-    return max(allowed, FRAMES_PER_FACE * components.model.config.num_frames * components.batch + incomplete_groups + 1)
+    lookahead = LOOKAHEAD if settings.follows(components.model.config.departs) else 0
+    return max(
+        allowed,
+        FRAMES_PER_FACE * components.model.config.num_frames * components.batch + incomplete_groups + 1 + lookahead,
+    )
 
 
 def pictures(
@@ -162,12 +185,14 @@ def generated_faces(
     geometry, num_frames, settings = components.geometry, components.model.config.num_frames, clip.settings
     resolution = settings.resolution or components.model.config.resolution
 
-    segments = _segments(budget.spend(clip.frames), settings.frames_per_detection(), clip.first_face)
-    detect = partial(_detect, components.detector)
+    follows = settings.follows(clip.model_departs)
+    frames, detect_every = budget.spend(clip.frames), settings.frames_per_detection()
+    segments = _segments(frames, detect_every, clip.first_face, finds_all=follows)
+    detect = partial(_detect, components.detector, follows)
     n_new = partial(_n_new, first_face=clip.first_face)
     found = threads.ordered_map(detect, segments, components.threads, clocks.detect, n_new)
-    tracked = _track(found, resolution, clip)
-    aligned = by_groups(partial(align, resolution, components.streams.align), tracked, geometry, clocks.align, threads)
+    faces = tracked(found, resolution, clip, is_given=not isinstance(components.detector, MultiFaceDetector))
+    aligned = by_groups(partial(align, resolution, components.streams.align), faces, geometry, clocks.align, threads)
 
     audio = timed(_audio_features(components, clip, threads), clocks.features)
 
@@ -177,7 +202,7 @@ def generated_faces(
 
 
 def _segments(
-    frames: Iterable[Frame], detect_every: int, first_face: int
+    frames: Iterable[Frame], detect_every: int, first_face: int, *, finds_all: bool
 ) -> Iterator[tuple[Frame, Segment | None, bool]]:
     """Yield frames with the segment of `detect_every` that each belongs to, and whether it is to be searched.
 
@@ -187,7 +212,7 @@ def _segments(
     for frame in frames:
         index = frame.source_index
         if index % detect_every == 0:
-            segment = Segment(index) if index >= first_face else None
+            segment = Segment(index, finds_all=finds_all) if index >= first_face else None
         yield frame, segment, not frame.is_repeat and index >= first_face
 
 
@@ -197,26 +222,15 @@ def _n_new(item: tuple[Frame, Segment | None, bool], first_face: int) -> int:
     return int(frame.index >= first_face)
 
 
-def _detect(detector: Detector, item: tuple[Frame, Segment | None, bool]) -> tuple[Frame, Landmarks | None]:
-    """Return a frame's landmarks (3, 2), or None; those of a repeated frame are known already."""
+def _detect(detector: Detector, finds_all: bool, item: tuple[Frame, Segment | None, bool]) -> Seen:
+    """Return a frame with its faces; those of a repeated frame are known already."""
     frame, segment, is_searched = item
-    face = None
-    if is_searched:
-        image = frame.image
-        face = detector.detect(image) if segment is None else segment.find(detector, frame.source_index, image)
-    return frame, None if face is None else face.landmarks
-
-
-def _track(
-    found: Iterable[tuple[Frame, Landmarks | None]], resolution: int, clip: Clip
-) -> Iterator[tuple[Frame, Matrix | None]]:
-    """Smooth the alignment over time. The only stage with state."""
-    track = FaceTrack(resolution)
-    for frame, landmarks in found:
-        affine_matrix = track.update(frame.source_index, frame.is_repeat, landmarks)
-        if affine_matrix is None and clip.settings.no_face == "error":
-            raise no_face_in_frame(clip.name, frame.index)
-        yield frame, affine_matrix
+    image, faces = frame.image, list[Face]()
+    if is_searched and segment is None:
+        faces = faces_in(detector, image, finds_all=finds_all)
+    elif is_searched and segment is not None:
+        faces = segment.find(detector, frame.source_index, image)
+    return Seen(frame, candidates_of(image, faces), coarse_picture(image) if finds_all else None)
 
 
 def by_groups(
@@ -232,15 +246,24 @@ def by_groups(
     return itertools.chain.from_iterable(results)
 
 
-def align(resolution: int, stream: DeviceStream, tracked: Sequence[tuple[Frame, Matrix | None]]) -> Iterable[Aligned]:
+def align(resolution: int, stream: DeviceStream, faces: Sequence[Tracked]) -> Iterable[Aligned]:
     """Crop the faces of frames."""
-    found = [(frame.image, affine_matrix) for frame, affine_matrix in tracked if affine_matrix is not None]
+    found = [(one.frame.image, one.affine_matrix) for one in faces if one.affine_matrix is not None]
     crops: Iterator[Tensor] = iter(())
     if found:
         with stream.running():
             images, affine_matrices = zip(*found, strict=True)
             crops = iter(crop_faces(images, affine_matrices, resolution, stream))
-    return [Aligned(frame, matrix, None if matrix is None else next(crops)) for frame, matrix in tracked]
+    return [
+        Aligned(
+            one.frame,
+            one.affine_matrix,
+            None if one.affine_matrix is None else next(crops),
+            begins=one.begins,
+            weight=one.weight,
+        )
+        for one in faces
+    ]
 
 
 def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) -> Iterator[Tensor]:
@@ -252,7 +275,7 @@ def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) ->
         components.networks.audio_encoder.attempts,
         clip.log_mel_max,
     )
-    features = frame_windows(rows, clip.n_frames)
+    features = frame_windows(rows, clip.n_frames, frame_rate=clip.frame_rate)
     while True:
         with stream.running():
             window = list(itertools.islice(features, model.config.num_frames))
@@ -275,5 +298,12 @@ def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tupl
         with stream.running():
             # The frames are the run's own (see Frame) and have been cropped already.
             images, crops, affine_matrices = zip(*faces, strict=True)
+            as_filmed = [
+                one.frame.image.copy() if one.weight < 1 else None for one in repainted if one.face is not None
+            ]
             paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, stream)
+        weights = [one.weight for one in repainted if one.face is not None]
+        for image, original, weight in zip(images, as_filmed, weights, strict=True):
+            if original is not None:
+                image[:] = np.rint(original + weight * (image.astype(np.float32) - original))
     return [(one.frame.image, one.face is not None) for one in repainted]

@@ -14,6 +14,7 @@ from lipstream.media.memory import Images, Speech
 from lipstream.pipeline.clocks import Clocks, timed
 from lipstream.pipeline.first_face import no_face_in
 from lipstream.pipeline.line import crops, pictures
+from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.records import Clip, Components, Counts, Repainted
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.results import GeneratedCrop
@@ -27,7 +28,7 @@ def memory_clip(
 ) -> Clip:
     """Return the clip of images and speech; see `Images`. The first image is taken at once, the others as needed."""
     source = Images(images, speech.n_frames, settings.loop)
-    return Clip(
+    clip = Clip(
         name=_NAME,
         width=source.width,
         height=source.height,
@@ -36,7 +37,9 @@ def memory_clip(
         log_mel_max=log_mel_maximum([speech.samples], components.model.config.audio_encoder.n_mels),
         n_frames=speech.n_frames,
         settings=settings,
+        model_departs=components.model.config.departs,
     )
+    return with_pauses(clip, lambda: [speech.samples])
 
 
 def pasted_pictures(
@@ -48,7 +51,7 @@ def pasted_pictures(
         counts.add(has_face)
         yield picture
         del picture
-    _check(counts)
+    _check(counts, clip)
 
 
 def generated_crops(
@@ -60,7 +63,7 @@ def generated_crops(
         counts.add(repainted.face is not None)
         yield _to_generated_crop(components, repainted)
         del repainted
-    _check(counts)
+    _check(counts, clip)
 
 
 def _to_generated_crop(components: Components, repainted: Repainted) -> GeneratedCrop:
@@ -73,8 +76,8 @@ def _to_generated_crop(components: Components, repainted: Repainted) -> Generate
     return GeneratedCrop(frame.index, frame.source_index, image, repainted.affine_matrix)
 
 
-def _check(counts: Counts) -> None:
+def _check(counts: Counts, clip: Clip) -> None:
     if counts.frames == 0:
         raise InputError("the speech is too short to be synced", fix="give at least 0.04 s of speech")
-    if counts.frames_with_face == 0:
+    if counts.frames_with_face == 0 and clip.kept is None:
         raise no_face_in(_NAME, counts.frames)

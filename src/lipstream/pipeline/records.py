@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import Denoiser
 from lipstream.engines.model import EngineModel
 from lipstream.engines.networks import EngineAudioEncoder
+from lipstream.face.people import Look
 from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame
 from lipstream.models.load import Model
@@ -23,7 +25,7 @@ from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.runtime.precision import PrecisionFallback
-from lipstream.settings import SyncSettings
+from lipstream.settings import FRAME_RATE_HZ, SyncSettings
 
 Matrix = NDArray[np.float32]
 
@@ -32,10 +34,12 @@ Matrix = NDArray[np.float32]
 class Clip:
     """The frames and the speech of one run, wherever they come from.
 
-    name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
+    name: what errors call it. frames: `frame_rate` a second, looped as the settings say; the run changes their images.
     samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
-    of the first frame that need be searched for a face.
+    of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its
+    height. model_departs: see ModelConfig.departs. person: what the face to follow looks like, where known.
+    kept: the weight of the generated face in each frame, where pauses keep the frames as filmed.
     """
 
     name: str | Path
@@ -47,15 +51,25 @@ class Clip:
     n_frames: int
     settings: SyncSettings
     first_face: int = 0
+    pixel_aspect: float = 1.0
+    model_departs: bool = False
+    person: Look | None = None
+    kept: NDArray[np.float32] | None = None
+    frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face."""
+    """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face.
+
+    begins, weight: see `lipstream.pipeline.track.Tracked`.
+    """
 
     frame: Frame
     affine_matrix: Matrix | None
     crop: Tensor | None
+    begins: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,12 +111,13 @@ class Encoded:
 class Repainted:
     """A frame and its new crop: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None without a face.
 
-    The crop lies on the device where it is pasted back, see FaceGeometry.
+    The crop lies on the device where it is pasted back, see FaceGeometry. weight: of the generated face.
     """
 
     frame: Frame
     affine_matrix: Matrix | None
     face: Tensor | None
+    weight: float = 1.0
 
 
 @dataclass

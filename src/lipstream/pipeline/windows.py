@@ -16,9 +16,14 @@ FRAMES_PER_FACE = 2
 
 
 def gather(aligned: Iterable[Aligned], audio: Iterable[Tensor], num_frames: int) -> Iterator[Window]:
-    """Yield windows of `num_frames` faces. Frames without one come along, up to as many again as a window holds."""
+    """Yield windows of `num_frames` faces. Frames without one come along, up to as many again as a window holds.
+
+    A frame with which something begins, a shot for instance, begins a window.
+    """
     held: list[tuple[Aligned, Tensor]] = []
     for pair in zip(aligned, audio, strict=False):  # a video that is trimmed ends before the speech
+        if held and pair[0].begins:
+            yield _window(_emptied(held))
         held.append(pair)
         if sum(a.crop is not None for a, _ in held) == num_frames or len(held) == FRAMES_PER_FACE * num_frames:
             yield _window(_emptied(held))

@@ -129,7 +129,8 @@ def profile_sync(
     folder = Path(folder)
     _prepare(folder, overwrite=overwrite)
     calls = _call_profile()
-    probe_inputs(video, speech, folder / CLIP, overwrite=overwrite)  # before the model is loaded, or downloaded
+    # before the model is loaded, or downloaded
+    probe_inputs(video, speech, folder / CLIP, overwrite=overwrite, audio_track=settings.audio_track)
     begun_s = time.perf_counter()
     device = torch_device(runtime)
     detector = make_detector(runtime.detector, device)

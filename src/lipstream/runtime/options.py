@@ -6,15 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from lipstream.settings import (
-    DetectorName,
-    EngineName,
-    Precision,
-    Quantize,
-    RuntimeSettings,
-    VaeName,
-    check_field_name,
-)
+from lipstream.settings import DetectorName, EngineName, Precision, Quantize, RuntimeSettings, VaeName
+from lipstream.settings_record import check_field_name
 
 
 class RuntimeFields(TypedDict, total=False):
