@@ -49,8 +49,9 @@ class WholeStep(nn.Module):
         frames = latents.shape[1]
         prepared = self.unet.prepare(channels.flatten(0, 1), audio.flatten(0, 1), frames)
         predicted, _ = self.unet.step(latents.flatten(0, 1), timestep.flatten(), prepared, self.guided)
-        windows = by_window(predicted, frames)
-        return torch.stack(windows.chunk(2), 1) if self.guided else windows
+        if not self.guided:
+            return by_window(predicted, frames)
+        return predicted.reshape(2, *latents.shape).transpose(0, 1)
 
 
 def step_graphs(unet: UNet, size: int, tokens: int) -> Iterator[Graph]:
@@ -64,5 +65,6 @@ def step_graphs(unet: UNet, size: int, tokens: int) -> Iterator[Graph]:
         "audio": torch.zeros((*shape, tokens, config.cross_attention_dim)).to(like),
     }
     free = dict.fromkeys(inputs, axes) | {"timestep": {0: "windows"}}
+    longest = {"frames": config.motion_module_kwargs.temporal_position_encoding_max_len}
     for guided in (False, True):
-        yield Graph(step_graph(guided), WholeStep(unet, guided), inputs, ("predicted",), free)
+        yield Graph(step_graph(guided), WholeStep(unet, guided), inputs, ("predicted",), free, longest)
