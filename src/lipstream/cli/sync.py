@@ -99,7 +99,11 @@ def _run(
 
         inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
         reporter.status(f"Loading {model or 'tiny'} on {torch_device(runtime)} ...")
-        with LipSync.load(model or "tiny", runtime) as sync:
+
+        def on_export(graph: str, done: int, n: int) -> None:
+            reporter.status(f"Exporting the networks for {runtime.engine}: {graph}, {done + 1} of {n} ...")
+
+        with LipSync.load(model or "tiny", runtime, on_export=on_export) as sync:
             result = sync(
                 inputs.video,
                 inputs.speech,

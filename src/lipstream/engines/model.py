@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from lipstream.engines.networks import (
     Sessions,
     read_autoencoder_config,
 )
-from lipstream.engines.sessions import Engine
+from lipstream.engines.sessions import Engine, Session
 from lipstream.errors import ModelError, OutputError, SettingsError
 from lipstream.models.catalogue import ModelConfig
 from lipstream.models.exported import GRAPH_VERSION, ONNX_FOLDER, ExportedPrecision
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from lipstream.engines.triton_model import ServedDenoiser
 
 logger = logging.getLogger(__name__)
+
+Wrap = Callable[[str, Session], Session]
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ def open_model(
     dtypes: Dtypes,
     calls: int,
     on_graph: OnGraph | None = None,
+    wrap: Wrap | None = None,
 ) -> EngineModel:
     """Open a named model or a folder in the engine that `runtime` names, having exported it into the cache if need be.
 
     dtypes: all the same. calls: at the same time, each on one core; 0 for one call on all cores. on_graph: called for
-    each graph that is exported. Raises SettingsError for an engine that cannot run here, ModelError.
+    each graph that is exported. wrap: put round each session, given the graph's name. Raises SettingsError for an
+    engine that cannot run here, ModelError.
     """
     if len(set(vars(dtypes).values())) > 1:
         raise SettingsError(
@@ -117,13 +122,13 @@ def open_model(
     config.exported.check(folder)
     _check_precision(config.exported.precision, runtime, dtypes.unet)
     engine = make_engine(runtime, device, dtypes.unet, calls, config, folder)
-    return _opened(config, engine, folder, device, dtypes, source)
+    graphs = folder / ONNX_FOLDER
 
+    def open_graph(name: str) -> Session:
+        session = engine.open(graphs / f"{name}.onnx")
+        return session if wrap is None else wrap(name, session)
 
-def _opened(
-    config: ModelConfig, engine: Engine, folder: Path, device: torch.device, dtypes: Dtypes, source: Source | None
-) -> EngineModel:
-    sessions = Sessions(lambda name: engine.open(folder / ONNX_FOLDER / f"{name}.onnx"))
+    sessions = Sessions(open_graph)
     return EngineModel(
         config=config,
         engine=engine.name,
