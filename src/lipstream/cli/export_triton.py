@@ -30,7 +30,7 @@ def add_triton_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
 
 
-def run_triton(args: argparse.Namespace) -> int:
+def run_triton(args: argparse.Namespace) -> None:
     """Carry out what was parsed. Raises SettingsError, ModelError, OutputError."""
     check_model(args.model)
     if args.max_batch < 1:
@@ -54,11 +54,18 @@ def run_triton(args: argparse.Namespace) -> int:
         precision=args.precision,
         resolution=args.resolution,
         max_batch=args.max_batch,
-        on_graph=lambda name, done, n: say(f"lipstream: {done + 1} of {n}: {name}"),
+        on_graph=_no_report if args.quiet else _report,
     )
     names = [served_name(config.name, graph) for graph in SERVED]
     if args.json:
         write_json({"repository": str(args.output), "models": names})
     else:
         write_result(f"{args.output}: {', '.join(names)}")
-    return 0
+
+
+def _report(name: str, done: int, n: int) -> None:
+    say(f"lipstream: {name} ({done + 1} of {n}) ...")
+
+
+def _no_report(name: str, done: int, n: int) -> None:
+    pass
