@@ -56,9 +56,6 @@ class TritonServer:
         Raises SettingsError where tritonclient is not installed or the address is none, ModelError for a server that
         does not answer.
         """
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told by the exceptions
-        self._grpc: Any = needs("tritonclient.grpc", _EXTRA, "--engine triton")
-        self._failure: type[Exception] = needs("tritonclient.utils", _EXTRA, "--engine triton").InferenceServerException
         host, colon, port = url.rpartition(":")
         if not host or not colon or "/" in url or not port.isdigit():
             raise SettingsError(
@@ -66,6 +63,9 @@ class TritonServer:
                 fix="give it as tritonserver shows it, such as localhost:8001",
                 setting="triton_url",
             )
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told by the exceptions
+        self._grpc: Any = needs("tritonclient.grpc", _EXTRA, "--engine triton")
+        self._failure: type[Exception] = needs("tritonclient.utils", _EXTRA, "--engine triton").InferenceServerException
         self._url = url
         self._idle: list[_Caller] = []
         self._lock = threading.Lock()
