@@ -20,7 +20,7 @@ _NUMPY = {"FLOAT": np.float32, "HALF": np.float16}
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Put the stand-in in the place of tensorrt, and the CPU in that of CUDA. `calls` of what is returned is a record."""
+    """Put the stand-in in the place of tensorrt, the CPU in that of CUDA. `calls` of what is returned is the record."""
     calls: list[tuple[Any, ...]] = []
 
     class ILogger:
