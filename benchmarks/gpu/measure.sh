@@ -5,14 +5,14 @@
 #     bash benchmarks/gpu/measure.sh FOLDER [PART ...]
 #
 # FOLDER holds the random weights and is made where it does not exist. PARTs, in this order where none is named:
-# tests, whole, published, compiled, published-compiled, savings, vae, memory, layers, faces. The published ones need LIPSTREAM_PUBLISHED to
+# tests, whole, published, compiled, published-compiled, savings, vae, memory, layers, faces, engines. The published ones need LIPSTREAM_PUBLISHED to
 # name a checkout of the published code. LIMIT_S is the longest that one command may take, seconds [240], PYTHON the
 # interpreter [python3]. SMALL=1 tries all of it at a small size on a CPU, and adds no rows.
 set -euo pipefail
 
 folder=$(realpath -m "${1:?usage: bash benchmarks/gpu/measure.sh FOLDER [PART ...]}")
 parts=("${@:2}")
-[[ ${#parts[@]} -gt 0 ]] || parts=(tests whole published compiled published-compiled savings vae memory layers faces)
+[[ ${#parts[@]} -gt 0 ]] || parts=(tests whole published compiled published-compiled savings vae memory layers faces engines)
 published=${LIPSTREAM_PUBLISHED:+$(realpath "$LIPSTREAM_PUBLISHED")}
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/../.."
@@ -23,6 +23,7 @@ beside=(--windows 4 --rounds 3)
 savings=(--full --device cuda --precision fp16 --steps 20 --rounds 3)
 vae=(--device cuda --precision fp16)
 faces=(--device cuda)
+engines=()
 batch=auto device=cuda
 if [[ -n ${SMALL:-} ]]; then
   whole=(--narrow --device cpu --seconds 1 --steps 2 --rounds 1 --no-row)
@@ -30,6 +31,7 @@ if [[ -n ${SMALL:-} ]]; then
   savings=(--steps 1 --windows 1 --rounds 1 --no-row)
   vae=(--narrow --device cpu --frames 2 --rounds 1)
   faces=(--frames 2 --rounds 1 --no-row)
+  engines=(--narrow --device cpu --engines torch onnxruntime --steps 2 --rounds 1 --no-row)
   batch=2 device=cpu
 fi
 
@@ -66,6 +68,7 @@ for part in "${parts[@]}"; do
     memory) try -m benchmarks.memory_counted --precision fp16 --batch 1 ;; # beside the peaks of `whole` and `vae`
     layers) try -m benchmarks.quantization --layers --device "$device" ;; # fp8 and int8 layer by layer
     faces) try benchmarks/face_geometry.py "${faces[@]}" ;;
+    engines) LIMIT_S=${LIMIT_S:-1800} each_resolution benchmarks.gpu.engines "${engines[@]}" ;; # each builds for minutes
     *) failed+=("$part (no such part)") ;;
   esac
 done

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lipstream.cli.console import say, write_json, write_result
+from lipstream.cli.export_triton import add_triton_arguments, run_triton
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.sync import check_paths
 from lipstream.errors import SettingsError
@@ -15,7 +16,7 @@ from lipstream.models.names import check_model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lipstream export`."""
-    actions = parser.add_subparsers(metavar="onnx", required=True)
+    actions = parser.add_subparsers(metavar="onnx|triton", required=True)
     onnx = actions.add_parser("onnx", help="a folder of ONNX graphs, which --model takes with --engine")
     onnx.set_defaults(action=_export_onnx)
     onnx.add_argument("model", metavar="NAME|FOLDER", help="see `lipstream models list`")
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     onnx.add_argument("--int8", action="store_true", help="8-bit convolutions and linear layers; needs --calibrate")
     onnx.add_argument("--calibrate", nargs=2, metavar=("VIDEO", "AUDIO"), help="a clip that is typical of your work")
     onnx.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    triton = actions.add_parser("triton", help="a model repository for NVIDIA Triton, which serves --engine triton")
+    triton.set_defaults(action=run_triton)
+    add_triton_arguments(triton)
 
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:

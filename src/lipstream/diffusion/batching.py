@@ -43,8 +43,11 @@ def calls_side_by_side(unet: UNetConfig, runtime: RuntimeSettings) -> int | None
     """Return how many calls run beside one another, each on one core; None for one call at a time on all cores.
 
     Several for small networks on a CPU: threads that wait for one another at every layer do badly beside those of other
-    stages and programs. torch.compile sets its own number of threads.
+    stages and programs. torch.compile sets its own number of threads. Several too where a server computes: it takes one
+    call while others are on their way.
     """
+    if torch_device(runtime).type == "cpu" and runtime.engine == "triton":
+        return min(face_threads(runtime), _MOST_SIDE_BY_SIDE)
     with torch.device("meta"):
         is_small = sum(tensor.numel() for tensor in UNet(unet).state_dict().values()) < _SMALL
     if torch_device(runtime).type != "cpu" or runtime.compile or not is_small:

@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipstream.models.load import vae_factor
+from lipstream.runtime.memory import PIXELS_PER_GPU_CALL
 
-# Pixels per VAE call on CUDA and Metal: one image of 512 px or four of 256 px. Memory is in proportion to them: counted
-# in fp16 at 512 px, encoding and decoding a window peak at 0.5 GiB each; with 16 images a call at 6 and 8. So many are
-# 2.5 TFLOP to decode, enough to fill a GPU.
-_PIXELS_PER_GPU_CALL = 512 * 512
 # On a CPU as many images are fastest as keep the widest layer's output, of about so many bytes, in its caches.
 _CACHED_BYTES = 8 * 2**20
 _MAX_IMAGES_PER_CPU_CALL = 16
@@ -79,7 +76,7 @@ def _images_per_call(vae: Any, size: Sequence[int]) -> int:
     """Return the number of images of `size` (height, width) for one call of the VAE."""
     pixels = size[0] * size[1]
     if vae.device.type != "cpu":
-        return max(_PIXELS_PER_GPU_CALL // pixels, 1)
+        return max(PIXELS_PER_GPU_CALL // pixels, 1)
     fit = _CACHED_BYTES // (vae.config.block_out_channels[0] * pixels * vae.dtype.itemsize)
     return min(max(fit, 1), _MAX_IMAGES_PER_CPU_CALL)
 

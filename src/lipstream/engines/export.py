@@ -37,6 +37,7 @@ from lipstream.models.exported import (
 )
 from lipstream.models.group_norm import PooledGroupNorm, replace_norms
 from lipstream.models.load import Source, vae_factor
+from lipstream.models.unet import UNet
 from lipstream.models.whole_folder import whole_folder
 from lipstream.version import __version__
 
@@ -67,27 +68,16 @@ def export_onnx(
     None; it is fixed in the graphs. may_exist: see whole_folder. Raises SettingsError without the extra `onnx` or for a
     resolution that the model can't encode, ModelError, OutputError for a folder that exists or cannot be written.
     """
-    for module in ("onnx", "onnxscript"):
-        needs(module, "onnx", "an export to ONNX")
-    if source.quantize != "none":
-        raise ModelError(
-            "its weights are int8 already", file=source.config.name, fix="export the model that it was made from"
-        )
+    check_exportable(source)
     resolution = resolution or source.config.resolution
-    metadata = {
-        "lipstream": __version__,
-        "graph_version": str(GRAPH_VERSION),
-        "source_sha256": source_sha256,
-        "precision": precision,
-        "resolution": str(resolution),
-    }
+    metadata = graph_metadata(precision, resolution, source_sha256)
     with whole_folder(folder, may_exist=may_exist) as partial:
         graphs = partial / ONNX_FOLDER
         graphs.mkdir()
         with SharedWeights(graphs) as weights:
-            for done, graph in enumerate(_graphs(source, _DTYPES[precision], resolution)):
+            for done, graph in enumerate(model_graphs(source, precision, resolution, unet_graphs)):
                 on_graph(graph.name, done, len(GRAPHS))
-                _export(graph, graphs / f"{graph.name}.onnx", metadata, weights)
+                export_graph(graph, graphs / f"{graph.name}.onnx", metadata, weights)
         (partial / "vae").mkdir()
         shutil.copyfile(source.paths.vae_config, partial / "vae" / "config.json")
         write_config(partial, {**values, "resolution": resolution}, precision, source_sha256)
@@ -105,15 +95,42 @@ def write_config(folder: Path, values: Mapping[str, Any], precision: ExportedPre
     (folder / CONFIG_NAME).write_text(json.dumps({**values, **own}) + "\n", "utf-8")
 
 
-def _graphs(source: Source, dtype: torch.dtype, resolution: int) -> Iterator[Graph]:
-    """Yield all graphs, each network read when its first is asked for."""
+def check_exportable(source: Source) -> None:
+    """Raise SettingsError without the extra `onnx`, ModelError for weights that are not exported."""
+    for module in ("onnx", "onnxscript"):
+        needs(module, "onnx", "an export to ONNX")
+    if source.quantize != "none":
+        raise ModelError(
+            "its weights are int8 already", file=source.config.name, fix="export the model that it was made from"
+        )
+
+
+def graph_metadata(precision: ExportedPrecision, resolution: int, source_sha256: str) -> dict[str, str]:
+    """Return what stands in each graph's file about where it comes from."""
+    return {
+        "lipstream": __version__,
+        "graph_version": str(GRAPH_VERSION),
+        "source_sha256": source_sha256,
+        "precision": precision,
+        "resolution": str(resolution),
+    }
+
+
+def model_graphs(
+    source: Source, precision: ExportedPrecision, resolution: int, of_unet: Callable[[UNet, int, int], Iterator[Graph]]
+) -> Iterator[Graph]:
+    """Yield all graphs, each network read when its first is asked for.
+
+    of_unet: gives the U-Net's, from it, the latents' height and width, and the audio tokens per frame.
+    """
+    dtype = _DTYPES[precision]
     vae = source.vae(dtype)
     if resolution % vae_factor(vae):
         raise SettingsError(f"resolution = {resolution}: must be a multiple of {vae_factor(vae)}", setting="resolution")
     size, channels = resolution // vae_factor(vae), source.config.unet.out_channels
     unet = source.unet(dtype)
     replace_norms(unet, PooledGroupNorm, ExportedGroupNorm)
-    yield from unet_graphs(unet, size, source.config.audio_encoder.tokens_per_frame)
+    yield from of_unet(unet, size, source.config.audio_encoder.tokens_per_frame)
     del unet
     replace_norms(vae, PooledGroupNorm, ExportedGroupNorm)
     yield from vae_graphs(vae, resolution, size, channels)
@@ -121,7 +138,8 @@ def _graphs(source: Source, dtype: torch.dtype, resolution: int) -> Iterator[Gra
     yield audio_encoder_graph(source.audio_encoder(dtype))
 
 
-def _export(graph: Graph, path: Path, metadata: dict[str, str], weights: SharedWeights) -> None:
+def export_graph(graph: Graph, path: Path, metadata: dict[str, str], weights: SharedWeights) -> None:
+    """Write a graph's file, whose weights may be beside it."""
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
             graph.module.eval(),

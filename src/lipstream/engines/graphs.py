@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lipstream.models.unet import Prepared, UNet
 from lipstream.models.unet_layers import KeysValues
 from lipstream.models.whisper import AudioEncoder
+from lipstream.runtime.memory import PIXELS_PER_GPU_CALL
 
 PREPARE, VAE_ENCODER, VAE_DECODER, AUDIO_ENCODER = "unet_prepare", "vae_encoder", "vae_decoder", "audio_encoder"
 FEATURES = "conv_in_features"
@@ -178,6 +179,12 @@ class Decode(nn.Module):
         """Unscaled `latents` (n, C, h, w) to pixels (n, 3, factor h, factor w), about [-1, 1]."""
         pixels: Tensor = self.vae.decode(latents).sample
         return pixels
+
+
+def greatest_lengths(num_frames: int, resolution: int, windows: int) -> dict[str, int]:
+    """Return the greatest length of each free axis, by its name, where a call takes up to so many windows."""
+    images = min(PIXELS_PER_GPU_CALL // resolution**2, 2 * num_frames * windows)
+    return {"windows": windows, "frames": num_frames, "images": max(1, images)}
 
 
 def unet_graphs(unet: UNet, size: int, tokens: int) -> Iterator[Graph]:

@@ -6,13 +6,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lipstream.engines.cache import CACHE_VARIABLE, cache_folder, weights_sha256
 from lipstream.engines.export import OnGraph, export_onnx
-from lipstream.engines.networks import EngineAudioEncoder, EngineAutoencoder, EngineDenoiser, Sessions
+from lipstream.engines.graphs import greatest_lengths
+from lipstream.engines.networks import (
+    EngineAudioEncoder,
+    EngineAutoencoder,
+    EngineDenoiser,
+    Sessions,
+    read_autoencoder_config,
+)
 from lipstream.engines.sessions import Engine, Session
 from lipstream.errors import ModelError, OutputError, SettingsError
 from lipstream.models.catalogue import ModelConfig
@@ -20,7 +27,10 @@ from lipstream.models.exported import GRAPH_VERSION, ONNX_FOLDER, ExportedPrecis
 from lipstream.models.load import Source, model_source
 from lipstream.models.locate import read_config, read_words
 from lipstream.runtime.device import Dtypes
-from lipstream.settings import RuntimeSettings
+from lipstream.settings import RuntimeSettings, Sampling
+
+if TYPE_CHECKING:
+    from lipstream.engines.triton_model import ServedDenoiser
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +46,7 @@ class EngineModel:
 
     config: ModelConfig
     engine: str
-    denoiser: EngineDenoiser
+    denoiser: EngineDenoiser | ServedDenoiser
     vae: EngineAutoencoder
     audio_encoder: EngineAudioEncoder
     dtypes: Dtypes
@@ -52,6 +62,15 @@ class EngineModel:
     def left_out(self) -> tuple[str, ...]:
         """Names of the U-Net's parts that are left out."""
         return () if self.source is None else self.source.left_out
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise SettingsError for a way of sampling that the engine does not offer."""
+        if self.engine == "triton" and sampling.step_cache > 1:
+            raise SettingsError(
+                f"step_cache = {sampling.step_cache}: a Triton server returns no deep features to reuse",
+                fix="leave out --step-cache, or use another engine",
+                setting="step_cache",
+            )
 
     def latent_size(self, resolution: int) -> int:
         """Height and width of the latents of a crop. Raises SettingsError for another resolution than was exported."""
@@ -84,19 +103,25 @@ def open_model(
             f"--engine {runtime.engine} computes all networks in one precision",
             fix="leave out --vae-precision and --audio-precision",
         )
+    if runtime.engine == "triton":
+        from lipstream.engines.triton_model import open_triton_model
+
+        return open_triton_model(model, runtime, device)
     config, folder = read_config(model)
     source = None
     if config.exported is None:
-        engine = make_engine(runtime, device, dtypes.unet, calls, None)  # before the export, which takes a while
+        precision = _exported_precision(device, dtypes.unet)
+        _check_precision(precision, runtime, dtypes.unet)  # and the engine, before the export, which takes a while
+        make_engine(runtime, device, dtypes.unet, calls, config, None)
         source = model_source(model, torch.device("cpu"), pruned=runtime.pruned)
-        folder = _cached(source, model, _exported_precision(device, dtypes.unet), on_graph)
+        folder = _cached(source, model, precision, on_graph)
         config, _ = read_config(folder)
     elif runtime.pruned is not None:
         raise SettingsError("--pruned is decided when a model is exported", fix="give it to lipstream export onnx")
     assert folder is not None and config.exported is not None
     config.exported.check(folder)
     _check_precision(config.exported.precision, runtime, dtypes.unet)
-    engine = make_engine(runtime, device, dtypes.unet, calls, folder)
+    engine = make_engine(runtime, device, dtypes.unet, calls, config, folder)
     graphs = folder / ONNX_FOLDER
 
     def open_graph(name: str) -> Session:
@@ -108,7 +133,7 @@ def open_model(
         config=config,
         engine=engine.name,
         denoiser=EngineDenoiser(sessions),
-        vae=EngineAutoencoder(sessions, folder / config.files.vae_config, device, dtypes.vae),
+        vae=EngineAutoencoder(sessions, read_autoencoder_config(folder / config.files.vae_config), device, dtypes.vae),
         audio_encoder=EngineAudioEncoder(sessions, config.audio_encoder, device, dtypes.audio_encoder),
         dtypes=dtypes,
         source=source,
@@ -116,7 +141,12 @@ def open_model(
 
 
 def make_engine(
-    runtime: RuntimeSettings, device: torch.device, dtype: torch.dtype, calls: int, folder: Path | None
+    runtime: RuntimeSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    calls: int,
+    config: ModelConfig,
+    folder: Path | None,
 ) -> Engine:
     """Return the engine that `runtime` names. folder: of the graphs, for what it keeps beside them in the cache.
 
@@ -131,6 +161,13 @@ def make_engine(
         from lipstream.engines.onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(device, threads)
+    if runtime.engine == "tensorrt":
+        from lipstream.engines.tensorrt_runtime import TensorRt
+
+        windows = 1 if runtime.batch == "auto" else runtime.batch
+        lengths = greatest_lengths(config.num_frames, config.resolution, windows)
+        digest = "" if config.exported is None else config.exported.digest()[:16]
+        return TensorRt(device, lengths, _beside(folder, f"{digest}-tensorrt"))
     raise SettingsError(f"engine = {runtime.engine!r} is not an engine for graphs", setting="engine")
 
 

@@ -85,9 +85,9 @@ class EngineDenoiser:
 class EngineAutoencoder:
     """The VAE's two calls, answered as diffusers' AutoencoderKL answers them."""
 
-    def __init__(self, sessions: Sessions, config_path: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """config_path: the autoencoder's configuration. Raises ModelError."""
-        self.config = _autoencoder_config(config_path)
+    def __init__(self, sessions: Sessions, config: SimpleNamespace, device: torch.device, dtype: torch.dtype) -> None:
+        """config: as `autoencoder_config` returns it."""
+        self.config = config
         self.device, self.dtype = device, dtype
         self._sessions = sessions
         self._most_images = 1
@@ -112,18 +112,28 @@ class EngineAutoencoder:
         return self._sessions[graph]({name: filled})[result][:n]
 
 
-def _autoencoder_config(path: Path) -> SimpleNamespace:
+def autoencoder_config(text: str, file: str | Path) -> SimpleNamespace:
+    """Read the configuration of diffusers' AutoencoderKL. file: where the text is from. Raises ModelError."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(text)
         return SimpleNamespace(
             block_out_channels=tuple(values["block_out_channels"]),
             scaling_factor=float(values.get("scaling_factor", 0.18215)),
             latent_channels=int(values["latent_channels"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"not an autoencoder's configuration ({type(error).__name__})", file=path, fix="export the model again"
+            f"not an autoencoder's configuration ({type(error).__name__})", file=file, fix="export the model again"
         ) from error
+
+
+def read_autoencoder_config(path: Path) -> SimpleNamespace:
+    """Read the configuration from its file. Raises ModelError."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError("the autoencoder's configuration cannot be read", file=path, fix="export it again") from error
+    return autoencoder_config(text, path)
 
 
 class EngineAudioEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,10 @@ class ExportedNetworks:
         if networks.precision not in get_args(ExportedPrecision):
             raise ValueError(networks.precision)
         return networks
+
+    def digest(self) -> str:
+        """Return a digest of what all files hold."""
+        return hashlib.sha256("\n".join(file.sha256 for file in self.files.values()).encode()).hexdigest()
 
     def check(self, folder: Path) -> None:
         """Refuse files of another version of lipstream, and missing or replaced ones by their size. Raises ModelError.

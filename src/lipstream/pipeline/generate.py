@@ -13,6 +13,7 @@ from torch import Tensor
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.mask import face_mask
 from lipstream.diffusion.sampling import Denoiser, initial_noise, sample
+from lipstream.engines.model import EngineModel
 from lipstream.face.color import match_color
 from lipstream.face.texture import keep_texture
 from lipstream.pipeline.clocks import Clocks
@@ -32,6 +33,8 @@ class FaceGenerator:
         config = components.model.config
         self._components, self._settings, self._threads = components, settings, threads
         self._sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
+        if isinstance(components.model, EngineModel):
+            components.model.check(self._sampling)
         self._texture = settings.texture or config.texture
         self._match_color = settings.match_color or config.match_color
         self._batch = BatchLimit(components.batch, components.device)

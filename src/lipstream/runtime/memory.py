@@ -10,6 +10,13 @@ import torch
 
 from lipstream.errors import OutOfMemoryError
 
+PIXELS_PER_GPU_CALL = 512 * 512
+"""Of the VAE, on CUDA and Metal: one image of 512 px or four of 256 px.
+
+Memory is in proportion to them: counted in fp16 at 512 px, encoding and decoding a window peak at 0.5 GiB each; with 16
+images a call at 6 and 8. So many are 2.5 TFLOP to decode, enough to fill a GPU.
+"""
+
 # Of RuntimeErrors: the CPU's allocator, C++, Metal, and CUDA's libraries.
 _MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",

@@ -1,0 +1,62 @@
+"""Runs a graph with ONNX Runtime inside Triton's Python backend, for servers without the ONNX Runtime backend.
+
+`lipstream export triton --backend python` copies this file as a model's model.py. It runs in the server's Python, which
+needs numpy and onnxruntime, not lipstream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+_USED = b"used_dltensor"
+
+
+class TritonPythonModel:
+    """The graph in the file model.onnx beside this one."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the graph, on CUDA where onnxruntime has a provider for it."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        path = Path(__file__).with_name("model.onnx")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers)
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._outputs = [one.name for one in self._session.get_outputs()]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Run the requests that the server's batcher put together as one batch, and answer each."""
+        given = {
+            name: [pb_utils.get_input_tensor_by_name(one, name).as_numpy() for one in requests] for name in self._inputs
+        }
+        feeds = {name: np.concatenate(arrays) for name, arrays in given.items()}
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the clients are to be told)
+            failed = pb_utils.TritonError(str(error))
+            return [pb_utils.InferenceResponse(error=failed) for _ in requests]
+        ends = np.cumsum([len(array) for array in given[self._inputs[0]]])[:-1]
+        split = [np.split(result, ends) for result in results]
+        return [
+            pb_utils.InferenceResponse([_tensor(*named) for named in zip(self._outputs, parts, strict=True)])
+            for parts in zip(*split, strict=True)
+        ]
+
+
+def _tensor(name: str, array: Any) -> Any:
+    """Return the server's tensor of an array.
+
+    Through DLPack, because servers before 25.01 find arrays of numpy 2 empty. They leave a name on the capsule that
+    numpy complains of when the capsule goes; the standard's own takes its place.
+    """
+    capsule = np.ascontiguousarray(array).__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), ctypes.c_char_p(_USED))
+    return tensor
