@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from lipstream.media.audio import SpeechInfo, read_mono
     from lipstream.media.reader import Frame, VideoInfo, read_frames
     from lipstream.models.load import Model
+    from lipstream.pipeline.analyse import FaceTable
     from lipstream.pipeline.file_job import Inputs, probe_inputs
     from lipstream.results import GeneratedCrop, Progress, StageTime, SyncResult
+    from lipstream.scale.segments import sync_in_segments
     from lipstream.settings import RuntimeSettings, SyncSettings
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Detector",
     "Face",
     "FaceChoice",
+    "FaceTable",
     "Frame",
     "GeneratedCrop",
     "InputError",
@@ -65,6 +68,7 @@ __all__ = [
     "probe_inputs",
     "read_frames",
     "read_mono",
+    "sync_in_segments",
 ]
 
 _HOMES = {
@@ -72,6 +76,7 @@ _HOMES = {
     "Detector": "lipstream.face.detector",
     "Face": "lipstream.face.detector",
     "FaceChoice": "lipstream.face.chosen",
+    "FaceTable": "lipstream.pipeline.analyse",
     "Frame": "lipstream.media.reader",
     "GeneratedCrop": "lipstream.results",
     "Inputs": "lipstream.pipeline.file_job",
@@ -89,6 +94,7 @@ _HOMES = {
     "probe_inputs": "lipstream.pipeline.file_job",
     "read_frames": "lipstream.media.reader",
     "read_mono": "lipstream.media.audio",
+    "sync_in_segments": "lipstream.scale.segments",
 }
 
 

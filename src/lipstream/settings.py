@@ -33,6 +33,9 @@ WHOLE_INTERVAL = (0.0, 1.0)
 
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
 
+ALL_DEVICES = "cuda:all"
+"""Every CUDA device of the machine, where several devices may be named."""
+
 S = TypeVar("S", bound="Settings")
 
 
@@ -254,7 +257,7 @@ class RuntimeSettings(Settings):
 
     device: str = setting(
         "auto",
-        "auto: the first CUDA device, or else the CPU",
+        "auto: the first CUDA device, or else the CPU; sync and batch take several, cuda:0,cuda:1 or cuda:all",
         group="hardware",
         metavar="auto|cpu|cuda[:N]|mps",
     )
@@ -292,6 +295,23 @@ class RuntimeSettings(Settings):
         super().__post_init__()
         if _DEVICE.fullmatch(self.device) is None:
             raise SettingsError(f"device = {self.device!r}: must be auto, cpu, cuda, cuda:N or mps", setting="device")
+
+
+def device_names(text: str) -> tuple[str, ...]:
+    """Return the devices that an option names, separated by commas; `cuda:all` stands by itself.
+
+    Raises SettingsError for one that is none.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if names == (ALL_DEVICES,):
+        return names
+    for name in names:
+        if _DEVICE.fullmatch(name) is None:
+            raise SettingsError(
+                f"--device {text}: must be cpu, cuda, cuda:N or mps, several with commas, or {ALL_DEVICES}",
+                setting="device",
+            )
+    return names
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
-from lipstream.settings import RuntimeSettings, Settings, SyncSettings
+from lipstream.settings import ALL_DEVICES, RuntimeSettings, Settings, SyncSettings, device_names
 from lipstream.validation import alternatives, choices, type_hints
 
 _GROUPS = ("input and output", "quality", "speed", "hardware", "messages")
@@ -35,9 +35,11 @@ def add_runtime_options(groups: Groups, **defaults: Any) -> None:
     add_fields(groups, RuntimeSettings, **defaults)
 
 
-def add_fields(groups: Groups, record: type[Settings], **defaults: Any) -> None:
-    """Add one option per field of a settings record, each in its group."""
+def add_fields(groups: Groups, record: type[Settings], names: Sequence[str] | None = None, **defaults: Any) -> None:
+    """Add one option per field of a settings record, each in its group; only the fields of these names if given."""
     for f in fields(record):
+        if names is not None and f.name not in names:
+            continue
         _add_field(groups[f.metadata["group"]], f, type_hints(record)[f.name], defaults.get(f.name, f.default))
 
 
@@ -74,6 +76,15 @@ def settings_from(record: type[S], args: argparse.Namespace) -> S:
             raise
         message = error.message.replace(f"{error.setting} = ", f"{flags[error.setting]} ", 1)
         raise SettingsError(message, fix=error.fix, setting=error.setting) from None
+
+
+def devices_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the devices that --device names, and leave the first as the one of the runtime settings."""
+    if "," not in args.device and args.device != ALL_DEVICES:
+        return (args.device,)
+    devices = device_names(args.device)
+    args.device = "cuda" if devices == (ALL_DEVICES,) else devices[0]
+    return devices
 
 
 def _parser_of(hint: Any) -> Callable[[str], Any]:

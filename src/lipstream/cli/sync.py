@@ -10,7 +10,7 @@ from lipstream.cli import options
 from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import add_progress_option, reporting
-from lipstream.errors import InputError, OutputError
+from lipstream.errors import InputError, OutputError, SettingsError
 from lipstream.models.names import check_model
 from lipstream.settings import RuntimeSettings, SyncSettings
 
@@ -32,6 +32,13 @@ def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("-o", "--output", metavar="OUT", help=".mp4, .mov or .mkv [VIDEO's name with -synced, here]")
     files.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    files.add_argument(
+        "--faces", metavar="FILE", help="what `lipstream analyse` found in VIDEO; no face is searched for"
+    )
+    files.add_argument(
+        "--work", metavar="DIR", help="keep what is done there: the same command goes on after the last whole piece"
+    )
+    files.add_argument("--keep-work", action="store_true", help="leave the folder of --work when OUT is there")
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
     add_progress_option(groups["messages"])
@@ -46,6 +53,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     options.add_runtime_options(groups, detector="mediapipe")  # the same picture whatever is installed
     add_progress_option(groups["messages"])
+    parser.set_defaults(faces=None, work=None, keep_work=False)
 
 
 def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -80,8 +88,11 @@ def _run(
     settings: SyncSettings,
     overwrite: bool,
 ) -> int:
+    devices = options.devices_from(args)
     runtime = options.settings_from(RuntimeSettings, args)
-    check_paths(video, speech)
+    if args.keep_work and args.work is None:
+        raise SettingsError("--keep-work: there is no folder to keep", fix="name one with --work DIR")
+    check_paths(video, speech, *([args.faces] if args.faces else []))
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
     from lipstream.media.reader import probe
@@ -93,22 +104,35 @@ def _run(
         if model is None and not args.quiet:
             reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
-        from lipstream.lipsync import LipSync
         from lipstream.pipeline.file_job import probe_inputs
         from lipstream.runtime.device import torch_device
+        from lipstream.scale.devices import each_device, replicas
+        from lipstream.scale.segments import sync_in_segments
 
         inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
-        reporter.status(f"Loading {model or 'tiny'} on {torch_device(runtime)} ...")
-        with LipSync.load(model or "tiny", runtime) as sync:
-            result = sync(
-                inputs.video,
-                inputs.speech,
-                output,
-                settings,
-                overwrite=overwrite,
-                on_progress=reporter.update,
-                cancel=interrupts.cancel,
-            )
+        each = each_device(devices, runtime)
+        reporter.status(f"Loading {model or 'tiny'} on {', '.join(str(torch_device(one)) for one in each)} ...")
+        files = (inputs.video, inputs.speech, output, settings)
+        with replicas(model or "tiny", each) as syncs:
+            if args.work is None and len(syncs) == 1:
+                result = syncs[0](
+                    *files,
+                    overwrite=overwrite,
+                    on_progress=reporter.update,
+                    cancel=interrupts.cancel,
+                    faces=args.faces,
+                )
+            else:
+                result = sync_in_segments(
+                    syncs,
+                    *files,
+                    work=args.work,
+                    keep_work=args.keep_work,
+                    faces=args.faces,
+                    overwrite=overwrite,
+                    on_progress=reporter.update,
+                    cancel=interrupts.cancel,
+                )
     _show(args, result)
     return 0
 

@@ -126,7 +126,7 @@ class VideoWriter:
         self._target = link_target(self.path)
         self._temporary = _create_hidden(self.path, self._target)
         try:
-            with _output_errors(self.path):
+            with output_errors(self.path):
                 self._container = _open_container(self._temporary, _CONTAINERS[self.path.suffix.lower()])
                 self._container.metadata.update(metadata or {})
                 self._video = self._add_video(crf, preset, sample_aspect_ratio)
@@ -166,7 +166,7 @@ class VideoWriter:
         frame = to_yuv420p(np.ascontiguousarray(image), self.color, self._reformatter)
         frame.pts = self.n_written
         frame.time_base = 1 / self.frame_rate
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._video.encode(frame))
             self.n_written += 1
             if self._speech:
@@ -190,16 +190,20 @@ class VideoWriter:
     def _finish(self) -> None:
         if self.n_written == 0:
             raise OutputError("there was no frame to write", file=self.path, fix="use a video with at least one frame")
-        with _output_errors(self.path):
-            self._container.mux(self._video.encode(None))
+        with output_errors(self.path):
+            self._flush_video()
             if self._speech:
                 self._speech.finish()
             self._container.close()
+            _to_disk(self._temporary)
             if self.overwrite:
                 self._temporary.replace(self._target)
             else:
                 _rename_to_new(self._temporary, self._target)
         _unfinished.discard(self._temporary)
+
+    def _flush_video(self) -> None:
+        self._container.mux(self._video.encode(None))
 
     def discard(self) -> None:
         """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
@@ -282,7 +286,7 @@ class _SpeechTrack:
 def _create_hidden(path: Path, target: Path) -> Path:
     """Create an empty hidden file beside `target` with the rights of a new file; `path` is its name in errors."""
     hidden = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
-    with _output_errors(path):
+    with output_errors(path):
         os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     _unfinished.add(hidden)
     return hidden
@@ -298,6 +302,15 @@ def _open_container(path: Path, container_format: str) -> OutputContainer:
     # The index goes to the front, so that a browser can start before it has the whole file.
     options = {} if container_format == "matroska" else {"movflags": "+faststart"}
     return av.open(f"file:{path}", "w", format=container_format, options=options)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk: a name that outlives a power cut must not lead to half of it."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
@@ -316,7 +329,8 @@ def _rename_to_new(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while writing `path` into an OutputError."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:

@@ -56,6 +56,11 @@ class Watch:
         """Return whether the caller has asked to stop."""
         return self._cancel is not None and self._cancel.is_set()
 
+    def tick(self) -> None:
+        """Report the progress if that is due. Raises Cancelled once the run is to be cancelled."""
+        raise_if_cancelled(self._cancel)
+        self._report_if_due()
+
     def wait(self, done: Future[Any]) -> None:
         """Wait until a run is done or to be cancelled."""
         while not wait([done], POLL_S).done:

@@ -13,6 +13,7 @@ from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter, check_output
+from lipstream.pipeline.analyse import FaceTable, check_faces
 from lipstream.pipeline.line import Job
 from lipstream.pipeline.records import Components
 from lipstream.settings import FRAME_RATE_HZ, SyncSettings
@@ -43,10 +44,23 @@ def probe_inputs(
 
 
 def file_job(
-    components: Components, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool
+    components: Components,
+    inputs: Inputs,
+    output: str | Path,
+    settings: SyncSettings,
+    *,
+    overwrite: bool,
+    faces: FaceTable | None = None,
 ) -> Job:
-    """Return the work of lip-syncing one file."""
+    """Return the work of lip-syncing one file. faces: of the video, where they are known.
+
+    Raises NoFaceError where they are, and none is in the frames of the output.
+    """
     video, n_frames = inputs.video, n_output_frames(inputs.speech, FRAME_RATE_HZ)
+    affine_matrices = None
+    if faces is not None:
+        check_faces(video.path, faces.shows_face(n_frames, settings), settings)
+        affine_matrices = faces.affine_matrices(settings.resolution or components.model.config.resolution)
 
     def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
         return VideoWriter(
@@ -65,7 +79,7 @@ def file_job(
             metadata=ai_metadata(components.model.config.name),
         )
 
-    return Job(video, inputs.speech, n_frames, settings, open_writer)
+    return Job(video, inputs.speech, n_frames, settings, open_writer, affine_matrices)
 
 
 def ai_metadata(model: str) -> dict[str, str]:

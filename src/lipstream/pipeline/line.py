@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.audio_features.features import feature_rows, first_block_of, frame_windows
 from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
@@ -55,7 +56,7 @@ _FLOAT_BYTES = 4
 class Job:
     """One file to lip-sync. n_frames: of the output, fewer with loop="trim".
 
-    open_writer: begins the output, given the speech's samples.
+    open_writer: begins the output, given the speech's samples. affine_matrices: see Clip.
     """
 
     video: VideoInfo
@@ -63,6 +64,7 @@ class Job:
     n_frames: int
     settings: SyncSettings
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
+    affine_matrices: Matrix | None = None
 
 
 def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
@@ -71,29 +73,24 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
     Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
     """
     video = job.video
-    first_face = find_first_face(
-        components.detector,
-        video,
-        job.n_frames,
-        job.settings.no_face,
-        clocks.detect,
-        threads,
-        n_threads=components.threads,
-        frames_in_flight=frames_in_flight(components, video.width, video.height, job.settings),
-    )
+    first_face = 0
+    if job.affine_matrices is None:
+        first_face = search_first_face(components, video, job.n_frames, job.settings, clocks, threads)
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
+        threads.if_unfinished(writer.discard)
         clip = Clip(
             video.path,
             video.width,
             video.height,
             timed(read_looped(video.path, job.n_frames, job.settings.loop), clocks.read),
             speech.mono(),
-            _log_mel_max(components, job.speech, threads),
+            recording_maximum(components, job.speech, threads),
             job.n_frames,
             job.settings,
             first_face,
+            job.affine_matrices,
         )
         for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
             with clocks.write.running():
@@ -101,19 +98,48 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             del picture
             counts.add(has_face)
         if counts.frames == 0:
-            raise InputError("too short to be synced", file=job.speech.path, fix="give at least 0.04 s of speech")
+            raise too_short(job.speech.path)
         threads.check()
         with clocks.write.running(frames=0):  # the encoder holds many frames back
             output.pop_all().close()
     return counts
 
 
-def _log_mel_max(components: Components, speech: SpeechInfo, threads: ThreadGroup) -> float:
-    """Return what probing found, or read the speech once more for an encoder of another number of mel bands."""
+def too_short(speech: Path) -> InputError:
+    """Return the error of a recording that lasts not even one frame."""
+    return InputError("too short to be synced", file=speech, fix="give at least 0.04 s of speech")
+
+
+def search_first_face(
+    components: Components,
+    video: VideoInfo,
+    n_frames: int,
+    settings: SyncSettings,
+    clocks: Clocks,
+    threads: ThreadGroup,
+) -> int:
+    """Return the index of the first of `n_frames` frames with a face. Raises NoFaceError, see `find_first_face`."""
+    return find_first_face(
+        components.detector,
+        video,
+        n_frames,
+        settings.no_face,
+        clocks.detect,
+        threads,
+        n_threads=components.threads,
+        frames_in_flight=frames_in_flight(components, video.width, video.height, settings),
+    )
+
+
+def recording_maximum(components: Components, speech: SpeechInfo, threads: ThreadGroup) -> float:
+    """Return the log-mel maximum that the audio encoder's floor needs.
+
+    It is what probing found, unless the encoder has another number of mel bands: then the speech is read once more.
+    """
     n_mels = components.model.audio_encoder.config.n_mels
     if speech.log_mel_max is not None and n_mels == N_MELS:
         return speech.log_mel_max
-    return log_mel_maximum(_checked(read_mono(speech.path), threads), n_mels)
+    return log_mel_maximum(checked(read_mono(speech.path), threads), n_mels)
 
 
 def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
@@ -162,11 +188,12 @@ def generated_faces(
     geometry, num_frames, settings = components.geometry, components.model.config.num_frames, clip.settings
     resolution = settings.resolution or components.model.config.resolution
 
-    segments = _segments(budget.spend(clip.frames), settings.frames_per_detection(), clip.first_face)
-    detect = partial(_detect, components.detector)
-    n_new = partial(_n_new, first_face=clip.first_face)
-    found = threads.ordered_map(detect, segments, components.threads, clocks.detect, n_new)
-    tracked = _track(found, resolution, clip)
+    frames = budget.spend(clip.frames)
+    if clip.affine_matrices is not None:
+        tracked = _known(frames, clip, clip.affine_matrices, clocks.detect)
+    else:
+        found = landmarks(components, frames, settings.frames_per_detection(), clip.first_face, clocks.detect, threads)
+        tracked = _track(found, resolution, clip)
     aligned = by_groups(partial(align, resolution, components.streams.align), tracked, geometry, clocks.align, threads)
 
     audio = timed(_audio_features(components, clip, threads), clocks.features)
@@ -174,6 +201,34 @@ def generated_faces(
     windows = gather(aligned, audio, num_frames)
     generator = FaceGenerator(components, settings, threads)
     return generator.frames(batches(windows, components.batch), clocks)
+
+
+def landmarks(
+    components: Components,
+    frames: Iterable[Frame],
+    detect_every: int,
+    first_face: int,
+    clock: StageClock,
+    threads: ThreadGroup,
+) -> Iterator[tuple[Frame, Landmarks | None]]:
+    """Yield frames with the landmarks (3, 2) of their faces, None without one. first_face: see Clip."""
+    segments = _segments(frames, detect_every, first_face)
+    detect, n_new = partial(_detect, components.detector), partial(_n_new, first_face=first_face)
+    return threads.ordered_map(detect, segments, components.threads, clock, n_new)
+
+
+def _known(
+    frames: Iterable[Frame], clip: Clip, affine_matrices: Matrix, clock: StageClock
+) -> Iterator[tuple[Frame, Matrix | None]]:
+    """Yield frames with their affine matrices, which are known."""
+    for frame in frames:
+        if frame.source_index >= len(affine_matrices):
+            fix = "leave the file unchanged during the run"
+            raise InputError("it has more frames than when its faces were searched for", file=clip.name, fix=fix)
+        affine_matrix = affine_matrices[frame.source_index]
+        clock.count(1)
+        yield frame, None if np.isnan(affine_matrix).any() else affine_matrix
+        del frame  # waiting for the next one must not keep this one in memory
 
 
 def _segments(
@@ -246,13 +301,16 @@ def align(resolution: int, stream: DeviceStream, tracked: Sequence[tuple[Frame, 
 def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) -> Iterator[Tensor]:
     """Yield the audio features of each frame, on the device."""
     stream, model = components.streams.features, components.model
+    config = model.audio_encoder.config
+    first_block = first_block_of(clip.first_frame, config)
     rows = feature_rows(
-        lambda: _checked(clip.samples, threads),
+        lambda: checked(clip.samples, threads),
         model.audio_encoder,
         components.networks.audio_encoder.attempts,
         clip.log_mel_max,
+        first_block,
     )
-    features = frame_windows(rows, clip.n_frames)
+    features = frame_windows(rows, clip.n_frames, clip.first_frame, first_block * config.n_audio_ctx)
     while True:
         with stream.running():
             window = list(itertools.islice(features, model.config.num_frames))
@@ -261,7 +319,7 @@ def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) ->
         yield from window
 
 
-def _checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iterator[NDArray[np.float32]]:
+def checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iterator[NDArray[np.float32]]:
     """Yield the blocks while the run is not stopped: an hour of speech may be read at once."""
     for block in blocks:
         threads.check()

@@ -33,7 +33,9 @@ class Clip:
     name: what errors call it. frames: at 25 per second, looped as the settings say; the run changes their images.
     samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
-    of the first frame that need be searched for a face.
+    of the first frame that need be searched for a face. affine_matrices: of the source's frames where they are known,
+    so that none is searched: (n, 2, 3), NaN without a face. first_frame: index in the output of the first frame, whose
+    audio features are the first that are needed; `samples` are those of the whole recording.
     """
 
     name: str | Path
@@ -45,6 +47,8 @@ class Clip:
     n_frames: int
     settings: SyncSettings
     first_face: int = 0
+    affine_matrices: Matrix | None = None
+    first_frame: int = 0
 
 
 @dataclass(frozen=True)

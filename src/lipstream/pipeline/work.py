@@ -1,0 +1,193 @@
+"""The working folder of a run in segments: what is kept in it, for whom, and the order of the work.
+
+A folder may serve many runs. Each has a folder of its own in it, named by a digest of everything that its pieces depend
+on, so that pieces of other inputs or settings are never taken. Every file in it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lipstream.audio_features.features import ROWS_PER_FRAME
+from lipstream.audio_features.mel import HOP_SIZE
+from lipstream.errors import InputError, OutputError
+from lipstream.media.audio import SpeechInfo, n_output_frames, read_mono
+from lipstream.pipeline.analyse import FaceTable, analyse, check_faces, sha256_of
+from lipstream.pipeline.build import settings_used
+from lipstream.pipeline.clocks import Clocks
+from lipstream.pipeline.file_job import Inputs
+from lipstream.pipeline.line import checked, recording_maximum, too_short
+from lipstream.pipeline.plan import SEGMENT_FRAMES, Segment, segments_of
+from lipstream.pipeline.records import Components
+from lipstream.pipeline.render import SegmentedRun
+from lipstream.pipeline.threads import ThreadGroup
+from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
+from lipstream.version import __version__
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_OF_THE_MACHINE = ("device", "threads")
+"""Settings that change where a run is computed and not what comes out."""
+
+
+class WorkFolder:
+    """A run's own folder in a working folder, held by one process at a time.
+
+    work: made if it is not there, removed with the run's folder where nothing else is in it. Raises OutputError where
+    it cannot be made, or another process works in it.
+    """
+
+    def __init__(self, work: str | Path, key: str) -> None:
+        self.work, self.path = Path(work), Path(work) / key
+        with _folder_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            _hold(self._lock, self.path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Let go of the folder, which stays."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def remove(self) -> None:
+        """Remove the run's folder, and the working folder if it is empty then."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
+        with suppress(OSError):
+            self.work.rmdir()
+
+
+def key_of(
+    components: Components, inputs: Inputs, settings: SyncSettings, runtime: RuntimeSettings, faces: FaceTable | None
+) -> str:
+    """Return a digest of everything that the pieces of a run depend on."""
+    used: dict[str, Any] = settings_used(components, settings, runtime)
+    paths = [path.resolve() for path in vars(components.model.source.paths).values()]
+    described = {
+        "format": [_FORMAT, __version__],
+        "video": sha256_of(inputs.video.path),
+        "speech": sha256_of(inputs.speech.path),
+        "settings": {name: value for name, value in used.items() if name not in _OF_THE_MACHINE},
+        "device": components.device.type,
+        "left_out": components.model.source.left_out,
+        "model": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
+        "faces": None if faces is None else hashlib.sha256(faces.landmarks.tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def prepare(
+    components: Components,
+    inputs: Inputs,
+    settings: SyncSettings,
+    faces: FaceTable | None,
+    folder: Path,
+    clocks: Clocks,
+    threads: ThreadGroup,
+    segment_frames: int = SEGMENT_FRAMES,
+) -> SegmentedRun:
+    """Analyse and plan a run in its folder; what is there already is taken. Raises NoFaceError, InputError."""
+    n_frames = n_output_frames(inputs.speech, FRAME_RATE_HZ)
+    samples = _write_samples(inputs.speech, folder / "speech.f32", threads)
+    if samples.stat().st_size < 4 * ROWS_PER_FRAME * HOP_SIZE:  # not one row of audio features
+        raise too_short(inputs.speech.path)
+    path = folder / "faces.safetensors"
+    table = _table_there(path) if faces is None else faces
+    if table is None:
+        table = analyse(components, inputs.video, settings, clocks, threads, n_frames)
+    has_face = table.shows_face(n_frames, settings)
+    check_faces(inputs.video.path, has_face, settings)
+    table.save(path, overwrite=True)
+    num_frames = components.model.config.num_frames
+    (folder / "pieces").mkdir(exist_ok=True)
+    return SegmentedRun(
+        video=inputs.video,
+        speech=inputs.speech,
+        samples=samples,
+        log_mel_max=recording_maximum(components, inputs.speech, threads),
+        table=path,
+        pieces=folder / "pieces",
+        n_frames=len(has_face),
+        faces=int(has_face.sum()),
+        settings=settings,
+        segments=segments_of(has_face.tolist(), num_frames, components.batch, segment_frames),
+    )
+
+
+def missing(run: SegmentedRun) -> list[list[Segment]]:
+    """Return the segments that are not rendered yet, those that follow one another together."""
+    parts: list[list[Segment]] = []
+    for segment in run.segments:
+        if run.is_rendered(segment):
+            continue
+        if parts and parts[-1][-1].stop == segment.start:
+            parts[-1].append(segment)
+        else:
+            parts.append([segment])
+    return parts
+
+
+def _table_there(path: Path) -> FaceTable | None:
+    try:
+        return FaceTable.load(path) if path.is_file() else None
+    except InputError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _write_samples(speech: SpeechInfo, path: Path, threads: ThreadGroup) -> Path:
+    """Write a recording as the model takes it, so that any part of it can be read by itself."""
+    if not path.exists():
+        hidden = path.with_name(f".{secrets.token_hex(4)}.part")
+        with _folder_errors(path):
+            try:
+                with hidden.open("wb") as file:
+                    for block in checked(read_mono(speech.path), threads):
+                        file.write(np.ascontiguousarray(block, np.float32).tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+                hidden.replace(path)
+            finally:
+                hidden.unlink(missing_ok=True)
+    return path
+
+
+def _hold(descriptor: int, path: Path) -> None:
+    """Lock a file as long as it is open; a process that is killed lets go of it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs of the same key render the same pieces, which costs time and no harm
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            "another run with the same inputs and settings works in it", file=path, fix="wait for it, or stop it"
+        ) from None
+
+
+@contextmanager
+def _folder_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        fix = "free some space or choose another folder with --work"
+        raise OutputError(f"cannot be written ({reason})", file=path, fix=fix) from error

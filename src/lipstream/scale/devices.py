@@ -1,0 +1,52 @@
+"""Several devices in one process: one replica of the model on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lipstream.errors import SettingsError
+from lipstream.lipsync import LipSync
+from lipstream.models.load import load_model
+from lipstream.runtime.device import dtypes, torch_device
+from lipstream.runtime.memory import memory_errors
+from lipstream.settings import ALL_DEVICES, RuntimeSettings
+
+
+def each_device(devices: Sequence[str], runtime: RuntimeSettings) -> list[RuntimeSettings]:
+    """Return the settings of a replica on each device, ALL_DEVICES being every CUDA device of this machine.
+
+    devices: as `lipstream.settings.device_names` returns them. Raises SettingsError for a device that this machine does
+    not have, and for devices of different kinds, which do not compute the same frames.
+    """
+    if list(devices) == [ALL_DEVICES]:
+        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cuda:0"]
+    each = [replace(runtime, device=name) for name in devices]
+    kinds = {torch_device(one).type for one in each}
+    if len(kinds) > 1:
+        raise SettingsError(
+            f"devices {','.join(devices)} are of {len(kinds)} kinds, which do not compute the same frames",
+            fix="name devices of one kind",
+            setting="device",
+        )
+    return each
+
+
+@contextmanager
+def replicas(model: str | Path, each: Sequence[RuntimeSettings]) -> Iterator[list[LipSync]]:
+    """Yield a LipSync on each device, all with the first one's face detector. Raises as `LipSync.load` does."""
+    with ExitStack() as loaded:
+        first = loaded.enter_context(LipSync.load(model, each[0]))
+        syncs = [first]
+        for runtime in each[1:]:
+            device = torch_device(runtime)
+            with memory_errors(device):
+                copy = load_model(
+                    model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned
+                )
+                syncs.append(loaded.enter_context(LipSync(copy, first.detector, runtime)))
+        yield syncs
