@@ -28,10 +28,10 @@ from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs, file_job, probe_inputs
 from lipstream.pipeline.line import run
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
-from lipstream.pipeline.plan import Segment
+from lipstream.pipeline.plan import SEGMENT_S, Segment
 from lipstream.pipeline.render import SegmentedRun, render
 from lipstream.pipeline.turns import Turns
-from lipstream.pipeline.work import WorkFolder, key_of, prepare
+from lipstream.pipeline.work import key_of, prepare
 from lipstream.results import GeneratedCrop, Progress, SyncResult
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import memory_errors
@@ -154,7 +154,9 @@ class LipSync(Turns):
         with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
             inputs = probe_inputs(video, audio, output, overwrite=overwrite)
-            table = None if faces is None else self._table(faces, inputs.video, settings, face)
+            if faces is not None and face is not None:
+                raise SettingsError("face: a table of faces has one for each frame, there is nothing to choose from")
+            table = None if faces is None else self.table(faces, inputs.video, settings)
             job = file_job(components, inputs, output, settings, overwrite=overwrite, faces=table)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             watch = Watch(clocks, job.n_frames, on_progress, cancel)
@@ -197,37 +199,36 @@ class LipSync(Turns):
                 components, watch, lambda threads: analyse(components, info, settings, clocks, threads)
             )
 
+    def run_key(self, inputs: Inputs, settings: SyncSettings, faces: FaceTable | None = None) -> str:
+        """Return a digest of everything that the frames of a run depend on: inputs, settings, model, precision."""
+        return key_of(self._open(), inputs, settings, self._runtime, faces)
+
     def prepare(
         self,
         inputs: Inputs,
         settings: SyncSettings,
-        work: str | Path,
+        folder: Path,
         *,
-        faces: FaceTable | str | Path | None = None,
+        faces: FaceTable | None = None,
+        segment_s: float = SEGMENT_S,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
         clocks: Clocks | None = None,
-    ) -> tuple[WorkFolder, SegmentedRun]:
-        """Find the faces of a run and cut it into segments, for `render` here or elsewhere, in a folder that is kept.
+    ) -> SegmentedRun:
+        """Find the faces of a run and cut it into segments for `render`, here or elsewhere.
 
+        folder: of this run alone, see `run_key`; what is there already is taken. segment_s: about the length of one.
         Raises as `__call__` does.
         """
         with self._turn(cancel, None) as components, memory_errors(components.device):
             clocks = clocks or Clocks.start()
-            table = None if faces is None else self._table(faces, inputs.video, settings, None)
-            folder = WorkFolder(work, key_of(components, inputs, settings, self._runtime, table))
-            try:
-                watch = Watch(clocks, n_output_frames(inputs.speech, FRAME_RATE_HZ), on_progress, cancel)
-                watch.report()
-                segmented = self._in_threads(
-                    components,
-                    watch,
-                    lambda threads: prepare(components, inputs, settings, table, folder.path, clocks, threads),
-                )
-            except BaseException:
-                folder.close()
-                raise
-            return folder, segmented
+            watch = Watch(clocks, n_output_frames(inputs.speech, FRAME_RATE_HZ), on_progress, cancel)
+            length = max(1, round(segment_s * FRAME_RATE_HZ))
+            return self._in_threads(
+                components,
+                watch,
+                lambda threads: prepare(components, inputs, settings, faces, folder, clocks, threads, length),
+            )
 
     def render(
         self,
@@ -246,12 +247,11 @@ class LipSync(Turns):
                 components, watch, lambda threads: render(components, segmented, segments, clocks, threads)
             )
 
-    def _table(
-        self, faces: FaceTable | str | Path, video: VideoInfo, settings: SyncSettings, face: FaceChoice | None
-    ) -> FaceTable:
-        """Return a table of faces, which must belong to the video and to what was asked for."""
-        if face is not None:
-            raise SettingsError("face: a table of faces has one for each frame, there is nothing to choose from")
+    def table(self, faces: FaceTable | str | Path, video: VideoInfo, settings: SyncSettings) -> FaceTable:
+        """Return a table of faces, or the one in a file, which must belong to the video and the settings.
+
+        Raises InputError, SettingsError.
+        """
         table = faces if isinstance(faces, FaceTable) else FaceTable.load(faces)
         table.check(video.path, settings)
         if self._runtime.detector not in ("auto", table.detector):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from helpers.media import clicks, lag, number_of, write_numbered, write_wav
 from helpers.models import make_model_folder
 from helpers.pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
-from lipstream import InputError, LipSync, NoFaceError, RuntimeSettings, SettingsError, SyncSettings
+from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
 from lipstream.audio_features.features import feature_rows, first_block_of, frame_windows
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import read_mono
@@ -27,11 +27,12 @@ from lipstream.media.segment import read_indexed, read_segment
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from lipstream.pipeline import work
 from lipstream.pipeline.analyse import FaceTable
+from lipstream.pipeline.file_job import probe_inputs
 from lipstream.pipeline.plan import segments_of, windows_of
 from lipstream.pipeline.records import Aligned
 from lipstream.pipeline.windows import gather
+from lipstream.pipeline.work import WorkFolder
 from lipstream.scale.segments import sync_in_segments
 
 N_FRAMES = 75
@@ -89,12 +90,6 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return pictures
 
 
-@pytest.fixture(autouse=True)
-def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = work.segments_of
-    monkeypatch.setattr(work, "segments_of", lambda *given: plan(*given[:3], 20))
-
-
 def of_pieces(written: dict[str, list[str]]) -> list[str]:
     return [picture for name in sorted(written) if name[0].isdigit() for picture in written[name]]
 
@@ -123,7 +118,9 @@ def test_segments_are_a_plain_run_bit_for_bit(
     speech = write_speech(tmp_path / "speech.wav", 2.6, 44100)  # 65 frames of a clip of 40
     plain = make(batch)(clip, speech, tmp_path / "plain.mp4", settings)
     syncs = [make(batch) for _ in range(n_syncs)]
-    result = sync_in_segments(syncs, clip, speech, tmp_path / "joined.mp4", settings, work=tmp_path / "work")
+    result = sync_in_segments(
+        syncs, clip, speech, tmp_path / "joined.mp4", settings, work=tmp_path / "work", segment_s=0.8
+    )
     pieces = [name for name in written if name[0].isdigit()]
     assert len(pieces) >= 2
     assert of_pieces(written) == written["plain.mp4"]
@@ -137,7 +134,7 @@ def test_joins_are_not_seen_and_the_sound_is_whole(make: Callable[..., LipSync],
     speech = write_wav(tmp_path / "speech.wav", clicks(3.0, 44100), 44100)
     settings = replace(FAST, crf=18)
     make()(clip, speech, tmp_path / "plain.mp4", settings)
-    sync_in_segments([make(), make()], clip, speech, tmp_path / "joined.mp4", settings)
+    sync_in_segments([make(), make()], clip, speech, tmp_path / "joined.mp4", settings, segment_s=0.8)
     plain, joined = read_images(tmp_path / "plain.mp4"), read_images(tmp_path / "joined.mp4")
     assert len(joined) == len(plain) == N_FRAMES
     assert min(psnr_db(a, b) for a, b in zip(plain, joined, strict=True)) > 33
@@ -157,6 +154,49 @@ def test_joins_are_not_seen_and_the_sound_is_whole(make: Callable[..., LipSync],
     assert lag(sounds[1], np.concatenate(list(read_mono(speech, 44100)))) == 0
 
 
+def test_work_is_taken_for_the_same_run_only(
+    make: Callable[..., LipSync], clip: Path, tmp_path: Path, written: dict[str, list[str]]
+) -> None:
+    speech, folder = write_speech(tmp_path / "speech.wav", 1.7), tmp_path / "work"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("kept")
+
+    def rendered(name: str, settings: SyncSettings = FAST, **more: Any) -> list[str]:
+        written.clear()
+        sync_in_segments([make()], clip, speech, tmp_path / name, settings, work=folder, segment_s=0.8, **more)
+        return [piece for piece in sorted(written) if piece[0].isdigit()]
+
+    def pieces() -> list[Path]:
+        return sorted(folder.glob("*/pieces/*"))
+
+    all_of_it = rendered("one.mp4", keep_work=True)
+    assert len(all_of_it) == len(pieces()) >= 2
+    assert rendered("two.mp4", keep_work=True) == []
+    pieces()[1].unlink()
+    pieces()[0].write_bytes(pieces()[0].read_bytes()[:3000])  # not whole: a disk that lost its end
+    (pieces()[0].parent / ".00000000-00000020.dead.part.mp4").write_bytes(b"killed")
+    assert rendered("three.mp4", keep_work=True) == all_of_it[:2]
+    assert len(pieces()) == len(all_of_it)
+    assert rendered("other.mp4", replace(FAST, seed=1), keep_work=True) == all_of_it
+    assert len({piece.parent for piece in pieces()}) == 2
+    assert rendered("four.mp4") == []
+    outputs = [(tmp_path / f"{name}.mp4").read_bytes() for name in ("one", "two", "three", "four")]
+    assert outputs == outputs[:1] * 4
+    assert len({piece.parent for piece in pieces()}) == 1
+    assert rendered("other2.mp4", replace(FAST, seed=1)) == []
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+def test_two_runs_do_not_work_in_one_folder(make: Callable[..., LipSync], clip: Path, tmp_path: Path) -> None:
+    speech, sync = write_speech(tmp_path / "speech.wav", 0.5), make()
+    inputs = probe_inputs(clip, speech, tmp_path / "out.mp4", overwrite=False)
+    held = WorkFolder(tmp_path / "work", sync.run_key(inputs, FAST))
+    with pytest.raises(OutputError, match="another run with the same inputs and settings works in it"):
+        sync_in_segments([sync], clip, speech, tmp_path / "out.mp4", FAST, work=tmp_path / "work")
+    held.close()
+    sync_in_segments([sync], clip, speech, tmp_path / "out.mp4", FAST, work=tmp_path / "work")
+
+
 def test_a_second_speech_searches_no_face(
     make: Callable[..., LipSync], clip: Path, tmp_path: Path, written: dict[str, list[str]]
 ) -> None:
@@ -168,7 +208,7 @@ def test_a_second_speech_searches_no_face(
     sync(clip, speech, tmp_path / "plain.mp4", FAST)
     calls = sync.detector.calls  # type: ignore[attr-defined]
     result = sync(clip, speech, tmp_path / "known.mp4", FAST, faces=tmp_path / "clip.faces")
-    sync_in_segments([sync], clip, speech, tmp_path / "joined.mp4", FAST, faces=table)
+    sync_in_segments([sync], clip, speech, tmp_path / "joined.mp4", FAST, faces=table, segment_s=0.8)
     assert sync.detector.calls == calls  # type: ignore[attr-defined]
     assert written["known.mp4"] == written["plain.mp4"] == of_pieces(written)
     assert [stage.frames for stage in result.stages] == [55] * 8

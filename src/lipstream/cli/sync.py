@@ -39,6 +39,12 @@ def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", metavar="DIR", help="keep what is done there: the same command goes on after the last whole piece"
     )
     files.add_argument("--keep-work", action="store_true", help="leave the folder of --work when OUT is there")
+    files.add_argument(
+        "--segment",
+        type=float,
+        metavar="S",
+        help="length of what is done at a time with --work or several devices, s [10]",
+    )
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
     add_progress_option(groups["messages"])
@@ -53,7 +59,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     options.add_runtime_options(groups, detector="mediapipe")  # the same picture whatever is installed
     add_progress_option(groups["messages"])
-    parser.set_defaults(faces=None, work=None, keep_work=False)
+    parser.set_defaults(faces=None, work=None, keep_work=False, segment=None)
 
 
 def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -92,6 +98,8 @@ def _run(
     runtime = options.settings_from(RuntimeSettings, args)
     if args.keep_work and args.work is None:
         raise SettingsError("--keep-work: there is no folder to keep", fix="name one with --work DIR")
+    if args.segment is not None and not 0 < args.segment < 1e6:
+        raise SettingsError(f"--segment {args.segment:g}: must be above 0", fix="leave it out for 10 s")
     check_paths(video, speech, *([args.faces] if args.faces else []))
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
@@ -105,6 +113,7 @@ def _run(
             reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
         from lipstream.pipeline.file_job import probe_inputs
+        from lipstream.pipeline.plan import SEGMENT_S
         from lipstream.runtime.device import torch_device
         from lipstream.scale.devices import each_device, replicas
         from lipstream.scale.segments import sync_in_segments
@@ -128,6 +137,7 @@ def _run(
                     *files,
                     work=args.work,
                     keep_work=args.keep_work,
+                    segment_s=args.segment or SEGMENT_S,
                     faces=args.faces,
                     overwrite=overwrite,
                     on_progress=reporter.update,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lipstream.pipeline.windows import batches, is_full
 
-SEGMENT_FRAMES = 250
+SEGMENT_S = 10.0
+"""About how long a segment is, s: much longer than what beginning one costs, short enough to lose."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ def windows_of(has_face: Iterable[bool], num_frames: int) -> Iterator[PlannedWin
         yield PlannedWindow(start, stop, faces)
 
 
-def segments_of(
-    has_face: Iterable[bool], num_frames: int, batch: int, segment_frames: int = SEGMENT_FRAMES
-) -> tuple[Segment, ...]:
+def segments_of(has_face: Iterable[bool], num_frames: int, batch: int, segment_frames: int) -> tuple[Segment, ...]:
     """Return segments of at least `segment_frames` frames, but for the last, that end where a U-Net call ends.
 
     batch: windows per call. So a segment's windows and calls are those of a run from end to end.

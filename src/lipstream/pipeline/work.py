@@ -28,7 +28,7 @@ from lipstream.pipeline.build import settings_used
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs
 from lipstream.pipeline.line import checked, recording_maximum, too_short
-from lipstream.pipeline.plan import SEGMENT_FRAMES, Segment, segments_of
+from lipstream.pipeline.plan import Segment, segments_of
 from lipstream.pipeline.records import Components
 from lipstream.pipeline.render import SegmentedRun
 from lipstream.pipeline.threads import ThreadGroup
@@ -50,7 +50,7 @@ class WorkFolder:
     """
 
     def __init__(self, work: str | Path, key: str) -> None:
-        self.work, self.path = Path(work), Path(work) / key
+        self.work, self.path = Path(work), Path(work).resolve() / key
         with _folder_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o666)
@@ -101,7 +101,7 @@ def prepare(
     folder: Path,
     clocks: Clocks,
     threads: ThreadGroup,
-    segment_frames: int = SEGMENT_FRAMES,
+    segment_frames: int,
 ) -> SegmentedRun:
     """Analyse and plan a run in its folder; what is there already is taken. Raises NoFaceError, InputError."""
     n_frames = n_output_frames(inputs.speech, FRAME_RATE_HZ)
@@ -116,14 +116,17 @@ def prepare(
     check_faces(inputs.video.path, has_face, settings)
     table.save(path, overwrite=True)
     num_frames = components.model.config.num_frames
-    (folder / "pieces").mkdir(exist_ok=True)
+    pieces = folder / "pieces"
+    pieces.mkdir(exist_ok=True)
+    for unfinished in pieces.glob(".*.part.mp4"):  # of a run that was killed
+        unfinished.unlink()
     return SegmentedRun(
         video=inputs.video,
         speech=inputs.speech,
         samples=samples,
         log_mel_max=recording_maximum(components, inputs.speech, threads),
         table=path,
-        pieces=folder / "pieces",
+        pieces=pieces,
         n_frames=len(has_face),
         faces=int(has_face.sum()),
         settings=settings,

@@ -20,9 +20,9 @@ from lipstream.pipeline.caller import POLL_S, Watch, raise_if_cancelled, stage_t
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import probe_inputs
 from lipstream.pipeline.join import join
-from lipstream.pipeline.plan import Segment
+from lipstream.pipeline.plan import SEGMENT_S, Segment
 from lipstream.pipeline.render import SegmentedRun
-from lipstream.pipeline.work import missing
+from lipstream.pipeline.work import WorkFolder, missing
 from lipstream.results import Progress, SyncResult
 from lipstream.settings import FRAME_RATE_HZ, SyncSettings
 
@@ -38,6 +38,7 @@ def sync_in_segments(
     *,
     work: str | Path | None = None,
     keep_work: bool = False,
+    segment_s: float = SEGMENT_S,
     faces: FaceTable | str | Path | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -46,17 +47,26 @@ def sync_in_segments(
     """Lip-sync a clip as `LipSync` does, with all of `syncs` at work on its segments; the frames are the same.
 
     syncs: of one model and the same settings, on devices of one kind. work: folder for what is done; the same call goes
-    on where one that was stopped or killed ended. It is removed when the output is there, unless keep_work. The other
-    arguments and what is raised: as of `LipSync.__call__`.
+    on where one that was stopped or killed ended. It is removed when the output is there, unless keep_work. segment_s:
+    about how long a segment is, s. The other arguments and what is raised: as of `LipSync.__call__`.
     """
     settings, clocks = settings or SyncSettings(), Clocks.start()
     begun_s = time.perf_counter()
     inputs = probe_inputs(video, audio, output, overwrite=overwrite)
+    table = None if faces is None else syncs[0].table(faces, inputs.video, settings)
     with _work_folder(work) as place:
-        folder, run = syncs[0].prepare(
-            inputs, settings, place, faces=faces, on_progress=on_progress, cancel=cancel, clocks=clocks
-        )
+        folder = WorkFolder(place, syncs[0].run_key(inputs, settings, table))
         try:
+            run = syncs[0].prepare(
+                inputs,
+                settings,
+                folder.path,
+                faces=table,
+                segment_s=segment_s,
+                on_progress=on_progress,
+                cancel=cancel,
+                clocks=clocks,
+            )
             clocks = Clocks(**{**vars(Clocks.start()), "read": clocks.read, "detect": clocks.detect})
             watch = Watch(clocks, run.n_frames, on_progress, cancel)
             parts = missing(run)
