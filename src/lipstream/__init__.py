@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lipstream.face.chosen import FaceChoice
     from lipstream.face.detector import Detector, Face, MultiFaceDetector
     from lipstream.face.registry import make_detector
+    from lipstream.jobs import JobResult, SyncJob
     from lipstream.lipsync import LipSync
     from lipstream.media.audio import SpeechInfo, read_mono
     from lipstream.media.reader import Frame, VideoInfo, read_frames
@@ -47,6 +48,7 @@ __all__ = [
     "GeneratedCrop",
     "InputError",
     "Inputs",
+    "JobResult",
     "LipSync",
     "LipstreamError",
     "Model",
@@ -60,6 +62,7 @@ __all__ = [
     "SettingsError",
     "SpeechInfo",
     "StageTime",
+    "SyncJob",
     "SyncResult",
     "SyncSettings",
     "VideoInfo",
@@ -80,6 +83,7 @@ _HOMES = {
     "Frame": "lipstream.media.reader",
     "GeneratedCrop": "lipstream.results",
     "Inputs": "lipstream.pipeline.file_job",
+    "JobResult": "lipstream.jobs",
     "LipSync": "lipstream.lipsync",
     "Model": "lipstream.models.load",
     "MultiFaceDetector": "lipstream.face.detector",
@@ -87,6 +91,7 @@ _HOMES = {
     "RuntimeSettings": "lipstream.settings",
     "SpeechInfo": "lipstream.media.audio",
     "StageTime": "lipstream.results",
+    "SyncJob": "lipstream.jobs",
     "SyncResult": "lipstream.results",
     "SyncSettings": "lipstream.settings",
     "VideoInfo": "lipstream.media.reader",

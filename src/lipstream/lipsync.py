@@ -18,6 +18,7 @@ from lipstream.diffusion.sampling import Denoiser
 from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
+from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo, n_output_frames
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.models.load import Model, load_model
@@ -261,6 +262,20 @@ class LipSync(Turns):
                 setting="detector",
             )
         return table
+
+    def map(
+        self, jobs: Iterable[SyncJob], *, cancel: threading.Event | None = None
+    ) -> Generator[JobResult, None, None]:
+        """Yield what became of each job, in turn: its result, or the error that ended it while the others go on.
+
+        Raises Cancelled.
+        """
+
+        def work(job: SyncJob) -> SyncResult:
+            return self(job.video, job.audio, job.output, job.settings, overwrite=job.overwrite, cancel=cancel)
+
+        for job in jobs:
+            yield run_job(job, work)
 
     def frames(
         self,

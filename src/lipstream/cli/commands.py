@@ -60,6 +60,7 @@ OWN = {
         "run_demo",
     ),
     "analyse": Command("find the face in every frame of a video, once for many speeches", "lipstream.cli.analyse"),
+    "batch": Command("lip-sync many videos with one model in memory", "lipstream.cli.batch"),
     "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
     "doctor": Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
     "compare": Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),

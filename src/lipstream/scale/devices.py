@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import torch
 
 from lipstream.errors import SettingsError
+from lipstream.jobs import SyncJob
 from lipstream.lipsync import LipSync
 from lipstream.models.load import load_model
+from lipstream.results import SyncResult
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import memory_errors
+from lipstream.scale.segments import sync_in_segments
 from lipstream.settings import ALL_DEVICES, RuntimeSettings
 
 
@@ -50,3 +54,17 @@ def replicas(model: str | Path, each: Sequence[RuntimeSettings]) -> Iterator[lis
                 )
                 syncs.append(loaded.enter_context(LipSync(copy, first.detector, runtime)))
         yield syncs
+
+
+def whole_files(
+    sync: LipSync, work: str | Path | None, cancel: threading.Event | None
+) -> Callable[[SyncJob], SyncResult]:
+    """Return what does a job with one LipSync, in segments that are kept in `work` if that is given."""
+
+    def done(job: SyncJob) -> SyncResult:
+        files = (job.video, job.audio, job.output, job.settings)
+        if work is None:
+            return sync(*files, overwrite=job.overwrite, cancel=cancel)
+        return sync_in_segments([sync], *files, work=work, overwrite=job.overwrite, cancel=cancel)
+
+    return done
