@@ -27,13 +27,12 @@ class SyncJob:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of a job: its result, or the error that ended it. retries: how often it was begun again."""
+    """What became of a job: its result, or the error that ended it."""
 
     job: SyncJob
     result: SyncResult | None
     error: LipstreamError | None
     wall_s: float
-    retries: int = 0
 
     @property
     def state(self) -> Literal["done", "failed"]:
@@ -50,7 +49,7 @@ class JobResult:
             "wall_s": round(self.wall_s, 3),
             "frames": None if result is None else result.frames,
             "frames_with_face": None if result is None else result.frames_with_face,
-            "retries": self.retries,
+            "retries": 0 if result is None else result.retries,
             "error": None if error is None else str(error),
             "error_code": None if error is None else error.code,
         }

@@ -22,7 +22,7 @@ from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo, n_output_frames
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.models.load import Model, load_model
-from lipstream.pipeline.analyse import FaceTable, analyse
+from lipstream.pipeline.analyse import FaceTable, analyse, checked_table
 from lipstream.pipeline.build import build_components, settings_used
 from lipstream.pipeline.caller import Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
@@ -157,7 +157,7 @@ class LipSync(Turns):
             inputs = probe_inputs(video, audio, output, overwrite=overwrite)
             if faces is not None and face is not None:
                 raise SettingsError("face: a table of faces has one for each frame, there is nothing to choose from")
-            table = None if faces is None else self.table(faces, inputs.video, settings)
+            table = None if faces is None else checked_table(faces, inputs.video.path, settings, self._runtime)
             job = file_job(components, inputs, output, settings, overwrite=overwrite, faces=table)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             watch = Watch(clocks, job.n_frames, on_progress, cancel)
@@ -200,9 +200,12 @@ class LipSync(Turns):
                 components, watch, lambda threads: analyse(components, info, settings, clocks, threads)
             )
 
-    def run_key(self, inputs: Inputs, settings: SyncSettings, faces: FaceTable | None = None) -> str:
-        """Return a digest of everything that the frames of a run depend on: inputs, settings, model, precision."""
-        return key_of(self._open(), inputs, settings, self._runtime, faces)
+    def run_key(self, inputs: Inputs, settings: SyncSettings, faces_sha256: str | None = None) -> str:
+        """Return a digest of everything that the frames of a run depend on: inputs, settings, model, precision.
+
+        faces_sha256: of the table of faces, where one is given.
+        """
+        return key_of(self._open(), inputs, settings, self._runtime, faces_sha256)
 
     def prepare(
         self,
@@ -210,25 +213,21 @@ class LipSync(Turns):
         settings: SyncSettings,
         folder: Path,
         *,
-        faces: FaceTable | None = None,
         segment_s: float = SEGMENT_S,
-        on_progress: Callable[[Progress], None] | None = None,
-        cancel: threading.Event | None = None,
-        clocks: Clocks | None = None,
+        watch: Watch | None = None,
     ) -> SegmentedRun:
         """Find the faces of a run and cut it into segments for `render`, here or elsewhere.
 
-        folder: of this run alone, see `run_key`; what is there already is taken. segment_s: about the length of one.
-        Raises as `__call__` does.
+        folder: of this run alone, see `run_key`; what is there already is taken, a table of faces (FACES) too.
+        segment_s: about the length of one, s. watch: reports, and says when to stop. Raises as `__call__` does.
         """
-        with self._turn(cancel, None) as components, memory_errors(components.device):
-            clocks = clocks or Clocks.start()
-            watch = Watch(clocks, n_output_frames(inputs.speech, FRAME_RATE_HZ), on_progress, cancel)
-            length = max(1, round(segment_s * FRAME_RATE_HZ))
+        watch = watch or Watch(Clocks.start(), n_output_frames(inputs.speech, FRAME_RATE_HZ), None, None)
+        length = max(1, round(segment_s * FRAME_RATE_HZ))
+        with self._turn(None, None) as components, memory_errors(components.device):
             return self._in_threads(
                 components,
                 watch,
-                lambda threads: prepare(components, inputs, settings, faces, folder, clocks, threads, length),
+                lambda threads: prepare(components, inputs, settings, folder, watch.clocks, threads, length),
             )
 
     def render(
@@ -247,21 +246,6 @@ class LipSync(Turns):
             self._in_threads(
                 components, watch, lambda threads: render(components, segmented, segments, clocks, threads)
             )
-
-    def table(self, faces: FaceTable | str | Path, video: VideoInfo, settings: SyncSettings) -> FaceTable:
-        """Return a table of faces, or the one in a file, which must belong to the video and the settings.
-
-        Raises InputError, SettingsError.
-        """
-        table = faces if isinstance(faces, FaceTable) else FaceTable.load(faces)
-        table.check(video.path, settings)
-        if self._runtime.detector not in ("auto", table.detector):
-            raise SettingsError(
-                f"detector = {self._runtime.detector!r}: the table of faces was made with {table.detector}",
-                fix="leave out --detector, or make the table again",
-                setting="detector",
-            )
-        return table
 
     def map(
         self, jobs: Iterable[SyncJob], *, cancel: threading.Event | None = None

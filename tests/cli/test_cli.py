@@ -35,6 +35,7 @@ def test_the_demo_makes_a_talking_face_and_one_json_object(tmp_path: Path) -> No
         "stages",
         "faces",
         "settings",
+        "retries",
     }
     assert result["frames"] == 125
     assert result["duration_s"] == 5.0

@@ -18,7 +18,7 @@ from lipstream import InputError, LipSync, OutputError, SettingsError, SyncJob, 
 from lipstream.bundled import sample
 from lipstream.errors import Cancelled, LipstreamError
 from lipstream.results import SyncResult
-from lipstream.scale.batch import JOURNAL, Journal, refuse_existing, run_batch, write_report
+from lipstream.scale.batch import JOURNAL, Journal, in_threads, refuse_existing, run_batch, write_report
 from lipstream.scale.job_list import read_jobs
 
 
@@ -128,7 +128,7 @@ def some(tmp_path: Path, n: int) -> list[SyncJob]:
 def batch(tmp_path: Path, jobs: Sequence[SyncJob], workers: Sequence[Callable[..., Any]], **more: Any) -> list[Any]:
     journal = Journal(tmp_path, "key", resume=more.pop("resume", False))
     refuse_existing(jobs, journal)
-    return list(run_batch(jobs, workers, journal, **more))
+    return list(run_batch(jobs, in_threads(workers, more.pop("cancel", None)), journal, **more))
 
 
 def test_a_failing_job_does_not_end_the_others(tmp_path: Path) -> None:

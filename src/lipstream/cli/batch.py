@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from lipstream.models.names import check_model
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
-    from lipstream.scale.batch import BatchProgress
+    from lipstream.scale.batch import BatchProgress, Execute
 
 SOME_FAILED = 7
 """Exit code where some jobs failed."""
@@ -38,11 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--json", action="store_true", help="print the report, or the error, as one JSON object")
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
+    options.add_ray_options(groups)
     add_progress_option(groups["messages"])
 
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Do the jobs, and write a report."""
+    options.check_ray_options(args)
     settings, devices = options.settings_from(SyncSettings, args), options.devices_from(args)
     runtime = options.settings_from(RuntimeSettings, args)
     check_model(args.model)
@@ -56,18 +58,14 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     rows: list[dict[str, Any]] = []
     with reporting(args.progress, quiet=args.quiet) as reporter, ExitStack() as stack:
         reporter.status("Starting ...")
-        from lipstream.scale.batch import Journal, file_work, refuse_existing, run_batch, write_report
-        from lipstream.scale.devices import each_device, replicas, whole_files
+        from lipstream.scale.batch import Journal, refuse_existing, run_batch, write_report
 
         key = f"{args.model} {replace(runtime, device='auto', threads=None).to_dict()}"
         journal = Journal(folder, key, resume=args.resume)
         refuse_existing(jobs, journal)
-        each = each_device(devices, runtime)
-        reporter.status(f"Loading {args.model} ...")
-        syncs = stack.enter_context(replicas(args.model, each))
-        workers = [file_work(whole_files(sync, args.work, interrupts.cancel)) for sync in syncs]
+        execute = stack.enter_context(_workers(args, devices, runtime, interrupts, reporter))
         try:
-            for row in run_batch(jobs, workers, journal, on_progress=_shown_by(reporter), cancel=interrupts.cancel):
+            for row in run_batch(jobs, execute, journal, _shown_by(reporter)):
                 rows.append(row)
         finally:
             files = write_report(folder, rows, begun_s)
@@ -77,6 +75,34 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     elif not args.quiet:
         write_result(f"{len(rows) - n_failed} of {len(rows)} jobs done, {n_failed} failed: {files[0]}")
     return SOME_FAILED if n_failed else 0
+
+
+@contextmanager
+def _workers(
+    args: argparse.Namespace,
+    devices: Sequence[str],
+    runtime: RuntimeSettings,
+    interrupts: Interrupts,
+    reporter: Reporter,
+) -> Iterator[Execute]:
+    """Yield what does the jobs: the devices of this machine, or a cluster."""
+    if args.ray is not None:
+        from lipstream.scale.ray import Cluster
+        from lipstream.scale.ray_nodes import RaySettings
+
+        reporter.status(f"Joining the cluster at {args.ray} ...")
+        asked = RaySettings(args.ray, args.ray_actors, args.ray_gpus)
+        with Cluster(asked, args.model, runtime, interrupts.cancel) as cluster:
+            yield cluster.execute(args.work)
+        return
+    from lipstream.scale.batch import file_work, in_threads
+    from lipstream.scale.devices import each_device, replicas, whole_files
+
+    each = each_device(devices, runtime)
+    reporter.status(f"Loading {args.model} ...")
+    with replicas(args.model, each) as syncs:
+        workers = [file_work(whole_files(sync, args.work, interrupts.cancel)) for sync in syncs]
+        yield in_threads(workers, interrupts.cancel)
 
 
 def _shown_by(reporter: Reporter) -> Callable[[BatchProgress], None]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lipstream.cli import options
 from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
-from lipstream.cli.progress import add_progress_option, reporting
+from lipstream.cli.progress import Reporter, add_progress_option, reporting
 from lipstream.errors import InputError, OutputError, SettingsError
 from lipstream.models.names import check_model
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
+    from lipstream.pipeline.file_job import Inputs
     from lipstream.results import SyncResult
 
 _DEMONSTRATION = (
@@ -47,6 +49,7 @@ def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
+    options.add_ray_options(groups)
     add_progress_option(groups["messages"])
     parser.set_defaults(model=None)
 
@@ -59,12 +62,13 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     options.add_runtime_options(groups, detector="mediapipe")  # the same picture whatever is installed
     add_progress_option(groups["messages"])
-    parser.set_defaults(faces=None, work=None, keep_work=False, segment=None)
+    parser.set_defaults(faces=None, work=None, keep_work=False, segment=None, ray=None)
 
 
 def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Lip-sync a video to a recording."""
     settings = options.settings_from(SyncSettings, args)
+    options.check_ray_options(args)
     output = args.output or f"{Path(args.video).stem}-synced.mp4"
     return _run(args, interrupts, args.model, args.video, args.audio, output, settings, args.overwrite)
 
@@ -113,38 +117,55 @@ def _run(
             reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
         from lipstream.pipeline.file_job import probe_inputs
-        from lipstream.pipeline.plan import SEGMENT_S
-        from lipstream.runtime.device import torch_device
-        from lipstream.scale.devices import each_device, replicas
-        from lipstream.scale.segments import sync_in_segments
 
         inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
-        each = each_device(devices, runtime)
-        reporter.status(f"Loading {model or 'tiny'} on {', '.join(str(torch_device(one)) for one in each)} ...")
-        files = (inputs.video, inputs.speech, output, settings)
-        with replicas(model or "tiny", each) as syncs:
-            if args.work is None and len(syncs) == 1:
-                result = syncs[0](
-                    *files,
-                    overwrite=overwrite,
-                    on_progress=reporter.update,
-                    cancel=interrupts.cancel,
-                    faces=args.faces,
-                )
-            else:
-                result = sync_in_segments(
-                    syncs,
-                    *files,
-                    work=args.work,
-                    keep_work=args.keep_work,
-                    segment_s=args.segment or SEGMENT_S,
-                    faces=args.faces,
-                    overwrite=overwrite,
-                    on_progress=reporter.update,
-                    cancel=interrupts.cancel,
-                )
+        result = _sync(
+            args, interrupts, reporter, model or "tiny", devices, runtime, inputs, output, settings, overwrite
+        )
     _show(args, result)
     return 0
+
+
+def _sync(
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+    reporter: Reporter,
+    model: str,
+    devices: Sequence[str],
+    runtime: RuntimeSettings,
+    inputs: Inputs,
+    output: str,
+    settings: SyncSettings,
+    overwrite: bool,
+) -> SyncResult:
+    """Run on one device from end to end, or in segments: on several, on a cluster, or kept in a folder."""
+    from lipstream.pipeline.plan import SEGMENT_S
+    from lipstream.runtime.device import torch_device
+    from lipstream.scale.devices import each_device, replicas
+    from lipstream.scale.segments import OfThisProcess, run_in_segments, work_folder
+
+    common: dict[str, Any] = {
+        "faces": args.faces,
+        "overwrite": overwrite,
+        "on_progress": reporter.update,
+        "cancel": interrupts.cancel,
+    }
+    segments: dict[str, Any] = {"keep_work": args.keep_work, "segment_s": args.segment or SEGMENT_S}
+    if args.ray is not None:
+        from lipstream.scale.ray import Cluster
+        from lipstream.scale.ray_nodes import RaySettings
+
+        reporter.status(f"Joining the cluster at {args.ray} ...")
+        asked = RaySettings(args.ray, args.ray_actors, args.ray_gpus)
+        with work_folder(args.work) as work, Cluster(asked, model, runtime, interrupts.cancel) as cluster:
+            return run_in_segments(cluster, inputs, output, settings, work, **segments, **common)
+    each = each_device(devices, runtime)
+    reporter.status(f"Loading {model} on {', '.join(str(torch_device(one)) for one in each)} ...")
+    with replicas(model, each) as syncs:
+        if args.work is None and len(syncs) == 1:
+            return syncs[0](inputs.video, inputs.speech, output, settings, **common)
+        with work_folder(args.work) as work:
+            return run_in_segments(OfThisProcess(syncs), inputs, output, settings, work, **segments, **common)
 
 
 def _show(args: argparse.Namespace, result: SyncResult) -> None:

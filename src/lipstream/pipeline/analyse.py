@@ -32,7 +32,7 @@ from lipstream.pipeline.first_face import no_face_in, no_face_in_frame
 from lipstream.pipeline.line import frames_in_flight, landmarks, search_first_face
 from lipstream.pipeline.records import Components, Matrix
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup
-from lipstream.settings import SyncSettings
+from lipstream.settings import RuntimeSettings, SyncSettings
 
 _FORMAT, _VERSION = "lipstream faces", 1
 _KEY = "lipstream"
@@ -110,24 +110,39 @@ class FaceTable:
                 fix="make it again with `lipstream analyse VIDEO -o FILE`",
             ) from error
 
-    def check(self, video: Path, settings: SyncSettings) -> None:
-        """Refuse a video that the table was not made from, and settings that search otherwise.
+    @property
+    def sha256(self) -> str:
+        """Digest of what was found."""
+        return hashlib.sha256(self.landmarks.tobytes()).hexdigest()
 
-        Raises InputError, SettingsError.
-        """
-        if sha256_of(video) != self.video_sha256:
-            raise InputError(
-                "the table of faces was made from another video, or this one has changed since",
-                file=video,
-                fix="make it again with `lipstream analyse VIDEO -o FILE`",
-            )
-        if settings.frames_per_detection() != self.detect_every:
-            raise SettingsError(
-                f"detect_every = {settings.frames_per_detection()}: the table of faces was made with"
-                f" {self.detect_every}",
-                fix=f"use --detect-every {self.detect_every}, or make the table again",
-                setting="detect_every",
-            )
+
+def checked_table(
+    faces: FaceTable | str | Path, video: Path, settings: SyncSettings, runtime: RuntimeSettings
+) -> FaceTable:
+    """Return a table, or the one in a file. It must be of this video, and of what the settings would find.
+
+    Raises InputError, SettingsError.
+    """
+    table = faces if isinstance(faces, FaceTable) else FaceTable.load(faces)
+    if sha256_of(video) != table.video_sha256:
+        raise InputError(
+            "the table of faces was made from another video, or this one has changed since",
+            file=video,
+            fix="make it again with `lipstream analyse VIDEO -o FILE`",
+        )
+    if settings.frames_per_detection() != table.detect_every:
+        raise SettingsError(
+            f"detect_every = {settings.frames_per_detection()}: the table of faces was made with {table.detect_every}",
+            fix=f"use --detect-every {table.detect_every}, or make the table again",
+            setting="detect_every",
+        )
+    if runtime.detector not in ("auto", table.detector):
+        raise SettingsError(
+            f"detector = {runtime.detector!r}: the table of faces was made with {table.detector}",
+            fix="leave out --detector, or make the table again",
+            setting="detector",
+        )
+    return table
 
 
 def _table(described: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> FaceTable:

@@ -37,6 +37,9 @@ from lipstream.version import __version__
 
 logger = logging.getLogger(__name__)
 
+FACES = "faces.safetensors"
+"""Name of the table of faces in a run's folder."""
+
 _FORMAT = 1
 _OF_THE_MACHINE = ("device", "threads")
 """Settings that change where a run is computed and not what comes out."""
@@ -75,7 +78,11 @@ class WorkFolder:
 
 
 def key_of(
-    components: Components, inputs: Inputs, settings: SyncSettings, runtime: RuntimeSettings, faces: FaceTable | None
+    components: Components,
+    inputs: Inputs,
+    settings: SyncSettings,
+    runtime: RuntimeSettings,
+    faces_sha256: str | None,
 ) -> str:
     """Return a digest of everything that the pieces of a run depend on."""
     used: dict[str, Any] = settings_used(components, settings, runtime)
@@ -88,7 +95,7 @@ def key_of(
         "device": components.device.type,
         "left_out": components.model.source.left_out,
         "model": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
-        "faces": None if faces is None else hashlib.sha256(faces.landmarks.tobytes()).hexdigest(),
+        "faces": faces_sha256,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -97,7 +104,6 @@ def prepare(
     components: Components,
     inputs: Inputs,
     settings: SyncSettings,
-    faces: FaceTable | None,
     folder: Path,
     clocks: Clocks,
     threads: ThreadGroup,
@@ -108,13 +114,13 @@ def prepare(
     samples = _write_samples(inputs.speech, folder / "speech.f32", threads)
     if samples.stat().st_size < 4 * ROWS_PER_FRAME * HOP_SIZE:  # not one row of audio features
         raise too_short(inputs.speech.path)
-    path = folder / "faces.safetensors"
-    table = _table_there(path) if faces is None else faces
+    path = folder / FACES
+    table = _table_there(path)
     if table is None:
         table = analyse(components, inputs.video, settings, clocks, threads, n_frames)
+        table.save(path, overwrite=True)
     has_face = table.shows_face(n_frames, settings)
     check_faces(inputs.video.path, has_face, settings)
-    table.save(path, overwrite=True)
     num_frames = components.model.config.num_frames
     pieces = folder / "pieces"
     pieces.mkdir(exist_ok=True)

@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -32,7 +31,10 @@ JOURNAL = "batch.jsonl"
 REPORTS = ("report.json", "report.csv")
 
 Work = Callable[[SyncJob], SyncResult]
-"""Does a job whose files are local."""
+"""Does one job."""
+
+Execute = Callable[[Iterator[SyncJob]], Iterator[JobResult | None]]
+"""Does jobs, taking one when there is somebody free for it: what became of each as it ends, None now and then."""
 
 
 @dataclass(frozen=True)
@@ -127,41 +129,56 @@ class Journal:
 
 def run_batch(
     jobs: Sequence[SyncJob],
-    workers: Sequence[Work],
+    execute: Execute,
     journal: Journal,
-    *,
     on_progress: Callable[[BatchProgress], None] | None = None,
-    cancel: threading.Event | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the row of each job's report as it ends: those that are done already first.
 
-    workers: each does one job at a time, in a thread of its own; see `file_work`. on_progress: called when a job has
-    ended, and every 0.1 s in between. Raises Cancelled, with the jobs at work stopped by the same `cancel`.
+    on_progress: called when a job has ended, and now and then in between. Raises what `execute` does.
     """
     rows = [(job, journal.finished(job)) for job in jobs]
     done_before = [row for _, row in rows if row is not None]
     yield from done_before
-    to_do = deque(job for job, row in rows if row is None)
-    progress = BatchProgress(len(jobs), len(done_before), 0, 0)
-    idle, at_work = list(workers), dict[Future[JobResult], Work]()
-    with ThreadPoolExecutor(len(workers), "job") as pool:
-        while to_do or at_work:
-            raise_if_cancelled(cancel)
-            while to_do and idle:
-                job, worker = to_do.popleft(), idle.pop()
+
+    def begun() -> Iterator[SyncJob]:
+        for job, row in rows:
+            if row is None:
                 journal.begin(job)
-                at_work[pool.submit(run_job, job, worker)] = worker
-            for future in wait(at_work, POLL_S, FIRST_COMPLETED).done:
-                idle.append(at_work.pop(future))
-                row = journal.end(future.result())
-                n_failed = progress.failed + (row["state"] == "failed")
-                n_done = progress.done + (row["state"] == "done")
-                progress = replace(progress, done=n_done, failed=n_failed, last=row)
-                if on_progress is not None:
-                    on_progress(progress)
-                yield row
-            if on_progress is not None:
-                on_progress(replace(progress, last=None))
+                yield job
+
+    progress = BatchProgress(len(jobs), len(done_before), 0, 0)
+    for result in execute(begun()):
+        last = None
+        if result is not None:
+            last = journal.end(result)
+            n_failed = progress.failed + (last["state"] == "failed")
+            progress = replace(progress, done=progress.done + (last["state"] == "done"), failed=n_failed)
+        if on_progress is not None:
+            on_progress(replace(progress, last=last))
+        if last is not None:
+            yield last
+
+
+def in_threads(workers: Sequence[Work], cancel: threading.Event | None = None) -> Execute:
+    """Return what does jobs in threads, one for each worker. Raises Cancelled, once `cancel` has stopped them too."""
+
+    def execute(jobs: Iterator[SyncJob]) -> Iterator[JobResult | None]:
+        idle, at_work = list(workers), dict[Future[JobResult], Work]()
+        with ThreadPoolExecutor(len(workers), "job") as pool:
+            while True:
+                raise_if_cancelled(cancel)
+                while idle and (job := next(jobs, None)) is not None:
+                    worker = idle.pop()
+                    at_work[pool.submit(run_job, job, worker)] = worker
+                if not at_work:
+                    return
+                for future in wait(at_work, POLL_S, FIRST_COMPLETED).done:
+                    idle.append(at_work.pop(future))
+                    yield future.result()
+                yield None
+
+    return execute
 
 
 def file_work(work: Work) -> Work:

@@ -48,7 +48,8 @@ def read_jobs(jobs: Path, folder: str, settings: SyncSettings, *, overwrite: boo
         raise InputError("not a list of jobs", file=jobs, fix="name a .toml or .csv file, or a folder of pairs")
     if not rows:
         raise InputError("there is no job in it", file=jobs, fix=f"give each job {_COLUMNS}")
-    base = jobs if jobs.is_dir() else jobs.parent
+    base = (jobs if jobs.is_dir() else jobs.parent).absolute()
+    folder = folder if is_address(folder) else str(Path(folder).absolute())
     found = [_job(jobs, name, values, base, folder, settings, overwrite) for name, values in rows]
     _refuse_duplicates(jobs, found)
     return found

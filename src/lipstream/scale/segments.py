@@ -10,23 +10,47 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from lipstream.lipsync import LipSync
-from lipstream.media.audio import SpeechInfo
+from lipstream.media.audio import SpeechInfo, n_output_frames
 from lipstream.media.reader import VideoInfo
-from lipstream.pipeline.analyse import FaceTable
-from lipstream.pipeline.caller import POLL_S, Watch, raise_if_cancelled, stage_times
+from lipstream.pipeline.analyse import FaceTable, checked_table
+from lipstream.pipeline.caller import POLL_S, Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
-from lipstream.pipeline.file_job import probe_inputs
+from lipstream.pipeline.file_job import Inputs, probe_inputs
 from lipstream.pipeline.join import join
 from lipstream.pipeline.plan import SEGMENT_S, Segment
 from lipstream.pipeline.render import SegmentedRun
-from lipstream.pipeline.work import WorkFolder, missing
+from lipstream.pipeline.work import FACES, WorkFolder, missing
 from lipstream.results import Progress, SyncResult
-from lipstream.settings import FRAME_RATE_HZ, SyncSettings
+from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 
 logger = logging.getLogger(__name__)
+
+
+class Renderers(Protocol):
+    """Who renders segments: LipSync of this process, or actors of a cluster. All have the same settings."""
+
+    @property
+    def runtime(self) -> RuntimeSettings:
+        """What they run on."""
+
+    def settings_used(self, settings: SyncSettings) -> dict[str, Any]:
+        """See LipSync.settings_used."""
+
+    def run_key(self, inputs: Inputs, settings: SyncSettings, faces_sha256: str | None) -> str:
+        """See LipSync.run_key."""
+
+    def prepare(
+        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float, watch: Watch
+    ) -> SegmentedRun:
+        """See LipSync.prepare."""
+
+    def render(self, run: SegmentedRun, parts: list[list[Segment]], watch: Watch) -> int:
+        """Render what is missing: lists of segments that follow one another. Return how often one was begun again."""
 
 
 def sync_in_segments(
@@ -50,37 +74,61 @@ def sync_in_segments(
     on where one that was stopped or killed ended. It is removed when the output is there, unless keep_work. segment_s:
     about how long a segment is, s. The other arguments and what is raised: as of `LipSync.__call__`.
     """
-    settings, clocks = settings or SyncSettings(), Clocks.start()
-    begun_s = time.perf_counter()
     inputs = probe_inputs(video, audio, output, overwrite=overwrite)
-    table = None if faces is None else syncs[0].table(faces, inputs.video, settings)
-    with _work_folder(work) as place:
-        folder = WorkFolder(place, syncs[0].run_key(inputs, settings, table))
-        try:
-            run = syncs[0].prepare(
-                inputs,
-                settings,
-                folder.path,
-                faces=table,
-                segment_s=segment_s,
-                on_progress=on_progress,
-                cancel=cancel,
-                clocks=clocks,
-            )
-            clocks = Clocks(**{**vars(Clocks.start()), "read": clocks.read, "detect": clocks.detect})
-            watch = Watch(clocks, run.n_frames, on_progress, cancel)
-            parts = missing(run)
-            n_done = run.n_frames - sum(len(segment) for part in parts for segment in part)
-            clocks.write.count(n_done)
-            logger.info("%s: %d segments, %d of %d frames are done", output, len(run.segments), n_done, run.n_frames)
-            watch.report()
-            _render_all(run, syncs, parts, clocks, watch)
-            join(run, output, syncs[0].model.config.name, overwrite=overwrite, check=lambda: raise_if_cancelled(cancel))
-            watch.report()
-            if not keep_work:
-                folder.remove()
-        finally:
-            folder.close()
+    with work_folder(work) as place:
+        return run_in_segments(
+            OfThisProcess(syncs),
+            inputs,
+            output,
+            settings or SyncSettings(),
+            place,
+            keep_work=keep_work,
+            segment_s=segment_s,
+            faces=faces,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            cancel=cancel,
+        )
+
+
+def run_in_segments(
+    renderers: Renderers,
+    inputs: Inputs,
+    output: str | Path,
+    settings: SyncSettings,
+    work: Path,
+    *,
+    keep_work: bool,
+    segment_s: float,
+    faces: FaceTable | str | Path | None,
+    overwrite: bool,
+    on_progress: Callable[[Progress], None] | None,
+    cancel: threading.Event | None,
+) -> SyncResult:
+    """Analyse, plan, render and join, in this order. The arguments are those of `sync_in_segments`."""
+    begun_s = time.perf_counter()
+    table = None if faces is None else checked_table(faces, inputs.video.path, settings, renderers.runtime)
+    folder = WorkFolder(work, renderers.run_key(inputs, settings, None if table is None else table.sha256))
+    try:
+        if table is not None:
+            table.save(folder.path / FACES, overwrite=True)
+        searching = Watch(Clocks.start(), n_output_frames(inputs.speech, FRAME_RATE_HZ), on_progress, cancel)
+        run = renderers.prepare(inputs, settings, folder.path, segment_s, searching)
+        parts = missing(run)
+        n_done = run.n_frames - sum(len(segment) for part in parts for segment in part)
+        logger.info("%s: %d segments, %d of %d frames are done", output, len(run.segments), n_done, run.n_frames)
+        clocks = replace(Clocks.start(), read=searching.clocks.read, detect=searching.clocks.detect)
+        clocks.write.count(n_done)
+        watch = Watch(clocks, run.n_frames, on_progress, cancel)
+        watch.report()
+        retries = renderers.render(run, parts, watch)
+        used = renderers.settings_used(settings)
+        join(run, output, used["model"], overwrite=overwrite, check=watch.tick)
+        watch.report()
+        if not keep_work:
+            folder.remove()
+    finally:
+        folder.close()
     wall_s = time.perf_counter() - begun_s
     return SyncResult(
         output=Path(output),
@@ -91,12 +139,14 @@ def sync_in_segments(
         stages=stage_times(clocks),
         frames_with_face=run.faces,
         frames_without=run.n_frames - run.faces,
-        settings=syncs[0].settings_used(settings),
+        settings=used if table is None else used | {"detector": table.detector},
+        retries=retries,
     )
 
 
 @contextmanager
-def _work_folder(work: str | Path | None) -> Iterator[Path]:
+def work_folder(work: str | Path | None) -> Iterator[Path]:
+    """Yield a folder for the work of a run: the one that is named, or a temporary one."""
     if work is not None:
         yield Path(work)
         return
@@ -104,29 +154,49 @@ def _work_folder(work: str | Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _render_all(
-    run: SegmentedRun, syncs: Sequence[LipSync], parts: list[list[Segment]], clocks: Clocks, watch: Watch
-) -> None:
-    """Render what is missing: alone, segments that follow one another in one go; with others, whoever is free one."""
-    if len(syncs) > 1:
-        parts = [[segment] for part in parts for segment in part]
-    to_do, stop = deque(parts), threading.Event()
+class OfThisProcess:
+    """Renderers: LipSync, each of which renders in a thread of its own."""
 
-    def work(sync: LipSync) -> None:
-        while not stop.is_set():
+    def __init__(self, syncs: Sequence[LipSync]) -> None:
+        self._syncs = syncs
+
+    @property
+    def runtime(self) -> RuntimeSettings:
+        return self._syncs[0].runtime
+
+    def settings_used(self, settings: SyncSettings) -> dict[str, Any]:
+        return self._syncs[0].settings_used(settings)
+
+    def run_key(self, inputs: Inputs, settings: SyncSettings, faces_sha256: str | None) -> str:
+        return self._syncs[0].run_key(inputs, settings, faces_sha256)
+
+    def prepare(
+        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float, watch: Watch
+    ) -> SegmentedRun:
+        return self._syncs[0].prepare(inputs, settings, folder, segment_s=segment_s, watch=watch)
+
+    def render(self, run: SegmentedRun, parts: list[list[Segment]], watch: Watch) -> int:
+        """Render: alone, segments that follow one another in one go; with others, whoever is free takes one."""
+        if len(self._syncs) > 1:
+            parts = [[segment] for part in parts for segment in part]
+        to_do, stop = deque(parts), threading.Event()
+
+        def work(sync: LipSync) -> None:
+            while not stop.is_set():
+                try:
+                    part = to_do.popleft()
+                except IndexError:
+                    return
+                sync.render(run, part, clocks=watch.clocks, cancel=stop)
+
+        with ThreadPoolExecutor(len(self._syncs), "render") as pool:
+            pending = {pool.submit(work, sync) for sync in self._syncs}
             try:
-                part = to_do.popleft()
-            except IndexError:
-                return
-            sync.render(run, part, clocks=clocks, cancel=stop)
-
-    with ThreadPoolExecutor(len(syncs), "render") as pool:
-        pending = {pool.submit(work, sync) for sync in syncs}
-        try:
-            while pending:
-                done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                watch.tick()
-        finally:
-            stop.set()
+                while pending:
+                    done, pending = wait(pending, POLL_S, FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    watch.tick()
+            finally:
+                stop.set()
+        return 0
