@@ -32,10 +32,11 @@ class Progress:
 class SyncResult:
     """What one run did. real_time_factor: wall seconds per second of video; below 1 is faster than real time.
 
-    retries: how often work was begun again, since what did it had died.
+    output: a path, or the address that it was sent to. retries: how often work was begun again, since what did it had
+    died.
     """
 
-    output: Path
+    output: Path | str
     frames: int
     duration_s: float
     wall_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.cli import error_line, run
-from helpers.pipeline import read_images, write_speech
+from helpers.pipeline import psnr_db, read_images, write_speech
 from lipstream import InputError, LipSync, RuntimeSettings, SettingsError, SyncJob, SyncSettings
 from lipstream.bundled import sample
 from lipstream.pipeline.file_job import probe_inputs
@@ -31,7 +33,7 @@ pytestmark = [
     pytest.mark.timeout(280),
 ]
 
-N_FRAMES = 100
+N_FRAMES = 75
 RUNTIME = RuntimeSettings(device="cpu", detector="mediapipe", threads=1)
 SETTINGS = SyncSettings(crf=10, x264_preset="ultrafast")
 MB = 1_000_000
@@ -48,7 +50,7 @@ def two_nodes() -> Iterator[Any]:
     nodes.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(two_nodes: Any) -> Iterator[Cluster]:
     with Cluster(RaySettings(two_nodes.address), "tiny", RUNTIME) as joined:
         yield joined
@@ -61,10 +63,14 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What one process makes of the sample."""
-    output = tmp_path_factory.mktemp("alone") / "out.mp4"
-    with LipSync.load("tiny", RUNTIME) as sync:
-        sync_in_segments([sync], sample.VIDEO, speech, output, SETTINGS, segment_s=0.6)
+    """What one process makes of the sample, with one thread, as a worker has: more of them round differently."""
+    output, n_threads = tmp_path_factory.mktemp("alone") / "out.mp4", torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with LipSync.load("tiny", RUNTIME) as sync:
+            sync_in_segments([sync], sample.VIDEO, speech, output, SETTINGS, segment_s=0.6)
+    finally:
+        torch.set_num_threads(n_threads)
     assert len(read_images(output)) == N_FRAMES
     return output.read_bytes()
 
@@ -97,18 +103,23 @@ def when(condition: Any, action: Any) -> threading.Thread:
     return thread
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_a_worker_is_killed_in_the_middle_of_a_segment(
     cluster: Cluster, speech: Path, alone: bytes, tmp_path: Path
 ) -> None:
-    processes = [one.value for one in cluster.run(iter([_Task(i, "process", ()) for i in range(8)])) if one]
-    begun = lambda: list(tmp_path.glob("work/*/pieces/.*.part.mp4"))  # noqa: E731
-    killer = when(begun, lambda: os.kill(processes[0], signal.SIGKILL))
+    process = next(one.value for one in cluster.run(iter([_Task("", "process", ())])) if one is not None)
+
+    def renders() -> bool:
+        with contextlib.suppress(OSError):  # a file that is closed meanwhile
+            return any(str(link.readlink()).endswith(".part.mp4") for link in Path(f"/proc/{process}/fd").iterdir())
+        return False
+
+    killer = when(renders, lambda: os.kill(process, signal.SIGKILL))
     result = in_segments(cluster, speech, tmp_path)
     killer.join()
     assert (tmp_path / "out.mp4").read_bytes() == alone
-    assert (result.frames, result.frames_with_face) == (N_FRAMES, N_FRAMES)
+    assert (result.frames, result.frames_with_face, result.retries) == (N_FRAMES, N_FRAMES, 1)
     assert not (tmp_path / "work").exists()
-    assert 0 <= result.retries <= 2
 
 
 def test_a_node_is_taken_away(two_nodes: Any, speech: Path, alone: bytes, tmp_path: Path) -> None:
@@ -120,10 +131,11 @@ def test_a_node_is_taken_away(two_nodes: Any, speech: Path, alone: bytes, tmp_pa
         remover.join()
     assert (tmp_path / "out.mp4").read_bytes() == alone
     assert result.frames == N_FRAMES
-    assert len(list(tmp_path.glob("work/*/pieces/0*.mp4"))) == 7
+    assert len(list(tmp_path.glob("work/*/pieces/0*.mp4"))) == 5
 
 
-def test_jobs_are_done_and_a_bad_one_is_reported(cluster: Cluster, speech: Path, tmp_path: Path) -> None:
+def test_jobs_are_done_and_a_bad_one_is_reported(cluster: Cluster, tmp_path: Path) -> None:
+    speech = write_speech(tmp_path / "speech.wav", 0.32)
     (tmp_path / "bad.mp4").write_text("text")
     jobs = [
         SyncJob(video, speech, tmp_path / f"{name}.mp4", SETTINGS, name=name)
@@ -131,7 +143,7 @@ def test_jobs_are_done_and_a_bad_one_is_reported(cluster: Cluster, speech: Path,
     ]
     rows = list(run_batch(jobs, cluster.execute(None), Journal(tmp_path, "key", resume=False)))
     states = {row["name"]: (row["state"], row["frames"], row["error_code"]) for row in rows}
-    assert states == {"one": ("done", 100, None), "two": ("failed", None, "input"), "three": ("done", 100, None)}
+    assert states == {"one": ("done", 8, None), "two": ("failed", None, "input"), "three": ("done", 8, None)}
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "three.mp4").read_bytes()
 
 
@@ -187,4 +199,6 @@ def test_the_command_line_with_a_cluster_of_its_own(speech: Path, alone: bytes, 
     )
     done = run(*words, *fast)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.mp4").read_bytes() == alone
+    (tmp_path / "alone.mp4").write_bytes(alone)
+    pairs = zip(read_images(tmp_path / "out.mp4"), read_images(tmp_path / "alone.mp4"), strict=True)
+    assert min(psnr_db(one, other) for one, other in pairs) > 40  # its workers may have more threads

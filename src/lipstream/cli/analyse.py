@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lipstream.cli import options
 from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import add_progress_option, reporting
 from lipstream.cli.sync import check_paths, frames_of
+from lipstream.scale.storage import fetched, is_address
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 _SYNC_FIELDS = ("preset", "detect_every")
@@ -38,14 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Find the faces of a video, and write them."""
     settings, runtime = options.settings_from(SyncSettings, args), options.settings_from(RuntimeSettings, args)
-    check_paths(args.video)
+    if not is_address(args.video):
+        check_paths(args.video)
     from lipstream.media.atomic import check_beside
     from lipstream.media.reader import probe
 
-    output = Path(args.output or f"{Path(args.video).stem}.faces")
+    output = Path(args.output or f"{Path(urlsplit(args.video).path).stem}.faces")
     check_beside(output, inputs=[Path(args.video)], overwrite=args.overwrite)
-    picture = probe(args.video)
-    with reporting(args.progress, quiet=args.quiet) as reporter:
+    with reporting(args.progress, quiet=args.quiet) as reporter, fetched(args.video) as (video,):
+        picture = probe(video)
         reporter.status("Starting ...")
         from lipstream.lipsync import LipSync
 

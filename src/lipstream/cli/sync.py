@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lipstream.cli import options
 from lipstream.cli.console import write_json, write_result
@@ -13,6 +15,7 @@ from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import Reporter, add_progress_option, reporting
 from lipstream.errors import InputError, OutputError, SettingsError
 from lipstream.models.names import check_model
+from lipstream.scale.storage import check_address, fetched, is_address, sent, without_secrets
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ _DEMONSTRATION = (
 def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lipstream sync`."""
     groups = options.option_groups(parser)
-    parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads")
+    parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads, or its address")
     parser.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
     files = groups["input and output"]
     files.add_argument("-o", "--output", metavar="OUT", help=".mp4, .mov or .mkv [VIDEO's name with -synced, here]")
@@ -69,8 +72,11 @@ def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Lip-sync a video to a recording."""
     settings = options.settings_from(SyncSettings, args)
     options.check_ray_options(args)
-    output = args.output or f"{Path(args.video).stem}-synced.mp4"
-    return _run(args, interrupts, args.model, args.video, args.audio, output, settings, args.overwrite)
+    output = args.output or f"{Path(urlsplit(args.video).path).stem}-synced.mp4"
+    check_paths(*(name for name in (args.video, args.audio) if not is_address(name)))
+    check_address(output, overwrite=args.overwrite)
+    with fetched(args.video, args.audio) as (video, audio), sent(output, overwrite=args.overwrite) as local:
+        return _run(args, interrupts, args.model, video, audio, local, settings, args.overwrite, output)
 
 
 def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -84,19 +90,20 @@ def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
         raise OutputError(
             f"cannot be made a folder ({error.strerror})", file=folder, fix="choose another one with -o"
         ) from error
-    output = str(folder / "lipstream-demo.mp4")
-    return _run(args, interrupts, "tiny", str(sample.VIDEO), str(sample.SPEECH), output, SyncSettings(), True)
+    output = folder / "lipstream-demo.mp4"
+    return _run(args, interrupts, "tiny", sample.VIDEO, sample.SPEECH, output, SyncSettings(), True, str(output))
 
 
 def _run(
     args: argparse.Namespace,
     interrupts: Interrupts,
     model: str | None,
-    video: str,
-    speech: str,
-    output: str,
+    video: Path,
+    speech: Path,
+    output: Path,
     settings: SyncSettings,
     overwrite: bool,
+    shown_output: str,
 ) -> int:
     devices = options.devices_from(args)
     runtime = options.settings_from(RuntimeSettings, args)
@@ -104,7 +111,7 @@ def _run(
         raise SettingsError("--keep-work: there is no folder to keep", fix="name one with --work DIR")
     if args.segment is not None and not 0 < args.segment < 1e6:
         raise SettingsError(f"--segment {args.segment:g}: must be above 0", fix="leave it out for 10 s")
-    check_paths(video, speech, *([args.faces] if args.faces else []))
+    check_paths(str(video), str(speech), *([args.faces] if args.faces else []))
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
     from lipstream.media.reader import probe
@@ -122,7 +129,7 @@ def _run(
         result = _sync(
             args, interrupts, reporter, model or "tiny", devices, runtime, inputs, output, settings, overwrite
         )
-    _show(args, result)
+    _show(args, replace(result, output=without_secrets(shown_output)))
     return 0
 
 
@@ -134,7 +141,7 @@ def _sync(
     devices: Sequence[str],
     runtime: RuntimeSettings,
     inputs: Inputs,
-    output: str,
+    output: Path,
     settings: SyncSettings,
     overwrite: bool,
 ) -> SyncResult:

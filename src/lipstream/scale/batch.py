@@ -188,7 +188,7 @@ def file_work(work: Work) -> Work:
         with fetched(job.video, job.audio) as (video, audio), sent(job.output, overwrite=job.overwrite) as output:
             output.parent.mkdir(parents=True, exist_ok=True)
             result = work(replace(job, video=video, audio=audio, output=output))
-        return replace(result, output=Path(job.output))
+        return replace(result, output=job.output if is_address(job.output) else Path(job.output))
 
     return done
 

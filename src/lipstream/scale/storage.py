@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ def without_secrets(address: str | Path) -> str:
 def fetched(*names: str | Path) -> Iterator[list[Path]]:
     """Yield local paths of files, those at addresses fetched to a temporary folder. Raises InputError."""
     with contextlib.ExitStack() as temporary:
-        yield [_fetched(name, temporary) for name in names]
+        paths = [_fetched(name, temporary) for name in names]
+        with _named(dict(zip(paths, names, strict=True))):
+            yield paths
 
 
 def _fetched(name: str | Path, temporary: contextlib.ExitStack) -> Path:
@@ -78,7 +80,8 @@ def sent(name: str | Path, *, overwrite: bool) -> Iterator[Path]:
         system, path = _file_system(str(name))
     with tempfile.TemporaryDirectory(prefix="lipstream-") as folder:
         source = Path(folder) / Path(urlsplit(str(name)).path).name
-        yield source
+        with _named({source: name}):
+            yield source
         logger.info("%s: sending %d bytes", shown, source.stat().st_size)
         with _errors(OutputError, shown, "check the address and the credentials"):
             _send(system, str(source), path, str(name).partition("://")[0].lower())
@@ -149,6 +152,18 @@ def _send(system: Any, source: str, path: str, protocol: str) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             system.rm_file(unfinished)
+        raise
+
+
+@contextmanager
+def _named(names: Mapping[Path, str | Path]) -> Iterator[None]:
+    """Let errors about temporary files name the addresses that these stand for."""
+    try:
+        yield
+    except LipstreamError as error:
+        for path, name in names.items():
+            if error.file == str(path):
+                error.file = without_secrets(name)
         raise
 
 
