@@ -31,7 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lipstream.audio_features.features import tokens_per_frame
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.models.group_norm import replace_group_norms
@@ -181,7 +180,7 @@ def count(model: str, precision: str, *, guided: bool, windows: int = 1) -> Coun
     n, size = windows * NUM_FRAMES, resolution // 8
     pixels = torch.empty(n, 3, resolution, resolution, device=META)
     mask = torch.empty(1, resolution, resolution, device=META)
-    audio = torch.empty(n, tokens_per_frame(audio_encoder.config), unet.config.cross_attention_dim, device=META)
+    audio = torch.empty(n, audio_encoder.config.tokens_per_frame, unet.config.cross_attention_dim, device=META)
     noise = torch.empty(1, 4, size, size, device=META)
     latents = noise.expand(n, -1, -1, -1)
     conditions = conditioning.Conditioning(torch.empty(n, 9, size, size, device=META), audio, NUM_FRAMES)

@@ -12,16 +12,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from lipstream.diffusion.batching import calls_side_by_side
 from lipstream.diffusion.sampling import Denoiser
+from lipstream.engines.model import EngineModel, open_model
 from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo, n_output_frames
 from lipstream.media.reader import VideoInfo, probe
-from lipstream.models.load import Model, load_model
+from lipstream.models.load import Model, load_model, read_config
 from lipstream.pipeline.analyse import FaceTable, analyse, checked_table
 from lipstream.pipeline.build import build_components, settings_used
 from lipstream.pipeline.caller import Watch, stage_times
@@ -52,7 +55,12 @@ class LipSync(Turns):
     """
 
     def __init__(
-        self, model: Model, detector: Detector, runtime: RuntimeSettings, *, denoiser: Denoiser | None = None
+        self,
+        model: Model | EngineModel,
+        detector: Detector,
+        runtime: RuntimeSettings,
+        *,
+        denoiser: Denoiser | None = None,
     ) -> None:
         """Take a model that is loaded, and a detector, which stays the caller's to close.
 
@@ -78,15 +86,12 @@ class LipSync(Turns):
         device = torch_device(settings)
         with memory_errors(device):
             detector = make_detector(settings.detector, device)
-            loaded = load_model(
-                model, device, dtypes(settings, device), quantize=settings.quantize, pruned=settings.pruned
-            )
-            sync = cls(loaded, detector, settings)
+            sync = cls(_load(model, settings, device), detector, settings)
         sync._owns_detector = True
         return sync
 
     @property
-    def model(self) -> Model:
+    def model(self) -> Model | EngineModel:
         """The loaded model, for another LipSync with other settings."""
         return self._open().model
 
@@ -315,6 +320,14 @@ class LipSync(Turns):
         return self._add(
             self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
         )
+
+
+def _load(model: str | Path, settings: RuntimeSettings, device: torch.device) -> Model | EngineModel:
+    chosen = dtypes(settings, device)
+    if settings.engine == "torch":
+        return load_model(model, device, chosen, quantize=settings.quantize, pruned=settings.pruned)
+    calls = calls_side_by_side(read_config(model)[0].unet, settings)
+    return open_model(model, settings, device, chosen, calls or 0)
 
 
 def _check_rate(frame_rate_hz: int) -> None:

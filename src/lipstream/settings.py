@@ -25,6 +25,7 @@ PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
 SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
 X264Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
+EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
@@ -252,7 +253,8 @@ class RuntimeSettings(Settings):
     work; None takes one per core, up to 8. frame_memory_mb: bound of the frames in flight, MB; where one U-Net call
     needs more, that is taken. batch: windows per U-Net call; "auto" takes as many as free memory allows. compile: run
     the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
-    to leave out, as `lipstream prune` writes it.
+    to leave out, as `lipstream prune` writes it. engine: what computes the networks; all but torch need an extra, and
+    export the model first. triton_url: of the server of engine="triton", HOST:PORT.
     """
 
     device: str = setting(
@@ -287,6 +289,12 @@ class RuntimeSettings(Settings):
     pruned: str | Path | None = setting(
         None, "leave out the U-Net's layers that `lipstream prune` listed", group="speed", metavar="LIST", unset="none"
     )
+    engine: EngineName = setting(
+        "torch", "what computes the networks; all but torch export the model to ONNX once", group="speed"
+    )
+    triton_url: str | None = setting(
+        None, "gRPC address of the server of --engine triton", group="hardware", metavar="HOST:PORT", unset="none"
+    )
     frame_memory_mb: int = setting(
         512, "bound of decoded frames in flight", group="hardware", metavar="MB", low=1, high=1_000_000
     )
@@ -295,6 +303,17 @@ class RuntimeSettings(Settings):
         super().__post_init__()
         if _DEVICE.fullmatch(self.device) is None:
             raise SettingsError(f"device = {self.device!r}: must be auto, cpu, cuda, cuda:N or mps", setting="device")
+        if (self.engine == "triton") != (self.triton_url is not None):
+            raise SettingsError(
+                "--engine triton and --triton-url belong together", fix="give both or neither", setting="triton_url"
+            )
+        if self.engine != "torch" and (self.compile or self.quantize != "none"):
+            option = "--compile" if self.compile else "--quantize"
+            raise SettingsError(
+                f"{option} is for torch's networks, not for --engine {self.engine}",
+                fix="leave it out; int8 graphs are made by lipstream export onnx --int8",
+                setting="engine",
+            )
 
 
 def device_names(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ As published for LatentSync: the hidden states of Whisper's encoder at 50 rows p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,26 +15,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.audio_features import mel
-from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
+from lipstream.models.whisper import ROWS_PER_FRAME_WINDOW, AudioEncoderConfig
 
 ROWS_PER_FRAME = 2
 ROWS_BEFORE = 4
-ROWS_AFTER = 5
+ROWS_AFTER = ROWS_PER_FRAME_WINDOW - ROWS_BEFORE - 1
 
 
-def tokens_per_frame(config: AudioEncoderConfig) -> int:
-    """Return how many audio tokens condition one video frame: 50 with Whisper tiny."""
-    return (ROWS_BEFORE + ROWS_AFTER + 1) * (config.n_audio_layer + 1)
+class Encoder(Protocol):
+    """What models.whisper.AudioEncoder, or an engine in its place, does."""
+
+    @property
+    def config(self) -> AudioEncoderConfig: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, mel: Tensor) -> Tensor: ...
 
 
 SampleSource = Callable[[], Iterable[NDArray[np.float32]]]
 # Given the first and last frame (25 fps) of a block: the encoder, then those to try where its result is not finite.
-Attempts = Callable[[int, int], Iterator[AudioEncoder]]
+Attempts = Callable[[int, int], Iterator[Encoder]]
 
 
 def feature_rows(
     open_samples: SampleSource,
-    encoder: AudioEncoder,
+    encoder: Encoder,
     attempts: Attempts | None = None,
     maximum: float | None = None,
     first_block: int = 0,
@@ -70,10 +81,9 @@ def first_block_of(frame: int, config: AudioEncoderConfig) -> int:
 
 
 @torch.inference_mode()
-def _encode(encoder: AudioEncoder, block: Tensor) -> Tensor:
+def _encode(encoder: Encoder, block: Tensor) -> Tensor:
     """Return the hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
-    positions = encoder.positional_embedding  # never in 8 bits, unlike the weights
-    states: Tensor = encoder(block[None].to(positions.device, positions.dtype))[0]
+    states: Tensor = encoder(block[None].to(encoder.device, encoder.dtype))[0]
     return states.float()
 
 

@@ -9,12 +9,14 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lipstream.audio_features.features import tokens_per_frame
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
+from lipstream.engines.model import EngineModel
+from lipstream.errors import SettingsError
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
+from lipstream.models.unet_config import UNetConfig
 from lipstream.runtime.device import face_threads, torch_device
 from lipstream.settings import RuntimeSettings, Sampling
 
@@ -37,21 +39,28 @@ def windows_that_fit(free_bytes: int, window_bytes: int, beside_bytes: int = 0) 
     return max(1, min(MOST_WINDOWS, int((_SHARE_OF_FREE * free_bytes - beside_bytes) / window_bytes)))
 
 
-def calls_side_by_side(unet: UNet, runtime: RuntimeSettings) -> int | None:
+def calls_side_by_side(unet: UNetConfig, runtime: RuntimeSettings) -> int | None:
     """Return how many calls run beside one another, each on one core; None for one call at a time on all cores.
 
     Several for small networks on a CPU: threads that wait for one another at every layer do badly beside those of other
     stages and programs. torch.compile sets its own number of threads.
     """
-    is_small = sum(tensor.numel() for tensor in unet.state_dict().values()) < _SMALL
+    with torch.device("meta"):
+        is_small = sum(tensor.numel() for tensor in UNet(unet).state_dict().values()) < _SMALL
     if torch_device(runtime).type != "cpu" or runtime.compile or not is_small:
         return None
     return min(face_threads(runtime), _MOST_SIDE_BY_SIDE)
 
 
-def windows_a_call(batch: int | Literal["auto"], model: Model, device: torch.device) -> int:
-    """Return RuntimeSettings' `batch` as a number."""
-    return _auto_batch(model, device) if batch == "auto" else batch
+def windows_a_call(batch: int | Literal["auto"], model: Model | EngineModel, device: torch.device) -> int:
+    """Return RuntimeSettings' `batch` as a number. Raises SettingsError for "auto" of an engine's networks on a GPU."""
+    if batch != "auto":
+        return batch
+    if device.type == "cuda" and not isinstance(model, Model):
+        raise SettingsError(
+            "batch = 'auto' measures the memory of torch's networks", fix="give a number with --batch", setting="batch"
+        )
+    return _auto_batch(model, device) if isinstance(model, Model) else 1
 
 
 def _auto_batch(model: Model, device: torch.device) -> int:
@@ -84,7 +93,7 @@ def _encode_window(model: Model, device: torch.device) -> Conditioning:
     n, resolution = config.num_frames, config.resolution
     pixels = torch.zeros((n, 3, resolution, resolution), device=device)
     mask = torch.ones((1, resolution, resolution), device=device)
-    tokens = tokens_per_frame(config.audio_encoder)
+    tokens = config.audio_encoder.tokens_per_frame
     audio = torch.zeros((n, tokens, config.unet.cross_attention_dim), device=device)
     return conditioning.condition(model.vae, pixels, mask, audio, n)
 

@@ -17,11 +17,11 @@ from lipstream.settings import Sampling
 class Denoiser(Protocol):
     """What a U-Net, or an engine in its place, does: once for a call's windows, then once a step."""
 
-    def prepare(self, conditioning: Conditioning) -> Prepared:
+    def prepare(self, conditioning: Conditioning) -> Any:
         """Compute all that stays the same over the steps; it is passed to every step."""
 
     def __call__(
-        self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool, deep: Tensor | None = None
+        self, latents: Tensor, timestep: Tensor, prepared: Any, guided: bool, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the predicted noise (or what the scheduler calls for), float32, and the deep features.
 

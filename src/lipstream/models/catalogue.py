@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from lipstream.errors import ModelError
+from lipstream.models.exported import ExportedNetworks
 from lipstream.models.names import BUNDLED, NAMES, PUBLISHED
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoderConfig
@@ -78,7 +79,8 @@ class ModelConfig:
 
     resolution: of the square crop, px. num_frames: of a window. num_inference_steps and guidance_scale: the model's
     own. scheduler: arguments of diffusers' DDIMScheduler. mask_polygon_xy: the generated region on a mask_size square.
-    quantized: what the files hold the weights as. texture: as in SyncSettings, the model's own choice.
+    quantized: what the files hold the weights as. texture: as in SyncSettings, the model's own choice. exported: the
+    networks as ONNX graphs, in place of torch's files.
     """
 
     name: str
@@ -95,6 +97,7 @@ class ModelConfig:
     hub: Hub | None
     quantized: Literal["none", "int8"]
     texture: Texture
+    exported: ExportedNetworks | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -123,6 +126,9 @@ class ModelConfig:
             hub=read("hub", Hub.from_dict, "an object of repo and vae_repo") if values.get("hub") else None,
             quantized=values.get("quantized", "none"),
             texture=values.get("texture", "generated"),
+            exported=read("exported", ExportedNetworks.from_dict, "what an export writes")
+            if values.get("exported")
+            else None,
         )
         config._check(origin)
         return config

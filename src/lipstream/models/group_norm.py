@@ -43,9 +43,14 @@ def _variance_mean(grouped: Tensor) -> tuple[Tensor, Tensor]:
 
 def replace_group_norms(network: nn.Module) -> None:
     """Put a `PooledGroupNorm` with the same parameters in the place of every nn.GroupNorm of a filled network."""
+    replace_norms(network, nn.GroupNorm, PooledGroupNorm)
+
+
+def replace_norms(network: nn.Module, kind: type[nn.GroupNorm], replacement: type[nn.GroupNorm]) -> None:
+    """Put a `replacement` with the same parameters in the place of every group norm that is exactly of `kind`."""
     for parent in list(network.modules()):
         for name, norm in parent.named_children():
-            if type(norm) is nn.GroupNorm:
-                replacement = PooledGroupNorm(norm.num_groups, norm.num_channels, norm.eps, device="meta")
-                replacement.weight, replacement.bias = norm.weight, norm.bias
-                setattr(parent, name, replacement)
+            if type(norm) is kind:
+                new = replacement(norm.num_groups, norm.num_channels, norm.eps, device="meta")
+                new.weight, new.bias = norm.weight, norm.bias
+                setattr(parent, name, new)

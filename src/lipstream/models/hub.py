@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from urllib.parse import urlparse
 
 from lipstream.errors import ModelError
 from lipstream.models.catalogue import PinnedFile
+from lipstream.models.digest import sha256
 
 _TIMEOUT_S = 5.0
-_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,6 @@ def _check_hash(path: Path, pin: PinnedFile | None, file: HubFile) -> None:
         return
     path.unlink()
     raise _other_bytes("bytes whose SHA-256 is not the published one", file)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _other_bytes(what: str, file: HubFile) -> ModelError:

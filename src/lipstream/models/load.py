@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lipstream.errors import ModelError, SettingsError
 from lipstream.models.catalogue import ModelConfig, PinnedFile
 from lipstream.models.checkpoint import check_archive, fill, leave_out_absent_motion_modules, read_tensors
+from lipstream.models.digest import sha256
 from lipstream.models.group_norm import replace_group_norms
-from lipstream.models.hub import sha256
 from lipstream.models.locate import (
     ModelPaths,
     ModelStatus,
@@ -42,6 +42,7 @@ __all__ = [
     "download_model",
     "load_model",
     "locate",
+    "model_source",
     "read_audio_encoder",
     "read_config",
     "read_unet",
@@ -124,6 +125,16 @@ class Model:
     dtypes: Dtypes
     source: Source
 
+    @property
+    def quantized(self) -> str:
+        """What the weights are held as: none, int8 or int8-dynamic."""
+        return self.source.quantize
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the U-Net's parts that are left out."""
+        return self.source.left_out
+
     def latent_size(self, resolution: int) -> int:
         """Height and width of the latents of a crop of `resolution`. Raises SettingsError for one it can't encode."""
         factor = vae_factor(self.vae)
@@ -148,20 +159,34 @@ def load_model(
     dtype: of all networks, or of each. quantize: see RuntimeSettings; "none" leaves int8 files as they are.
     pruned: the file that lists the parts of the U-Net to leave out.
     """
-    config, folder = read_config(model)
-    if quantize == "none":
-        quantize = config.quantized
+    source = model_source(model, device, quantize=quantize, pruned=pruned)
     dtypes = dtype if isinstance(dtype, Dtypes) else Dtypes(dtype, dtype, dtype)
-    if dtypes.unet == torch.float8_e4m3fn and quantize != "none":
+    if dtypes.unet == torch.float8_e4m3fn and source.quantize != "none":
         raise SettingsError(
-            f"fp8 and {quantize} weights both take the linear layers", file=config.name, fix="use one of the two"
+            f"fp8 and {source.quantize} weights both take the linear layers",
+            file=source.config.name,
+            fix="use one of the two",
         )
-    if quantize == "int8-dynamic" and device.type == "mps":
+    if source.quantize == "int8-dynamic" and device.type == "mps":
         raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers", fix="use int8")
-    left_out = () if pruned is None else read_list(pruned, config.name).names
-    source = Source(config, locate(config, folder), device, quantize, left_out, str(pruned))
     vae, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
-    return Model(config, source.unet(dtypes.unet), vae, audio_encoder, dtypes, source)
+    return Model(source.config, source.unet(dtypes.unet), vae, audio_encoder, dtypes, source)
+
+
+def model_source(
+    model: str | Path, device: torch.device, *, quantize: Quantize = "none", pruned: str | Path | None = None
+) -> Source:
+    """Find a model's files and say how they are to be read: see `load_model`. Raises ModelError."""
+    config, folder = read_config(model)
+    if config.exported is not None:
+        raise ModelError(
+            "holds exported networks, which torch does not compute",
+            file=folder,
+            fix="add --engine onnxruntime or --engine openvino",
+        )
+    left_out = () if pruned is None else read_list(pruned, config.name).names
+    quantize = config.quantized if quantize == "none" else quantize
+    return Source(config, locate(config, folder), device, quantize, left_out, str(pruned))
 
 
 def read_unet(config: ModelConfig, paths: ModelPaths) -> tuple[UNet, dict[str, Tensor]]:
@@ -254,6 +279,8 @@ def verify_model(model: str | Path) -> list[VerifiedFile]:
     A file of a published one's size is compared by SHA-256, any other torch checkpoint with its archive's checksums.
     """
     config, folder = read_config(model)
+    if config.exported is not None and folder is not None:
+        return [VerifiedFile(path, 0, path.stat().st_size, False) for path in config.exported.verify(folder)]
     paths = locate(config, folder, download=False)
     load_model(model, torch.device("meta"), torch.float32)  # maps the files: reads names and shapes, no weights
     pinned = {} if config.hub is None else config.hub.pinned

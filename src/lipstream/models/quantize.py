@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lipstream.errors import ModelError, OutputError
+from lipstream.errors import ModelError
 from lipstream.models.catalogue import CONFIG_NAME, ModelConfig, ModelFiles
 from lipstream.models.checkpoint import leave_out_absent_motion_modules
 from lipstream.models.load import VerifiedFile, read_audio_encoder, read_unet, read_vae, verify_model
 from lipstream.models.locate import ModelPaths, locate, read_words
 from lipstream.models.quantized_layers import int8_tensors
+from lipstream.models.whole_folder import whole_folder
 
 _FILES = ModelFiles(unet="unet.safetensors", audio_encoder="audio_encoder.safetensors", vae="vae")
 
@@ -34,18 +34,9 @@ def write_quantized(model: str | Path, folder: Path) -> list[VerifiedFile]:
         raise ModelError(
             f"its weights are {config.quantized} already", file=origin, fix="name the model it was made from"
         )
-    if folder.exists():
-        raise OutputError("already exists", file=folder, fix="choose another folder with -o")
-    paths = locate(config, source)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
-            partial = Path(temporary) / folder.name
-            _write(config, values, paths, partial)
-            verify_model(partial)
-            partial.rename(folder)
-    except OSError as error:
-        raise OutputError(f"cannot be written ({error})", file=folder, fix="choose another folder with -o") from error
+    with whole_folder(folder) as partial:
+        _write(config, values, locate(config, source), partial)
+        verify_model(partial)
     return verify_model(folder)
 
 

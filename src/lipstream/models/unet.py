@@ -181,35 +181,42 @@ class UNet(nn.Module):
 
     def audio_keys_values(self, audio: Tensor) -> tuple[dict[str, KeysValues], ...]:
         """Project audio to the keys and values of every cross-attention; see Prepared."""
-        return tuple(block.keys_values(audio) for block in (*self._down(), self.mid_block, *self._up()))
+        return tuple(block.keys_values(audio) for block in self.blocks())
 
     def step(
         self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool = False, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Predict the noise of one denoising step.
 
-        latents: (windows * num_frames, out_channels, height, width). timestep: a scalar; without guidance also one per
-        window. Returns the prediction, in the shape and dtype of `latents`, and the deep features. guided: both have
-        twice as many frames, first the unconditional branch (zeros for audio), then the conditional one. The branches
-        are computed as one up to the first cross-attention, where they split; in a model without cross-attention they
-        are the same.
+        latents: (windows * num_frames, out_channels, height, width). timestep: a scalar, or one per window. Returns the
+        prediction, in the shape and dtype of `latents`, and the deep features. guided: both have twice as many frames,
+        first the unconditional branch (zeros for audio), then the conditional one. The branches are computed as one up
+        to the first cross-attention, where they split; in a model without cross-attention they are the same.
 
         deep: the deep features that another step of the same windows returned, with the same `guided`. They change
         slowly from step to step (Ma et al. 2023, DeepCache, https://arxiv.org/abs/2312.00858); with them only the first
         convolution and the last up layer, which share the outermost skip connection, are computed.
         """
         num_frames = prepared.num_frames
-        time = self._embed_time(timestep, latents, num_frames)
-        weight = self.conv_in.weight[:, : self.config.out_channels]
-        features = prepared.conv_in_features + F.conv2d(latents, weight, padding=1)
+        features, time = self._begin(latents, timestep, prepared)
         if deep is None:
             deep = self._deep(features, time, prepared, guided)
         last: Block = self.up_blocks[-1]  # type: ignore[assignment]
         x = torch.cat((deep, in_branches(features, len(deep))), 1)
         x = last.layer(len(last.resnets) - 1, x, time, prepared.audio[-1], num_frames, guided)
         predicted = self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
-        is_unconditional = not any(prepared.audio)
-        return torch.cat((predicted, predicted)) if guided and is_unconditional else predicted, deep
+        return in_branches(predicted, (1 + guided) * len(latents)), deep
+
+    def deep_features(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
+        """Compute the deep features alone: see `step`."""
+        features, time = self._begin(latents, timestep, prepared)
+        return self._deep(features, time, prepared, guided)
+
+    def _begin(self, latents: Tensor, timestep: Tensor, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Return the first convolution's output for all channels, and the embedded timestep."""
+        weight = self.conv_in.weight[:, : self.config.out_channels]
+        features = prepared.conv_in_features + F.conv2d(latents, weight, padding=1)
+        return features, self._embed_time(timestep, latents, prepared.num_frames)
 
     def _deep(self, features: Tensor, time: Tensor, prepared: Prepared, guided: bool) -> Tensor:
         """Compute the input of the last up layer from `features`, the output of the first convolution."""
@@ -236,7 +243,11 @@ class UNet(nn.Module):
     @property
     def uses_audio(self) -> bool:
         """Whether any layer attends to audio."""
-        return any(block.attentions for block in (*self._down(), self.mid_block, *self._up()))
+        return any(block.attentions for block in self.blocks())
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Return the blocks in the order in which they are computed: down, middle, up."""
+        return (*self._down(), self.mid_block, *self._up())
 
     def fuse_projections(self) -> None:
         """Fuse the query, key and value projections of every self-attention.

@@ -40,9 +40,13 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor, num_frames: int) -> Tensor:
-        """`x` (n, in_channels, h, w) and `time` (1 or n, time channels) to (n, out_channels, h, w)."""
+        """`x` (n, in_channels, h, w) to (n, out_channels, h, w).
+
+        time: (1 or n, time channels), or of half of the frames where `x` holds both branches of a guided step.
+        """
         hidden = self.conv1(F.silu(self.norm1(x, num_frames)))
-        hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        added = self.time_emb_proj(F.silu(time))
+        hidden = hidden + (added if len(added) == 1 else in_branches(added, len(x)))[:, :, None, None]
         hidden = self.conv2(F.silu(self.norm2(hidden, num_frames)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -166,6 +170,9 @@ def attend(query: Tensor, keys_values: KeysValues, max_scores: int | None = None
     max_scores: the most scores (b * heads * tokens * context tokens) of one call of torch's attention; more are
     computed in parts, by sequence and where one sequence has too many by query. None: the device's own limit.
     """
+    if max_scores is None and query.device.type == "cpu":  # no limit, and none to ask about while a graph is exported
+        attended = F.scaled_dot_product_attention(query, *keys_values)
+        return attended.transpose(1, 2).flatten(2)
     if max_scores is None and query.device.type == "mps":
         max_scores = _MAX_SCORES_METAL
     sequences, queries = max(1, min(len(query), _MAX_SEQUENCES)), query.shape[2]

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from lipstream.errors import ModelError
 
+ROWS_PER_FRAME_WINDOW = 10
+"""Rows of hidden states that condition one video frame (published behaviour)."""
+
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
@@ -38,6 +41,11 @@ class AudioEncoderConfig:
                 f"the audio encoder's kernel_sizes {self.kernel_sizes} are not two odd numbers",
                 fix="give two odd numbers, or leave kernel_sizes out",
             )
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """How many audio tokens condition one video frame: 50 with Whisper tiny."""
+        return ROWS_PER_FRAME_WINDOW * (self.n_audio_layer + 1)
 
     @classmethod
     def from_dict(cls, sizes: Mapping[str, Any]) -> AudioEncoderConfig:
@@ -102,6 +110,16 @@ class AudioEncoder(nn.Module):
         self.conv2 = nn.Conv1d(channels, channels, second, stride=2, padding=second // 2)
         self.register_buffer("positional_embedding", torch.zeros(config.n_audio_ctx, channels))
         self.blocks = nn.ModuleList(EncoderBlock(channels, config.n_audio_head) for _ in range(config.n_audio_layer))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.positional_embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: that of the positions, which are never in 8 bits, unlike the weights."""
+        return self.positional_embedding.dtype
 
     def convolve(self, mel: Tensor) -> Tensor:
         """Rows before positions: (blocks, n_mels, columns) to (blocks, columns / 2 rounded up, n_audio_state)."""

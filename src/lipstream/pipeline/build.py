@@ -10,8 +10,11 @@ import torch
 
 from lipstream.diffusion.batching import calls_side_by_side, windows_a_call
 from lipstream.diffusion.sampling import Denoiser, UNetDenoiser
+from lipstream.engines.model import EngineModel
+from lipstream.engines.networks import EngineAudioEncoder
+from lipstream.errors import ModelError
 from lipstream.face.registry import Detector
-from lipstream.models.load import Model
+from lipstream.models.load import Model, Source
 from lipstream.models.whisper import AudioEncoder
 from lipstream.pipeline.records import Components, DeviceStreams, Networks
 from lipstream.runtime.compile import compiled_step
@@ -25,46 +28,65 @@ _MB = 1_000_000
 
 
 def build_components(
-    model: Model, detector: Detector, runtime: RuntimeSettings, denoiser: Denoiser | None = None
+    model: Model | EngineModel, detector: Detector, runtime: RuntimeSettings, denoiser: Denoiser | None = None
 ) -> Components:
     """Return the components of a run; "auto" of the batch is decided here, by measuring a window on CUDA.
 
     denoiser: in place of the model's U-Net.
     """
     device, geometry = torch_device(runtime), face_geometry(runtime)
-    batch, source = windows_a_call(runtime.batch, model, device), model.source
-    step = compiled_step(model.unet, batch * model.config.num_frames) if runtime.compile else None
-
-    def load_unet(dtype: torch.dtype, device: torch.device) -> Denoiser:
-        return UNetDenoiser(replace(source, device=device).unet(dtype))
-
-    def load_vae(dtype: torch.dtype, device: torch.device) -> Any:
-        return replace(source, device=device).vae(dtype)
-
-    def load_audio_encoder(dtype: torch.dtype, device: torch.device) -> AudioEncoder:
-        return replace(source, device=device).audio_encoder(dtype)
-
-    unet: Denoiser = denoiser or UNetDenoiser(model.unet, step)
+    batch = windows_a_call(runtime.batch, model, device)
     components = Components(
         model=model,
-        networks=Networks(
-            PrecisionFallback("U-Net", unet, model.dtypes.unet, device, load_unet),
-            PrecisionFallback("VAE", model.vae, model.dtypes.vae, device, load_vae),
-            PrecisionFallback(
-                "audio encoder", model.audio_encoder, model.dtypes.audio_encoder, device, load_audio_encoder
-            ),
-        ),
+        networks=_networks(model, device, denoiser or _denoiser(model, runtime, batch)),
         detector=detector,
         device=device,
         threads=face_threads(runtime),
         geometry=geometry,
         streams=DeviceStreams.to(device, geometry),
         batch=batch,
-        side_by_side=calls_side_by_side(model.unet, runtime),
+        side_by_side=calls_side_by_side(model.config.unet, runtime),
         frame_memory_bytes=runtime.frame_memory_mb * _MB,
     )
     _log(components)
     return components
+
+
+def _denoiser(model: Model | EngineModel, runtime: RuntimeSettings, batch: int) -> Denoiser:
+    if isinstance(model, EngineModel):
+        return model.denoiser
+    step = compiled_step(model.unet, batch * model.config.num_frames) if runtime.compile else None
+    return UNetDenoiser(model.unet, step)
+
+
+def _networks(model: Model | EngineModel, device: torch.device, unet: Denoiser) -> Networks:
+    """Return the networks with the higher precisions in which torch computes what is not finite."""
+    engine = model.engine if isinstance(model, EngineModel) else "torch"
+
+    def source(device: torch.device) -> Source:
+        if model.source is None:
+            raise ModelError(
+                f"{engine} gave a result that is not finite, and there are no weights for torch to compute it again",
+                file=model.config.name,
+                fix="name the model that was exported, or export it as fp32",
+            )
+        return replace(model.source, device=device)
+
+    def load_unet(dtype: torch.dtype, device: torch.device) -> Denoiser:
+        return UNetDenoiser(source(device).unet(dtype))
+
+    def load_vae(dtype: torch.dtype, device: torch.device) -> Any:
+        return source(device).vae(dtype)
+
+    def load_audio_encoder(dtype: torch.dtype, device: torch.device) -> AudioEncoder | EngineAudioEncoder:
+        return source(device).audio_encoder(dtype)
+
+    dtypes, encoder = model.dtypes, model.audio_encoder
+    return Networks(
+        PrecisionFallback("U-Net", unet, dtypes.unet, device, load_unet, engine),
+        PrecisionFallback("VAE", model.vae, dtypes.vae, device, load_vae, engine),
+        PrecisionFallback("audio encoder", encoder, dtypes.audio_encoder, device, load_audio_encoder, engine),
+    )
 
 
 def settings_used(components: Components, settings: SyncSettings, runtime: RuntimeSettings) -> dict[str, Any]:
@@ -82,20 +104,22 @@ def settings_used(components: Components, settings: SyncSettings, runtime: Runti
         "precision": unet,
         "vae_precision": vae,
         "audio_precision": audio_encoder,
-        "quantize": model.source.quantize,
+        "quantize": model.quantized,
         "detector": components.detector.name,
         "threads": components.threads,
         "batch": components.batch,
+        "engine": runtime.engine,
         "compile": runtime.compile,
-        "pruned_layers": len(model.source.left_out),
+        "pruned_layers": len(model.left_out),
     }
 
 
 def _log(components: Components) -> None:
     logger.info(
-        "model %s on %s: U-Net %s, VAE %s, audio encoder %s; detector %s, %d threads; %d windows per call",
+        "model %s on %s by %s: U-Net %s, VAE %s, audio encoder %s; detector %s, %d threads; %d windows per call",
         components.model.config.name,
         components.device,
+        components.model.engine if isinstance(components.model, EngineModel) else "torch",
         *_dtype_names(components.model),
         components.detector.name,
         components.threads,
@@ -103,6 +127,6 @@ def _log(components: Components) -> None:
     )
 
 
-def _dtype_names(model: Model) -> list[str]:
+def _dtype_names(model: Model | EngineModel) -> list[str]:
     chosen = (model.dtypes.unet, model.dtypes.vae, model.dtypes.audio_encoder)
     return [str(dtype).removeprefix("torch.") for dtype in chosen]

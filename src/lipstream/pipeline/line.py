@@ -136,7 +136,7 @@ def recording_maximum(components: Components, speech: SpeechInfo, threads: Threa
 
     It is what probing found, unless the encoder has another number of mel bands: then the speech is read once more.
     """
-    n_mels = components.model.audio_encoder.config.n_mels
+    n_mels = components.model.config.audio_encoder.n_mels
     if speech.log_mel_max is not None and n_mels == N_MELS:
         return speech.log_mel_max
     return log_mel_maximum(checked(read_mono(speech.path), threads), n_mels)

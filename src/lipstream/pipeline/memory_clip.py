@@ -33,7 +33,7 @@ def memory_clip(
         height=source.height,
         frames=timed(source.frames(), clocks.read),
         samples=[speech.samples],
-        log_mel_max=log_mel_maximum([speech.samples], components.model.audio_encoder.config.n_mels),
+        log_mel_max=log_mel_maximum([speech.samples], components.model.config.audio_encoder.n_mels),
         n_frames=speech.n_frames,
         settings=settings,
     )

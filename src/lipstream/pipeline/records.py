@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import Denoiser
+from lipstream.engines.model import EngineModel
+from lipstream.engines.networks import EngineAudioEncoder
 from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame
 from lipstream.models.load import Model
@@ -148,7 +150,7 @@ class Networks:
 
     unet: PrecisionFallback[Denoiser]
     vae: PrecisionFallback[Any]
-    audio_encoder: PrecisionFallback[AudioEncoder]
+    audio_encoder: PrecisionFallback[AudioEncoder | EngineAudioEncoder]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Components:
     frame_memory_bytes: of frames in flight.
     """
 
-    model: Model
+    model: Model | EngineModel
     networks: Networks
     detector: Detector
     device: torch.device

@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,16 @@ def key_of(
 ) -> str:
     """Return a digest of everything that the pieces of a run depend on."""
     used: dict[str, Any] = settings_used(components, settings, runtime)
-    paths = [path.resolve() for path in vars(components.model.source.paths).values()]
+    source = components.model.source  # None for exported networks, of whose files the configuration has digests
+    paths = [] if source is None else [path.resolve() for path in vars(source.paths).values()]
     described = {
         "format": [_FORMAT, __version__],
         "video": sha256_of(inputs.video.path),
         "speech": sha256_of(inputs.speech.path),
         "settings": {name: value for name, value in used.items() if name not in _OF_THE_MACHINE},
         "device": components.device.type,
-        "left_out": components.model.source.left_out,
+        "left_out": components.model.left_out,
+        "configuration": asdict(components.model.config),
         "model": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths],
         "faces": faces_sha256,
     }

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from lipstream.settings import DetectorName, Precision, Quantize, RuntimeSettings, check_field_name
+from lipstream.settings import DetectorName, EngineName, Precision, Quantize, RuntimeSettings, check_field_name
 
 
 class RuntimeFields(TypedDict, total=False):
@@ -22,6 +22,8 @@ class RuntimeFields(TypedDict, total=False):
     batch: int | Literal["auto"]
     compile: bool
     pruned: str | Path | None
+    engine: EngineName
+    triton_url: str | None
     frame_memory_mb: int
 
 

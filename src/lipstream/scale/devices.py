@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from lipstream.errors import SettingsError
 from lipstream.jobs import SyncJob
 from lipstream.lipsync import LipSync
-from lipstream.models.load import load_model
 from lipstream.results import SyncResult
-from lipstream.runtime.device import dtypes, torch_device
-from lipstream.runtime.memory import memory_errors
+from lipstream.runtime.device import torch_device
 from lipstream.scale.segments import sync_in_segments
-from lipstream.settings import ALL_DEVICES, RuntimeSettings
+from lipstream.settings import ALL_DEVICES, DetectorName, RuntimeSettings
 
 
 def each_device(devices: Sequence[str], runtime: RuntimeSettings) -> list[RuntimeSettings]:
@@ -42,18 +41,12 @@ def each_device(devices: Sequence[str], runtime: RuntimeSettings) -> list[Runtim
 
 @contextmanager
 def replicas(model: str | Path, each: Sequence[RuntimeSettings]) -> Iterator[list[LipSync]]:
-    """Yield a LipSync on each device, all with the first one's face detector. Raises as `LipSync.load` does."""
+    """Yield a LipSync on each device. Raises as `LipSync.load` does."""
     with ExitStack() as loaded:
         first = loaded.enter_context(LipSync.load(model, each[0]))
-        syncs = [first]
-        for runtime in each[1:]:
-            device = torch_device(runtime)
-            with memory_errors(device):
-                copy = load_model(
-                    model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned
-                )
-                syncs.append(loaded.enter_context(LipSync(copy, first.detector, runtime)))
-        yield syncs
+        # The detector is chosen once: the first says which, and why.
+        others = [replace(runtime, detector=cast("DetectorName", first.detector.name)) for runtime in each[1:]]
+        yield [first, *(loaded.enter_context(LipSync.load(model, runtime)) for runtime in others)]
 
 
 def whole_files(

@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lipstream.audio_features.features import ROWS_PER_FRAME, tokens_per_frame
+from lipstream.audio_features.features import ROWS_PER_FRAME
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.models.load import Model, load_model
@@ -89,7 +89,7 @@ def of_unet(model: Model, settings: SyncSettings, size: int, window: int) -> int
     """Count the operations of the U-Net for `size` faces in windows of `window`; `model` is on the meta device."""
     config = model.config
     latent_size = model.latent_size(settings.resolution or config.resolution)
-    noisy, tokens = config.unet.out_channels, tokens_per_frame(config.audio_encoder)
+    noisy, tokens = config.unet.out_channels, config.audio_encoder.tokens_per_frame
     channels = torch.zeros(size, config.unet.in_channels - noisy, latent_size, latent_size, device=_META)
     audio = torch.zeros(size, tokens, config.audio_encoder.n_audio_state, device=_META)
     noise = torch.zeros(1, noisy, latent_size, latent_size, device=_META)
