@@ -32,7 +32,7 @@ from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs, file_job, probe_inputs
 from lipstream.pipeline.line import run
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
-from lipstream.pipeline.plan import SEGMENT_S, Segment
+from lipstream.pipeline.plan import Segment
 from lipstream.pipeline.render import SegmentedRun, render
 from lipstream.pipeline.turns import Turns
 from lipstream.pipeline.work import key_of, prepare
@@ -218,21 +218,24 @@ class LipSync(Turns):
         settings: SyncSettings,
         folder: Path,
         *,
-        segment_s: float = SEGMENT_S,
+        segment_s: float | None = None,
+        workers: int = 1,
         watch: Watch | None = None,
     ) -> SegmentedRun:
         """Find the faces of a run and cut it into segments for `render`, here or elsewhere.
 
         folder: of this run alone, see `run_key`; what is there already is taken, a table of faces (FACES) too.
-        segment_s: about the length of one, s. watch: reports, and says when to stop. Raises as `__call__` does.
+        segment_s: about the length of one, s; None for 10, or less where there are many `workers`. watch: reports, and
+        says when to stop. Raises as `__call__` does.
         """
         watch = watch or Watch(Clocks.start(), n_output_frames(inputs.speech, FRAME_RATE_HZ), None, None)
-        length = max(1, round(segment_s * FRAME_RATE_HZ))
         with self._turn(None, None) as components, memory_errors(components.device):
             return self._in_threads(
                 components,
                 watch,
-                lambda threads: prepare(components, inputs, settings, folder, watch.clocks, threads, length),
+                lambda threads: prepare(
+                    components, inputs, settings, folder, watch.clocks, threads, workers, segment_s
+                ),
             )
 
     def render(

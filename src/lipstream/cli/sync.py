@@ -48,7 +48,7 @@ def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
         "--segment",
         type=float,
         metavar="S",
-        help="length of what is done at a time with --work or several devices, s [10]",
+        help="length of what is done at a time with --work or several devices, s [10, less for many devices]",
     )
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
@@ -146,7 +146,6 @@ def _sync(
     overwrite: bool,
 ) -> SyncResult:
     """Run on one device from end to end, or in segments: on several, on a cluster, or kept in a folder."""
-    from lipstream.pipeline.plan import SEGMENT_S
     from lipstream.runtime.device import torch_device
     from lipstream.scale.devices import each_device, replicas
     from lipstream.scale.segments import OfThisProcess, run_in_segments, work_folder
@@ -157,7 +156,7 @@ def _sync(
         "on_progress": reporter.update,
         "cancel": interrupts.cancel,
     }
-    segments: dict[str, Any] = {"keep_work": args.keep_work, "segment_s": args.segment or SEGMENT_S}
+    segments: dict[str, Any] = {"keep_work": args.keep_work, "segment_s": args.segment}
     if args.ray is not None:
         from lipstream.scale.ray import Cluster
         from lipstream.scale.ray_nodes import RaySettings

@@ -6,9 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lipstream.pipeline.windows import batches, is_full
+from lipstream.settings import FRAME_RATE_HZ
 
 SEGMENT_S = 10.0
 """About how long a segment is, s: much longer than what beginning one costs, short enough to lose."""
+
+
+_SEGMENTS_EACH = 4
+"""At least so many for each worker, so that the last ones end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,14 @@ class PlannedWindow:
     faces: int
 
 
+def segment_frames(n_frames: int, workers: int, segment_s: float | None) -> int:
+    """Return about how many frames a segment is to have. segment_s: None for SEGMENT_S, or less for many workers."""
+    if segment_s is not None:
+        return max(1, round(segment_s * FRAME_RATE_HZ))
+    longest = round(SEGMENT_S * FRAME_RATE_HZ)
+    return longest if workers == 1 else min(longest, max(1, n_frames // (_SEGMENTS_EACH * workers)))
+
+
 def windows_of(has_face: Iterable[bool], num_frames: int) -> Iterator[PlannedWindow]:
     """Yield the windows that `windows.gather` makes of frames, given which of them have a face."""
     start = stop = faces = 0
@@ -49,8 +62,8 @@ def windows_of(has_face: Iterable[bool], num_frames: int) -> Iterator[PlannedWin
         yield PlannedWindow(start, stop, faces)
 
 
-def segments_of(has_face: Iterable[bool], num_frames: int, batch: int, segment_frames: int) -> tuple[Segment, ...]:
-    """Return segments of at least `segment_frames` frames, but for the last, that end where a U-Net call ends.
+def segments_of(has_face: Iterable[bool], num_frames: int, batch: int, at_least: int) -> tuple[Segment, ...]:
+    """Return segments of `at_least` frames, but for the last, that end where a U-Net call ends.
 
     batch: windows per call. So a segment's windows and calls are those of a run from end to end.
     """
@@ -58,7 +71,7 @@ def segments_of(has_face: Iterable[bool], num_frames: int, batch: int, segment_f
     stop = start
     for call in batches(windows_of(has_face, num_frames), batch):
         stop = call[-1].stop
-        if stop - start >= segment_frames:
+        if stop - start >= at_least:
             segments.append(Segment(start, stop))
             start = stop
     if stop > start:

@@ -23,13 +23,14 @@ import numpy as np
 from lipstream.audio_features.features import ROWS_PER_FRAME
 from lipstream.audio_features.mel import HOP_SIZE
 from lipstream.errors import InputError, OutputError
+from lipstream.media.atomic import write_whole
 from lipstream.media.audio import SpeechInfo, n_output_frames, read_mono
 from lipstream.pipeline.analyse import FaceTable, analyse, check_faces, sha256_of
 from lipstream.pipeline.build import settings_used
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs
 from lipstream.pipeline.line import checked, recording_maximum, too_short
-from lipstream.pipeline.plan import Segment, segments_of
+from lipstream.pipeline.plan import Segment, segment_frames, segments_of
 from lipstream.pipeline.records import Components
 from lipstream.pipeline.render import SegmentedRun
 from lipstream.pipeline.threads import ThreadGroup
@@ -110,9 +111,13 @@ def prepare(
     folder: Path,
     clocks: Clocks,
     threads: ThreadGroup,
-    segment_frames: int,
+    workers: int,
+    segment_s: float | None,
 ) -> SegmentedRun:
-    """Analyse and plan a run in its folder; what is there already is taken. Raises NoFaceError, InputError."""
+    """Analyse and plan a run in its folder; what is there already is taken. Raises NoFaceError, InputError.
+
+    workers, segment_s: see `segment_frames`. An earlier plan stays, whoever it was made for, unless segment_s is given.
+    """
     n_frames = n_output_frames(inputs.speech, FRAME_RATE_HZ)
     samples = _write_samples(inputs.speech, folder / "speech.f32", threads)
     if samples.stat().st_size < 4 * ROWS_PER_FRAME * HOP_SIZE:  # not one row of audio features
@@ -124,7 +129,8 @@ def prepare(
         table.save(path, overwrite=True)
     has_face = table.shows_face(n_frames, settings)
     check_faces(inputs.video.path, has_face, settings)
-    num_frames = components.model.config.num_frames
+    length = segment_frames(len(has_face), workers, segment_s)
+    planned = segments_of(has_face.tolist(), components.model.config.num_frames, components.batch, length)
     pieces = folder / "pieces"
     pieces.mkdir(exist_ok=True)
     for unfinished in pieces.glob(".*.part.mp4"):  # of a run that was killed
@@ -139,8 +145,19 @@ def prepare(
         n_frames=len(has_face),
         faces=int(has_face.sum()),
         settings=settings,
-        segments=segments_of(has_face.tolist(), num_frames, components.batch, segment_frames),
+        segments=_kept_plan(folder / "segments.json", planned, segment_s is not None),
     )
+
+
+def _kept_plan(path: Path, planned: tuple[Segment, ...], is_new: bool) -> tuple[Segment, ...]:
+    """Return the plan that is in a folder, or write the one that is planned."""
+    if path.is_file() and not is_new:
+        with suppress(ValueError, TypeError):  # a file that is not whole
+            kept = tuple(Segment(int(start), int(stop)) for start, stop in json.loads(path.read_text("utf-8")))
+            if kept[0].start == 0 and kept[-1].stop == planned[-1].stop:
+                return kept
+    write_whole(path, json.dumps([(segment.start, segment.stop) for segment in planned]).encode())
+    return planned
 
 
 def missing(run: SegmentedRun) -> list[list[Segment]]:

@@ -80,8 +80,10 @@ class _Actor:
     def run_key(self, *arguments: Any) -> tuple[Any, LipstreamError | None]:
         return _outcome(lambda: self._load().run_key(*arguments))
 
-    def prepare(self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float) -> tuple[Any, Any]:
-        return _outcome(lambda: self._load().prepare(inputs, settings, folder, segment_s=segment_s))
+    def prepare(
+        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float | None, workers: int
+    ) -> tuple[Any, LipstreamError | None]:
+        return _outcome(lambda: self._load().prepare(inputs, settings, folder, segment_s=segment_s, workers=workers))
 
     def render(self, run: SegmentedRun, segments: Sequence[Segment]) -> tuple[Any, LipstreamError | None]:
         return _outcome(lambda: self._load().render(run, segments))
@@ -236,13 +238,13 @@ class Cluster:
         return str(self.call("run_key", inputs, settings, faces_sha256))
 
     def prepare(
-        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float, watch: Watch
+        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float | None, watch: Watch
     ) -> SegmentedRun:
         """See LipSync.prepare. Raises InputError where a node does not see a file."""
         video, speech = inputs.video, inputs.speech
         inputs = Inputs(replace(video, path=video.path.resolve()), replace(speech, path=speech.path.resolve()))
         check_seen([inputs.video.path, inputs.speech.path, folder])
-        run: SegmentedRun = self.call("prepare", inputs, settings, folder, segment_s, watch=watch)
+        run: SegmentedRun = self.call("prepare", inputs, settings, folder, segment_s, len(self._actors), watch=watch)
         return run
 
     def render(self, run: SegmentedRun, parts: list[list[Segment]], watch: Watch) -> int:

@@ -22,7 +22,7 @@ from lipstream.pipeline.caller import POLL_S, Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs, probe_inputs
 from lipstream.pipeline.join import join
-from lipstream.pipeline.plan import SEGMENT_S, Segment
+from lipstream.pipeline.plan import Segment
 from lipstream.pipeline.render import SegmentedRun
 from lipstream.pipeline.work import FACES, WorkFolder, missing
 from lipstream.results import Progress, SyncResult
@@ -45,7 +45,7 @@ class Renderers(Protocol):
         """See LipSync.run_key."""
 
     def prepare(
-        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float, watch: Watch
+        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float | None, watch: Watch
     ) -> SegmentedRun:
         """See LipSync.prepare."""
 
@@ -62,7 +62,7 @@ def sync_in_segments(
     *,
     work: str | Path | None = None,
     keep_work: bool = False,
-    segment_s: float = SEGMENT_S,
+    segment_s: float | None = None,
     faces: FaceTable | str | Path | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -72,7 +72,8 @@ def sync_in_segments(
 
     syncs: of one model and the same settings, on devices of one kind. work: folder for what is done; the same call goes
     on where one that was stopped or killed ended. It is removed when the output is there, unless keep_work. segment_s:
-    about how long a segment is, s. The other arguments and what is raised: as of `LipSync.__call__`.
+    about how long a segment is, s; None for 10, or less for many `syncs`. The other arguments and what is raised: as
+    of `LipSync.__call__`.
     """
     inputs = probe_inputs(video, audio, output, overwrite=overwrite)
     with work_folder(work) as place:
@@ -99,7 +100,7 @@ def run_in_segments(
     work: Path,
     *,
     keep_work: bool,
-    segment_s: float,
+    segment_s: float | None,
     faces: FaceTable | str | Path | None,
     overwrite: bool,
     on_progress: Callable[[Progress], None] | None,
@@ -171,9 +172,11 @@ class OfThisProcess:
         return self._syncs[0].run_key(inputs, settings, faces_sha256)
 
     def prepare(
-        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float, watch: Watch
+        self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float | None, watch: Watch
     ) -> SegmentedRun:
-        return self._syncs[0].prepare(inputs, settings, folder, segment_s=segment_s, watch=watch)
+        return self._syncs[0].prepare(
+            inputs, settings, folder, segment_s=segment_s, workers=len(self._syncs), watch=watch
+        )
 
     def render(self, run: SegmentedRun, parts: list[list[Segment]], watch: Watch) -> int:
         """Render: alone, segments that follow one another in one go; with others, whoever is free takes one."""
