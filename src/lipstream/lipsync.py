@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,20 +22,17 @@ from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
-from lipstream.media.audio import SpeechInfo, n_output_frames
+from lipstream.media.audio import SpeechInfo
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.models.load import Model, load_model, read_config
 from lipstream.pipeline.analyse import FaceTable, analyse, checked_table
 from lipstream.pipeline.build import build_components, settings_used
 from lipstream.pipeline.caller import Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
-from lipstream.pipeline.file_job import Inputs, file_job, probe_inputs
+from lipstream.pipeline.file_job import file_job, probe_inputs
 from lipstream.pipeline.line import run
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
-from lipstream.pipeline.plan import Segment
-from lipstream.pipeline.render import SegmentedRun, render
-from lipstream.pipeline.turns import Turns
-from lipstream.pipeline.work import key_of, prepare
+from lipstream.pipeline.segment_worker import SegmentWorker
 from lipstream.results import GeneratedCrop, Progress, SyncResult
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.runtime.memory import memory_errors
@@ -48,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class LipSync(Turns):
+class LipSync(SegmentWorker):
     """A loaded model and its face detector. Calls from several threads take turns.
 
     A context manager that closes it.
@@ -67,8 +64,7 @@ class LipSync(Turns):
         runtime: its device has to be the model's. denoiser: computes in place of the model's U-Net, which is still what
         a result that is not finite is computed with again.
         """
-        super().__init__(build_components(model, detector, runtime, denoiser))
-        self._runtime = runtime
+        super().__init__(build_components(model, detector, runtime, denoiser), runtime)
         self._owns_detector = False
 
     @classmethod
@@ -104,10 +100,6 @@ class LipSync(Turns):
     def runtime(self) -> RuntimeSettings:
         """The settings that this was made with."""
         return self._runtime
-
-    def settings_used(self, settings: SyncSettings) -> dict[str, Any]:
-        """Return the settings of a run with every choice made, as its result has them."""
-        return settings_used(self._open(), settings, self._runtime)
 
     def __enter__(self) -> LipSync:
         return self
@@ -203,56 +195,6 @@ class LipSync(Turns):
             watch.report()
             return self._in_threads(
                 components, watch, lambda threads: analyse(components, info, settings, clocks, threads)
-            )
-
-    def run_key(self, inputs: Inputs, settings: SyncSettings, faces_sha256: str | None = None) -> str:
-        """Return a digest of everything that the frames of a run depend on: inputs, settings, model, precision.
-
-        faces_sha256: of the table of faces, where one is given.
-        """
-        return key_of(self._open(), inputs, settings, self._runtime, faces_sha256)
-
-    def prepare(
-        self,
-        inputs: Inputs,
-        settings: SyncSettings,
-        folder: Path,
-        *,
-        segment_s: float | None = None,
-        workers: int = 1,
-        watch: Watch | None = None,
-    ) -> SegmentedRun:
-        """Find the faces of a run and cut it into segments for `render`, here or elsewhere.
-
-        folder: of this run alone, see `run_key`; what is there already is taken, a table of faces (FACES) too.
-        segment_s: about the length of one, s; None for 10, or less where there are many `workers`. watch: reports, and
-        says when to stop. Raises as `__call__` does.
-        """
-        watch = watch or Watch(Clocks.start(), n_output_frames(inputs.speech, FRAME_RATE_HZ), None, None)
-        with self._turn(None, None) as components, memory_errors(components.device):
-            return self._in_threads(
-                components,
-                watch,
-                lambda threads: prepare(
-                    components, inputs, settings, folder, watch.clocks, threads, workers, segment_s
-                ),
-            )
-
-    def render(
-        self,
-        segmented: SegmentedRun,
-        segments: Sequence[Segment],
-        *,
-        clocks: Clocks | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-        cancel: threading.Event | None = None,
-    ) -> None:
-        """Render segments of a run that `prepare` returned, which follow one another, to their pieces."""
-        with self._turn(cancel, None) as components, memory_errors(components.device):
-            clocks = clocks or Clocks.start()
-            watch = Watch(clocks, segmented.n_frames, on_progress, cancel)
-            self._in_threads(
-                components, watch, lambda threads: render(components, segmented, segments, clocks, threads)
             )
 
     def map(

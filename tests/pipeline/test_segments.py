@@ -23,11 +23,12 @@ from lipstream.audio_features.features import feature_rows, first_block_of, fram
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import read_mono
 from lipstream.media.loop import FrameIndex, read_looped
+from lipstream.media.reader import probe
 from lipstream.media.segment import read_indexed, read_segment
 from lipstream.media.writer import VideoWriter
 from lipstream.models.load import Model, load_model
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from lipstream.pipeline.analyse import FaceTable
+from lipstream.pipeline.analyse import FaceTable, parts_of, table_of
 from lipstream.pipeline.file_job import probe_inputs
 from lipstream.pipeline.plan import segments_of, windows_of
 from lipstream.pipeline.records import Aligned
@@ -246,6 +247,22 @@ def test_a_table_is_what_was_saved(make: Callable[..., LipSync], clip: Path, tmp
     assert vars(loaded.frames) == vars(table.frames)
     assert (loaded.detector, loaded.detect_every, loaded.is_whole) == ("known", 5, True)
     assert (tmp_path / "clip.faces").stat().st_size < 40 * 100 + 1000
+
+
+@pytest.mark.parametrize("detect_every", [1, 3])
+def test_parts_of_a_video_are_searched_by_themselves(
+    make: Callable[..., LipSync], clip: Path, detect_every: int
+) -> None:
+    sync, settings, video = make(), SyncSettings(detect_every=detect_every), probe(clip)
+    whole = sync.analyse(clip, settings)
+    frames, first_face = sync.index_frames(video, 1000, settings)
+    parts = parts_of(len(frames), settings, 2)
+    assert len(parts) > 4
+    found = [sync.search(video, frames, part, settings, first_face) for part in reversed(parts)]
+    table = table_of(video, "known", settings, found[::-1], frames, 1000)
+    np.testing.assert_array_equal(table.landmarks, whole.landmarks)
+    assert vars(table.frames) == vars(whole.frames)
+    assert (table.is_whole, table.sha256, first_face) == (True, whole.sha256, 2)
 
 
 # Windows and segments

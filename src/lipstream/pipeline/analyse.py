@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from lipstream.errors import InputError, SettingsError
 from lipstream.face.tracking import FaceTrack
 from lipstream.media.atomic import check_beside, write_whole
 from lipstream.media.loop import FrameIndex
-from lipstream.media.reader import VideoInfo
-from lipstream.media.segment import read_indexed, source_frame
+from lipstream.media.reader import Frame, VideoInfo
+from lipstream.media.segment import read_indexed, read_segment, source_frame
 from lipstream.pipeline.clocks import Clocks, timed
 from lipstream.pipeline.first_face import no_face_in, no_face_in_frame
 from lipstream.pipeline.line import frames_in_flight, landmarks, search_first_face
+from lipstream.pipeline.plan import Segment
 from lipstream.pipeline.records import Components, Matrix
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup
 from lipstream.settings import RuntimeSettings, SyncSettings
@@ -177,25 +179,96 @@ def analyse(
     n_frames: int = 2**62,
 ) -> FaceTable:
     """Find the face in each frame of a video, or in its first `n_frames`. Raises NoFaceError where none has one."""
-    settings = SyncSettings(detect_every=settings.frames_per_detection())
-    first_face = search_first_face(components, video, n_frames, settings, clocks, threads)
-    frames, found = FrameIndex(), list[NDArray[np.float64]]()
+    first_face = search_first_face(components, video, n_frames, _passing(settings), clocks, threads)
+    frames = FrameIndex()
+    images = timed(read_indexed(video.path, n_frames, frames), clocks.read)
+    found = _landmarks(components, video, images, settings, first_face, clocks, threads)
+    return table_of(video, components.detector.name, settings, [found], frames, n_frames)
+
+
+def index_frames(
+    components: Components,
+    video: VideoInfo,
+    n_frames: int,
+    settings: SyncSettings,
+    clocks: Clocks,
+    threads: ThreadGroup,
+) -> tuple[FrameIndex, int]:
+    """Read up to `n_frames` frames; return which picture each shows, and the index of the first one with a face.
+
+    That is what has to be done in order before any number of others `search` parts of the video.
+    """
+    first_face = search_first_face(components, video, n_frames, _passing(settings), clocks, threads)
+    frames = FrameIndex()
+    for _ in timed(read_indexed(video.path, n_frames, frames), clocks.read):
+        threads.check()
+    return frames, first_face
+
+
+def search(
+    components: Components,
+    video: VideoInfo,
+    frames: FrameIndex,
+    part: Segment,
+    settings: SyncSettings,
+    first_face: int,
+    clocks: Clocks,
+    threads: ThreadGroup,
+) -> NDArray[np.float64]:
+    """Return the landmarks of frames part.start .. part.stop-1, as `analyse` finds them."""
+    images = timed(read_segment(video.path, frames, part.start, part.stop, "trim"), clocks.read)
+    return _landmarks(components, video, images, settings, first_face, clocks, threads)
+
+
+def parts_of(n_frames: int, settings: SyncSettings, workers: int) -> list[Segment]:
+    """Return parts of a video that may be searched by themselves, four for each of the workers."""
+    step = settings.frames_per_detection()
+    length = max(1, math.ceil(n_frames / (4 * workers * step))) * step
+    return [Segment(start, min(start + length, n_frames)) for start in range(0, n_frames, length)]
+
+
+def table_of(
+    video: VideoInfo,
+    detector: str,
+    settings: SyncSettings,
+    found: Sequence[NDArray[np.float64]],
+    frames: FrameIndex,
+    n_asked: int,
+) -> FaceTable:
+    """Return the table of what was found in a video's parts. n_asked: how many frames were asked for."""
+    return FaceTable(
+        video_sha256=sha256_of(video.path),
+        detector=detector,
+        detect_every=settings.frames_per_detection(),
+        is_whole=len(frames) < n_asked,
+        landmarks=np.concatenate(found),
+        frames=frames,
+    )
+
+
+def _landmarks(
+    components: Components,
+    video: VideoInfo,
+    images: Iterator[Frame],
+    settings: SyncSettings,
+    first_face: int,
+    clocks: Clocks,
+    threads: ThreadGroup,
+) -> NDArray[np.float64]:
+    found: list[NDArray[np.float64]] = []
     budget = FrameBudget(threads, frames_in_flight(components, video.width, video.height, settings))
-    images = budget.spend(timed(read_indexed(video.path, n_frames, frames), clocks.read))
     detect_every = settings.frames_per_detection()
-    for _, points in landmarks(components, images, detect_every, first_face, clocks.detect, threads):
+    for _, points in landmarks(components, budget.spend(images), detect_every, first_face, clocks.detect, threads):
         found.append(_NO_FACE if points is None else np.asarray(points, np.float64))
         clocks.write.count(1)
         budget.give_back()
     threads.check()
-    return FaceTable(
-        video_sha256=sha256_of(video.path),
-        detector=components.detector.name,
-        detect_every=detect_every,
-        is_whole=len(found) < n_frames,
-        landmarks=np.stack(found),
-        frames=frames,
-    )
+    return np.stack(found)
+
+
+def _passing(settings: SyncSettings) -> SyncSettings:
+    """Return settings that let frames without a face pass: what becomes of them is decided where the table is used."""
+    return replace(settings, no_face="pass")
 
 
 def check_faces(name: Path, has_face: Iterable[bool], settings: SyncSettings) -> None:

@@ -18,15 +18,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lipstream.errors import LipstreamError, ModelError
 from lipstream.jobs import JobError, JobResult, SyncJob, run_job
+from lipstream.media.audio import n_output_frames
+from lipstream.pipeline.analyse import FaceTable, parts_of, table_of
 from lipstream.pipeline.caller import POLL_S, Watch, raise_if_cancelled
 from lipstream.pipeline.file_job import Inputs
 from lipstream.pipeline.plan import Segment
 from lipstream.pipeline.render import SegmentedRun
+from lipstream.pipeline.work import FACES
 from lipstream.scale.batch import Execute, file_work
 from lipstream.scale.ray_nodes import RaySettings, actors_of, check_nodes, check_seen, connect, ray_library, short
-from lipstream.settings import RuntimeSettings, SyncSettings
+from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +90,12 @@ class _Actor:
         self, inputs: Inputs, settings: SyncSettings, folder: Path, segment_s: float | None, workers: int
     ) -> tuple[Any, LipstreamError | None]:
         return _outcome(lambda: self._load().prepare(inputs, settings, folder, segment_s=segment_s, workers=workers))
+
+    def index_frames(self, *arguments: Any) -> tuple[Any, LipstreamError | None]:
+        return _outcome(lambda: (*self._load().index_frames(*arguments), self._load().detector.name))
+
+    def search(self, *arguments: Any) -> tuple[Any, LipstreamError | None]:
+        return _outcome(lambda: self._load().search(*arguments))
 
     def render(self, run: SegmentedRun, segments: Sequence[Segment]) -> tuple[Any, LipstreamError | None]:
         return _outcome(lambda: self._load().render(run, segments))
@@ -244,8 +256,24 @@ class Cluster:
         video, speech = inputs.video, inputs.speech
         inputs = Inputs(replace(video, path=video.path.resolve()), replace(speech, path=speech.path.resolve()))
         check_seen([inputs.video.path, inputs.speech.path, folder])
+        if not (folder / FACES).exists():
+            self._analyse(inputs, settings, watch).save(folder / FACES)
         run: SegmentedRun = self.call("prepare", inputs, settings, folder, segment_s, len(self._actors), watch=watch)
         return run
+
+    def _analyse(self, inputs: Inputs, settings: SyncSettings, watch: Watch) -> FaceTable:
+        """Find the faces of the frames that a run needs, in parts of the video."""
+        n_asked = n_output_frames(inputs.speech, FRAME_RATE_HZ)
+        frames, first_face, detector = self.call("index_frames", inputs.video, n_asked, settings, watch=watch)
+        parts, found = parts_of(len(frames), settings, len(self._actors)), dict[Segment, NDArray[np.float64]]()
+        stored = self._ray.put(frames)
+        tasks = (_Task(part, "search", (inputs.video, stored, part, settings, first_face)) for part in parts)
+        for finished in self.run(tasks):
+            if finished is not None:
+                found[finished.tag] = finished.result()
+                watch.clocks.detect.count(len(finished.tag))
+            watch.tick()
+        return table_of(inputs.video, detector, settings, [found[part] for part in parts], frames, n_asked)
 
     def render(self, run: SegmentedRun, parts: list[list[Segment]], watch: Watch) -> int:
         """Render what is missing, a segment at a time; return how often one was begun again."""
