@@ -229,6 +229,7 @@ def test_a_table_that_does_not_belong_is_refused(make: Callable[..., LipSync], c
 
     refused(changed, table, InputError, "made from another video, or this one has changed since")
     refused(clip, table, SettingsError, "detect_every = 3: the table of faces was made with 1", detect_every=3)
+    refused(clip, replace(table, is_whole=False), InputError, "ends after 40 frames, before the video does")
     refused(clip, tmp_path / "missing", InputError, "no such file")
     refused(clip, speech, InputError, "not a table of faces")
     cut = tmp_path / "cut.faces"

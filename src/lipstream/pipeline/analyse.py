@@ -132,6 +132,12 @@ def checked_table(
             file=video,
             fix="make it again with `lipstream analyse VIDEO -o FILE`",
         )
+    if not table.is_whole:
+        raise InputError(
+            f"the table of faces ends after {len(table)} frames, before the video does",
+            file=video,
+            fix="make it with `lipstream analyse VIDEO -o FILE`",
+        )
     if settings.frames_per_detection() != table.detect_every:
         raise SettingsError(
             f"detect_every = {settings.frames_per_detection()}: the table of faces was made with {table.detect_every}",

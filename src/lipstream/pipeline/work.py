@@ -152,7 +152,7 @@ def prepare(
 def _kept_plan(path: Path, planned: tuple[Segment, ...], is_new: bool) -> tuple[Segment, ...]:
     """Return the plan that is in a folder, or write the one that is planned."""
     if path.is_file() and not is_new:
-        with suppress(ValueError, TypeError):  # a file that is not whole
+        with suppress(ValueError, TypeError, IndexError):  # a file that is not whole
             kept = tuple(Segment(int(start), int(stop)) for start, stop in json.loads(path.read_text("utf-8")))
             if kept[0].start == 0 and kept[-1].stop == planned[-1].stop:
                 return kept

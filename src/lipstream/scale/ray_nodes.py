@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ def connect(address: str) -> None:
     """Join a cluster, or start one of this machine alone. Raises SettingsError where that is not possible."""
     ray = ray_library()
     _check_reachable(address)
-    is_local = address == LOCAL
+    is_local, terminate = address == LOCAL, signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local" if is_local else address,
@@ -47,6 +49,8 @@ def connect(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         message = f"the Ray cluster cannot be used ({short(error)})"
         raise SettingsError(message, file=address, fix="check --ray") from error
+    if threading.current_thread() is threading.main_thread() and terminate is not None:
+        signal.signal(signal.SIGTERM, terminate)  # Ray's own ends the process where it stands
 
 
 def actors_of(cluster: RaySettings) -> tuple[int, dict[str, float]]:
