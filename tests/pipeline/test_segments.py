@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -350,3 +354,20 @@ def test_audio_features_of_a_segment_are_those_of_the_whole_recording() -> None:
         rows = feature_rows(blocks, encoder, maximum=maximum, first_block=first_block)
         part = list(frame_windows(rows, 7, start, first_block * context))[: n_frames - start]
         assert all(torch.equal(a, b) for a, b in zip(part, whole[start : start + 7], strict=True)), start
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_that_is_killed_again_and_again_makes_the_same_file(goldens: Path, clip: Path, tmp_path: Path) -> None:
+    folder = make_model_folder(goldens, tmp_path / "model")
+    speech = write_speech(tmp_path / "speech.wav", 1.5)
+    program = Path(__file__).parents[1] / "helpers" / "killed.py"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(program.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    words = [sys.executable, program, folder, clip, speech, tmp_path, "4"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["digests"][0] == result["digests"][1]
+    assert (len(result["pieces_after"]), result["work_is_left"]) == (4, False)
