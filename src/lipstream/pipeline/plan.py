@@ -12,7 +12,7 @@ SEGMENT_S = 10.0
 """About how long a segment is, s: much longer than what beginning one costs, short enough to lose."""
 
 
-_SEGMENTS_EACH = 4
+_SEGMENTS_EACH = 8
 """At least so many for each worker, so that the last ones end at about the same time."""
 
 

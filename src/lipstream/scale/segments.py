@@ -179,17 +179,25 @@ class OfThisProcess:
         )
 
     def render(self, run: SegmentedRun, parts: list[list[Segment]], watch: Watch) -> int:
-        """Render: alone, segments that follow one another in one go; with others, whoever is free takes one."""
-        if len(self._syncs) > 1:
-            parts = [[segment] for part in parts for segment in part]
-        to_do, stop = deque(parts), threading.Event()
+        """Render: whoever is free takes segments that follow one another, many at first and one at a time at the end.
+
+        Those are rendered in one go, so that a device waits for its first frames a few times only.
+        """
+        to_do, stop, lock = deque(parts), threading.Event(), threading.Lock()
+
+        def next_part() -> list[Segment]:
+            with lock:
+                if stop.is_set() or not to_do:
+                    return []
+                part = to_do.popleft()
+                left = len(part) + sum(len(other) for other in to_do)
+                size = max(1, left // (2 * len(self._syncs))) if len(self._syncs) > 1 else len(part)
+                if part[size:]:
+                    to_do.appendleft(part[size:])
+                return part[:size]
 
         def work(sync: LipSync) -> None:
-            while not stop.is_set():
-                try:
-                    part = to_do.popleft()
-                except IndexError:
-                    return
+            while part := next_part():
                 sync.render(run, part, clocks=watch.clocks, cancel=stop)
 
         with ThreadPoolExecutor(len(self._syncs), "render") as pool:
