@@ -12,21 +12,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lipstream.diffusion.batching import calls_side_by_side
 from lipstream.diffusion.sampling import Denoiser
-from lipstream.engines.model import EngineModel, open_model
+from lipstream.engines.export import OnGraph
+from lipstream.engines.model import EngineModel
 from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.reader import VideoInfo, probe
-from lipstream.models.load import Model, load_model, read_config
+from lipstream.models.load import Model
 from lipstream.pipeline.analyse import FaceTable, analyse, checked_table
-from lipstream.pipeline.build import build_components, settings_used
+from lipstream.pipeline.build import build_components, load_networks, settings_used
 from lipstream.pipeline.caller import Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import file_job, probe_inputs
@@ -34,7 +33,7 @@ from lipstream.pipeline.line import run
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
 from lipstream.pipeline.segment_worker import SegmentWorker
 from lipstream.results import GeneratedCrop, Progress, SyncResult
-from lipstream.runtime.device import dtypes, torch_device
+from lipstream.runtime.device import torch_device
 from lipstream.runtime.memory import memory_errors
 from lipstream.runtime.options import RuntimeFields, with_options
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
@@ -69,20 +68,26 @@ class LipSync(SegmentWorker):
 
     @classmethod
     def load(
-        cls, model: str | Path = "tiny", runtime: RuntimeSettings | None = None, **options: Unpack[RuntimeFields]
+        cls,
+        model: str | Path = "tiny",
+        runtime: RuntimeSettings | None = None,
+        *,
+        on_export: OnGraph | None = None,
+        **options: Unpack[RuntimeFields],
     ) -> LipSync:
         """Load a named model or a model folder.
 
         runtime: what to run on. options: fields of RuntimeSettings (device, precision, quantize, detector, threads,
-        batch, ...), in place of `runtime` or of some of its fields. Raises SettingsError for an unknown field or a
-        device that this machine does not have, ModelError for a model, a list of layers or a detector that cannot be
-        loaded, OutOfMemoryError.
+        batch, ...), in place of `runtime` or of some of its fields. on_export: called with each graph that has to be
+        exported for an engine: its name, how many are done, how many there are. Raises SettingsError for an unknown
+        field or a device that this machine does not have, ModelError for a model, a list of layers or a detector that
+        cannot be loaded, OutOfMemoryError.
         """
         settings = with_options(runtime or RuntimeSettings(), dict(options))
         device = torch_device(settings)
         with memory_errors(device):
             detector = make_detector(settings.detector, device)
-            sync = cls(_load(model, settings, device), detector, settings)
+            sync = cls(load_networks(model, settings, device, on_export), detector, settings)
         sync._owns_detector = True
         return sync
 
@@ -265,14 +270,6 @@ class LipSync(SegmentWorker):
         return self._add(
             self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
         )
-
-
-def _load(model: str | Path, settings: RuntimeSettings, device: torch.device) -> Model | EngineModel:
-    chosen = dtypes(settings, device)
-    if settings.engine == "torch":
-        return load_model(model, device, chosen, quantize=settings.quantize, pruned=settings.pruned)
-    calls = calls_side_by_side(read_config(model)[0].unet, settings)
-    return open_model(model, settings, device, chosen, calls or 0)
 
 
 def _check_rate(frame_rate_hz: int) -> None:

@@ -165,13 +165,13 @@ def test_a_cpu_takes_one_window_a_call() -> None:
     [({"threads": 1}, 1), ({"threads": 3}, 3), ({"threads": 64}, 4), ({"threads": 3, "compile": True}, None)],
 )
 def test_small_networks_are_called_side_by_side_on_a_cpu(unet: UNet, words: Any, calls: int | None) -> None:
-    assert batching.calls_side_by_side(unet, RuntimeSettings(device="cpu", **words)) == calls
+    assert batching.calls_side_by_side(unet.config, RuntimeSettings(device="cpu", **words)) == calls
 
 
 def test_large_networks_take_all_cores(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = sum(tensor.numel() for tensor in unet.state_dict().values())
     monkeypatch.setattr(batching, "_SMALL", numbers)
-    assert batching.calls_side_by_side(unet, RuntimeSettings(device="cpu", threads=3)) is None
+    assert batching.calls_side_by_side(unet.config, RuntimeSettings(device="cpu", threads=3)) is None
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ OWN = {
     "analyse": Command("find the face in every frame of a video, once for many speeches", "lipstream.cli.analyse"),
     "batch": Command("lip-sync many videos with one model in memory", "lipstream.cli.batch"),
     "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
+    "export": Command("write a model for another engine", "lipstream.cli.export"),
+    "engines": Command("list the engines, and what the cache of exported networks holds", "lipstream.cli.engines"),
     "doctor": Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
     "compare": Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),
     "profile": Command("show where the time goes: stages, calls, a trace", "lipstream.cli.profile"),

@@ -167,7 +167,11 @@ def _sync(
             return run_in_segments(cluster, inputs, output, settings, work, **segments, **common)
     each = each_device(devices, runtime)
     reporter.status(f"Loading {model} on {', '.join(str(torch_device(one)) for one in each)} ...")
-    with replicas(model, each) as syncs:
+
+    def on_export(graph: str, done: int, n: int) -> None:
+        reporter.status(f"Exporting the networks for {runtime.engine}: {graph}, {done + 1} of {n} ...")
+
+    with replicas(model, each, on_export) as syncs:
         if args.work is None and len(syncs) == 1:
             return syncs[0](inputs.video, inputs.speech, output, settings, **common)
         with work_folder(args.work) as work:

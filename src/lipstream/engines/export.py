@@ -149,7 +149,8 @@ def _dynamic_shapes(graph: Graph) -> dict[str, Any]:
 
     def axis(name: str) -> Any:
         factor, _, base = name.rpartition("*")
-        dim = axes.setdefault(base, torch.export.Dim(base, min=1))
+        # The exporter traces lengths from 2 on; the graphs it writes take 1 as well.
+        dim = axes.setdefault(base, torch.export.Dim(base, min=2, max=graph.longest.get(base)))
         return int(factor) * dim if factor else dim
 
     of_inputs = [{i: axis(name) for i, name in graph.free.get(one, {}).items()} or None for one in graph.inputs]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Graph:
     """A module to export, with example inputs by name and the names of its outputs.
 
     free: the axes of each input whose length is free, with their names; "2*windows" is twice as long as `windows`.
+    longest: the axes whose length is bounded.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Graph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     free: dict[str, dict[int, str]]
+    longest: dict[str, int] = field(default_factory=dict)
 
 
 def by_window(x: Tensor, num_frames: int) -> Tensor:
@@ -195,19 +197,21 @@ def unet_graphs(unet: UNet, size: int, tokens: int) -> Iterator[Graph]:
     step = {"latents": latents, "timestep": torch.full((_WINDOWS,), 500.0), FEATURES: features}
     step_axes = {"latents": axes, "timestep": {0: "windows"}, FEATURES: axes}
     last = (len(unet.blocks()) - 1, str(len(unet.blocks()[-1].resnets) - 1))
+    longest = {"frames": config.motion_module_kwargs.temporal_position_encoding_max_len}
     in_head = [layer for layer in layers if layer == last]
     in_deep = [layer for layer in layers if layer != last]
     for guided in (False, True):
         audio_of = {name: given[name] for name in _names(in_deep)}
         deep = Deep(unet, in_deep, guided)
         (result,) = _examples(deep, *step.values(), *audio_of.values())
-        yield Graph(deep_graph(guided), deep, step | audio_of, ("deep",), step_axes | dict.fromkeys(audio_of, axes))
+        free = step_axes | dict.fromkeys(audio_of, axes)
+        yield Graph(deep_graph(guided), deep, step | audio_of, ("deep",), free, longest)
 
         audio_of = {name: given[name] for name in _names(in_head)}
         of_deep = {0: "windows" if len(result) == _WINDOWS else "2*windows", 1: "frames"}
         inputs = step | {"deep": result} | audio_of
         free = step_axes | {"deep": of_deep} | dict.fromkeys(audio_of, axes)
-        yield Graph(head_graph(guided), Head(unet, in_head, guided), inputs, ("predicted",), free)
+        yield Graph(head_graph(guided), Head(unet, in_head, guided), inputs, ("predicted",), free, longest)
 
 
 def vae_graphs(vae: Any, resolution: int, size: int, channels: int) -> Iterator[Graph]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from lipstream.engines.cache import CACHE_VARIABLE, cache_folder, weights_sha256
 from lipstream.engines.export import OnGraph, export_onnx
 from lipstream.engines.networks import EngineAudioEncoder, EngineAutoencoder, EngineDenoiser, Sessions
-from lipstream.engines.sessions import Engine
+from lipstream.engines.sessions import Engine, Session
 from lipstream.errors import ModelError, OutputError, SettingsError
 from lipstream.models.catalogue import ModelConfig
 from lipstream.models.exported import GRAPH_VERSION, ONNX_FOLDER, ExportedPrecision
@@ -22,6 +23,8 @@ from lipstream.runtime.device import Dtypes
 from lipstream.settings import RuntimeSettings
 
 logger = logging.getLogger(__name__)
+
+Wrap = Callable[[str, Session], Session]
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,13 @@ def open_model(
     dtypes: Dtypes,
     calls: int,
     on_graph: OnGraph | None = None,
+    wrap: Wrap | None = None,
 ) -> EngineModel:
     """Open a named model or a folder in the engine that `runtime` names, having exported it into the cache if need be.
 
     dtypes: all the same. calls: at the same time, each on one core; 0 for one call on all cores. on_graph: called for
-    each graph that is exported. Raises SettingsError for an engine that cannot run here, ModelError.
+    each graph that is exported. wrap: put round each session, given the graph's name. Raises SettingsError for an
+    engine that cannot run here, ModelError.
     """
     if len(set(vars(dtypes).values())) > 1:
         raise SettingsError(
@@ -92,13 +97,13 @@ def open_model(
     config.exported.check(folder)
     _check_precision(config.exported.precision, runtime, dtypes.unet)
     engine = make_engine(runtime, device, dtypes.unet, calls, folder)
-    return _opened(config, engine, folder, device, dtypes, source)
+    graphs = folder / ONNX_FOLDER
 
+    def open_graph(name: str) -> Session:
+        session = engine.open(graphs / f"{name}.onnx")
+        return session if wrap is None else wrap(name, session)
 
-def _opened(
-    config: ModelConfig, engine: Engine, folder: Path, device: torch.device, dtypes: Dtypes, source: Source | None
-) -> EngineModel:
-    sessions = Sessions(lambda name: engine.open(folder / ONNX_FOLDER / f"{name}.onnx"))
+    sessions = Sessions(open_graph)
     return EngineModel(
         config=config,
         engine=engine.name,

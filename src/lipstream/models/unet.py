@@ -202,10 +202,10 @@ class UNet(nn.Module):
         if deep is None:
             deep = self._deep(features, time, prepared, guided)
         last: Block = self.up_blocks[-1]  # type: ignore[assignment]
-        x = torch.cat((deep, in_branches(features, len(deep))), 1)
+        x = torch.cat((deep, in_branches(features, deep.shape[0])), 1)
         x = last.layer(len(last.resnets) - 1, x, time, prepared.audio[-1], num_frames, guided)
         predicted = self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
-        return in_branches(predicted, (1 + guided) * len(latents)), deep
+        return torch.cat((predicted, predicted)) if guided and not self.uses_audio else predicted, deep
 
     def deep_features(self, latents: Tensor, timestep: Tensor, prepared: Prepared, guided: bool) -> Tensor:
         """Compute the deep features alone: see `step`."""
@@ -233,7 +233,7 @@ class UNet(nn.Module):
         for block, audio in zip(self._up(), prepared.audio[levels + 1 :], strict=True):
             is_last = block is self.up_blocks[-1]
             for i in range(len(block.resnets) - is_last):
-                x = torch.cat((x, in_branches(skips.pop(), len(x))), 1)
+                x = torch.cat((x, in_branches(skips.pop(), x.shape[0])), 1)
                 x = block.layer(i, x, time, audio, num_frames, guided)
             if block.upsamplers is not None:
                 height, width = skips[-1].shape[-2:]
@@ -273,4 +273,4 @@ class UNet(nn.Module):
         halves = (torch.cos(angle), torch.sin(angle))
         wave = torch.cat(halves if self.config.flip_sin_to_cos else halves[::-1], -1).to(latents.dtype)
         time = self.time_embedding(wave)
-        return time if timestep.ndim == 0 else time.repeat_interleave(num_frames, 0)
+        return time if timestep.ndim == 0 else time[:, None].expand(-1, num_frames, -1).flatten(0, 1)

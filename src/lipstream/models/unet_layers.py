@@ -46,7 +46,7 @@ class ResnetBlock(nn.Module):
         """
         hidden = self.conv1(F.silu(self.norm1(x, num_frames)))
         added = self.time_emb_proj(F.silu(time))
-        hidden = hidden + (added if len(added) == 1 else in_branches(added, len(x)))[:, :, None, None]
+        hidden = hidden + (added if added.shape[0] == 1 else in_branches(added, x.shape[0]))[:, :, None, None]
         hidden = self.conv2(F.silu(self.norm2(hidden, num_frames)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -235,9 +235,9 @@ class SpatialBlock(nn.Module):
     def _cross_attention(self, x: Tensor, audio: KeysValues, guided: bool) -> Tensor:
         if not guided:
             return x + self.attn2(self.norm2(x), audio)
-        # Where the branches split, x has n frames and both slices are all of it; further on each is one branch.
-        n = len(audio.keys)
-        unconditional, conditional = x[:n], x[-n:]
+        # Where the branches split, x has as many frames as the audio, which both share; further on, twice as many.
+        n = audio.keys.shape[0]
+        unconditional, conditional = (x, x) if x.shape[0] == n else x.view(2, n, *x.shape[1:])
         attended = self.attn2(self.norm2(conditional), audio)
         return torch.cat((unconditional + self.attn2.zero_context_output, conditional + attended))
 
@@ -266,12 +266,13 @@ class SpatialTransformer(nn.Module):
         hidden = self.proj_in(self.norm(x)).permute(0, 2, 3, 1)
         tokens = self.transformer_blocks[0](hidden.flatten(1, 2), audio, guided)
         tokens = tokens.unflatten(1, hidden.shape[1:3]).permute(0, 3, 1, 2)
-        return in_branches(x, len(tokens)) + self.proj_out(tokens)
+        return in_branches(x, tokens.shape[0]) + self.proj_out(tokens)
 
 
 def in_branches(x: Tensor, n: int) -> Tensor:
     """Return `x` if it has `n` frames, or `x` twice if both branches of `n` frames in all start from it."""
-    return x if len(x) == n else torch.cat((x, x))
+    # Not len(), which is a number: while a graph is exported, shape[0] may be any.
+    return x if x.shape[0] == n else torch.cat((x, x))
 
 
 class TemporalBlock(nn.Module):

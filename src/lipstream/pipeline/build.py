@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lipstream.diffusion.batching import calls_side_by_side, windows_a_call
 from lipstream.diffusion.sampling import Denoiser, UNetDenoiser
-from lipstream.engines.model import EngineModel
+from lipstream.engines.export import OnGraph
+from lipstream.engines.model import EngineModel, open_model
 from lipstream.engines.networks import EngineAudioEncoder
 from lipstream.errors import ModelError
 from lipstream.face.registry import Detector
-from lipstream.models.load import Model, Source
+from lipstream.models.load import Model, Source, load_model, read_config
 from lipstream.models.whisper import AudioEncoder
 from lipstream.pipeline.records import Components, DeviceStreams, Networks
 from lipstream.runtime.compile import compiled_step
-from lipstream.runtime.device import face_geometry, face_threads, torch_device
+from lipstream.runtime.device import dtypes, face_geometry, face_threads, torch_device
 from lipstream.runtime.precision import PrecisionFallback
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 logger = logging.getLogger(__name__)
 
 _MB = 1_000_000
+
+
+def load_networks(
+    model: str | Path, runtime: RuntimeSettings, device: torch.device, on_export: OnGraph | None = None
+) -> Model | EngineModel:
+    """Load a named model or a folder for what `runtime` says. Raises ModelError, SettingsError.
+
+    on_export: see open_model.
+    """
+    chosen = dtypes(runtime, device)
+    if runtime.engine == "torch":
+        return load_model(model, device, chosen, quantize=runtime.quantize, pruned=runtime.pruned)
+    calls = calls_side_by_side(read_config(model)[0].unet, runtime)
+    return open_model(model, runtime, device, chosen, calls or 0, on_export)
 
 
 def build_components(
@@ -38,7 +54,7 @@ def build_components(
     batch = windows_a_call(runtime.batch, model, device)
     components = Components(
         model=model,
-        networks=_networks(model, device, denoiser or _denoiser(model, runtime, batch)),
+        networks=_networks(model, device, denoiser or make_denoiser(model, runtime, batch)),
         detector=detector,
         device=device,
         threads=face_threads(runtime),
@@ -52,7 +68,8 @@ def build_components(
     return components
 
 
-def _denoiser(model: Model | EngineModel, runtime: RuntimeSettings, batch: int) -> Denoiser:
+def make_denoiser(model: Model | EngineModel, runtime: RuntimeSettings, batch: int) -> Denoiser:
+    """Return what denoises; batch: windows per call."""
     if isinstance(model, EngineModel):
         return model.denoiser
     step = compiled_step(model.unet, batch * model.config.num_frames) if runtime.compile else None
@@ -81,11 +98,11 @@ def _networks(model: Model | EngineModel, device: torch.device, unet: Denoiser) 
     def load_audio_encoder(dtype: torch.dtype, device: torch.device) -> AudioEncoder | EngineAudioEncoder:
         return source(device).audio_encoder(dtype)
 
-    dtypes, encoder = model.dtypes, model.audio_encoder
+    chosen, encoder = model.dtypes, model.audio_encoder
     return Networks(
-        PrecisionFallback("U-Net", unet, dtypes.unet, device, load_unet, engine),
-        PrecisionFallback("VAE", model.vae, dtypes.vae, device, load_vae, engine),
-        PrecisionFallback("audio encoder", encoder, dtypes.audio_encoder, device, load_audio_encoder, engine),
+        PrecisionFallback("U-Net", unet, chosen.unet, device, load_unet, engine),
+        PrecisionFallback("VAE", model.vae, chosen.vae, device, load_vae, engine),
+        PrecisionFallback("audio encoder", encoder, chosen.audio_encoder, device, load_audio_encoder, engine),
     )
 
 

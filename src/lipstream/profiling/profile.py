@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lipstream.engines.model import EngineModel
 from lipstream.errors import OutputError, SettingsError
 from lipstream.face.registry import make_detector
 from lipstream.lipsync import LipSync
-from lipstream.models.load import load_model
+from lipstream.models.load import Model
+from lipstream.models.unet import UNet
+from lipstream.pipeline.build import load_networks
 from lipstream.pipeline.clocks import Clocks, StageClock
 from lipstream.pipeline.file_job import probe_inputs
 from lipstream.profiling import machine
@@ -23,7 +26,7 @@ from lipstream.profiling.call_profile import CallProfile
 from lipstream.profiling.trace import Trace
 from lipstream.results import Progress, SyncResult
 from lipstream.runtime.cpu import cores
-from lipstream.runtime.device import dtypes, torch_device
+from lipstream.runtime.device import torch_device
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,12 @@ class Report:
         )
 
 
+def _torch_unet(model: Model | EngineModel) -> UNet:
+    if isinstance(model, EngineModel):
+        raise SettingsError(f"the layers are torch's: {model.engine} does not tell them", fix="leave out --layers")
+    return model.unet
+
+
 def profile_sync(
     video: str | Path,
     speech: str | Path,
@@ -124,7 +133,7 @@ def profile_sync(
     begun_s = time.perf_counter()
     device = torch_device(runtime)
     detector = make_detector(runtime.detector, device)
-    loaded = load_model(model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned)
+    loaded = load_networks(model, runtime, device)
     sync = LipSync(loaded, detector, runtime)
     load_s = time.perf_counter() - begun_s
 
@@ -133,7 +142,7 @@ def profile_sync(
         clock.on_span = trace.add_stage
     with ExitStack() as recorders:
         if layers:
-            recorders.enter_context(trace.layers_of(loaded.unet, device))
+            recorders.enter_context(trace.layers_of(_torch_unet(loaded), device))
         if calls is not None:
             recorders.enter_context(calls.recording())
         begun_cpu_s = time.process_time()

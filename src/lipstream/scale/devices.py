@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 
+from lipstream.engines.export import OnGraph
 from lipstream.errors import SettingsError
 from lipstream.jobs import SyncJob
 from lipstream.lipsync import LipSync
@@ -40,10 +41,12 @@ def each_device(devices: Sequence[str], runtime: RuntimeSettings) -> list[Runtim
 
 
 @contextmanager
-def replicas(model: str | Path, each: Sequence[RuntimeSettings]) -> Iterator[list[LipSync]]:
-    """Yield a LipSync on each device. Raises as `LipSync.load` does."""
+def replicas(
+    model: str | Path, each: Sequence[RuntimeSettings], on_export: OnGraph | None = None
+) -> Iterator[list[LipSync]]:
+    """Yield a LipSync on each device. on_export: see LipSync.load. Raises as that does."""
     with ExitStack() as loaded:
-        first = loaded.enter_context(LipSync.load(model, each[0]))
+        first = loaded.enter_context(LipSync.load(model, each[0], on_export=on_export))
         # The detector is chosen once: the first says which, and why.
         others = [replace(runtime, detector=cast("DetectorName", first.detector.name)) for runtime in each[1:]]
         yield [first, *(loaded.enter_context(LipSync.load(model, runtime)) for runtime in others)]

@@ -14,13 +14,15 @@ from typing import get_args
 
 import torch
 
+from lipstream.engines.model import EngineModel
 from lipstream.errors import LipstreamError, ModelError, SettingsError
 from lipstream.evaluate.lip_metrics import MouthFinder
 from lipstream.evaluate.quality import Images, Quality, measure
 from lipstream.face.registry import Detector, make_detector
-from lipstream.models.load import Model, load_model
+from lipstream.models.load import Model
+from lipstream.pipeline.build import load_networks
 from lipstream.profiling import machine
-from lipstream.runtime.device import dtypes, torch_device, torch_dtype
+from lipstream.runtime.device import torch_device, torch_dtype
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings
 from lipstream_lab.bench.cases import Case, Parts, Setting, StageName, make_case
 from lipstream_lab.bench.clips import Clip, Inputs, check_run_lengths, prepare
@@ -144,18 +146,14 @@ class _Loaded:
     """Cache of models, detectors and the mouth finder, shared by settings."""
 
     def __init__(self) -> None:
-        self._models: dict[tuple[str, RuntimeSettings], Model] = {}
+        self._models: dict[tuple[str, RuntimeSettings], Model | EngineModel] = {}
         self._detectors: dict[tuple[str, torch.device], Detector] = {}
         self._finder: MouthFinder | None = None
 
     def parts(self, setting: Setting) -> Parts:
         key = _model_key(setting)
         if key not in self._models:
-            device = torch_device(setting.runtime)
-            runtime = setting.runtime
-            self._models[key] = load_model(
-                setting.model, device, dtypes(runtime, device), quantize=runtime.quantize, pruned=runtime.pruned
-            )
+            self._models[key] = load_networks(setting.model, setting.runtime, torch_device(setting.runtime))
         return Parts(self._models[key], self._detector(setting))
 
     def _detector(self, setting: Setting) -> Detector:

@@ -18,7 +18,8 @@ from lipstream.audio_features.features import feature_rows, frame_windows
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.batching import windows_a_call
 from lipstream.diffusion.mask import face_mask
-from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
+from lipstream.diffusion.sampling import Denoiser, UNetDenoiser, initial_noise, sample
+from lipstream.engines.model import EngineModel
 from lipstream.errors import NoFaceError
 from lipstream.evaluate.quality import Images
 from lipstream.face.registry import Detector
@@ -31,6 +32,7 @@ from lipstream.media.reader import Frame
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
 from lipstream.models.upsample_conv import pays_on
+from lipstream.pipeline.build import make_denoiser
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.line import align, by_groups, composite
 from lipstream.pipeline.records import Aligned, Matrix, Repainted
@@ -59,7 +61,7 @@ class Setting:
 class Parts:
     """The loaded model and detector of a setting."""
 
-    model: Model
+    model: Model | EngineModel
     detector: Detector
 
 
@@ -197,25 +199,25 @@ class Sampling:
     """
 
     setting: Setting
-    model: Model
+    model: Model | EngineModel
     crops: Tensor
     batches: list[conditioning.Conditioning]
     mask: Tensor
     noise: Tensor
 
     @torch.inference_mode()
-    def run(self, unet: UNet) -> list[Tensor]:
+    def run(self, unet: UNet | Denoiser) -> list[Tensor]:
         """Return the latents of each call: (faces, C, h, w)."""
-        config, denoiser = self.model.config, UNetDenoiser(unet)
+        config, denoiser = self.model.config, UNetDenoiser(unet) if isinstance(unet, UNet) else unet
         sampling = self.setting.sync.sampling(config.num_inference_steps, config.guidance_scale)
         return [sample(denoiser, config.scheduler, self.noise, conditions, sampling) for conditions in self.batches]
 
     @torch.inference_mode()
-    def decoded(self, unet: UNet) -> list[Tensor]:
+    def decoded(self, unet: UNet | Denoiser) -> list[Tensor]:
         """Return the decoded pixels of each call: (faces, 3, res, res), about [-1, 1]."""
         return [conditioning.decode(self.model.vae, latents) for latents in self.run(unet)]
 
-    def pictures(self, unet: UNet) -> Images:
+    def pictures(self, unet: UNet | Denoiser) -> Images:
         """Return the generated faces as they are pasted into the frames."""
         repainted = torch.cat(self.decoded(unet))
         return _images([conditioning.keep_surroundings(repainted, self._pixels(), self.mask)])
@@ -247,7 +249,8 @@ def make_sampling(setting: Setting, parts: Parts, inputs: Inputs) -> Sampling:
 
 def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Case:
     """Time the sampling loop alone, without encoding and decoding."""
-    sampling, unet = make_sampling(setting, parts, inputs), parts.model.unet
+    sampling, batch = make_sampling(setting, parts, inputs), setting.runtime.batch
+    unet = make_denoiser(parts.model, setting.runtime, 1 if batch == "auto" else batch)
     frames = len(sampling.crops)
     flop = _flop(setting, frames).unet
     return Case(lambda: sampling.run(unet), frames, flop, lambda: _images(sampling.decoded(unet)))

@@ -91,7 +91,7 @@ def search(prune: PruneSettings, report: Report) -> Pruned:
             sampling = make_sampling(setting, Parts(model, detector), inputs)
         finally:
             detector.close()
-    similarity = _Similarity(sampling)
+    similarity = _Similarity(sampling, model.unet)
     ranked = _rank(similarity, report)
     candidates = drop_greedily(ranked, similarity, _FlopShare(setting), prune.floor, report)
     sampled = setting.sync.sampling(model.config.num_inference_steps, model.config.guidance_scale)
@@ -105,22 +105,19 @@ def search(prune: PruneSettings, report: Report) -> Pruned:
         seed=setting.sync.seed,
         version=__version__,
     )
-    before_s, after_s = _time_both(sampling, without(model.unet, prune_list.names), prune.repeats, report)
+    unets = {"before": model.unet, "after": without(model.unet, prune_list.names)}
+    before_s, after_s = _time_both(sampling, unets, prune.repeats, report)
     return Pruned(candidates, prune_list, before_s, after_s)
 
 
 class _Similarity:
     """Similarity of a pruned U-Net's images to those of the unpruned one."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._reference: Images = sampling.pictures(self.unet)
+    def __init__(self, sampling: Sampling, unet: UNet) -> None:
+        """unet: the unpruned one."""
+        self._sampling, self.unet = sampling, unet
+        self._reference: Images = sampling.pictures(unet)
         self._untouched: Images = sampling.untouched()
-
-    @property
-    def unet(self) -> UNet:
-        """The unpruned U-Net."""
-        return self._sampling.model.unet
 
     def of(self, pruned: UNet) -> float:
         """Return the SSIM of the repainted region; 1.0 if it is empty."""
@@ -178,12 +175,11 @@ def drop_greedily(
 
 
 def _time_both(
-    sampling: Sampling, pruned: UNet, repeats: int, report: Report
+    sampling: Sampling, unets: dict[str, UNet], repeats: int, report: Report
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return seconds per turn of the sampling loop over the clip, with the unpruned and with the pruned U-Net."""
     seconds: dict[str, list[float]] = {"before": [], "after": []}
-    unets = (("before", sampling.model.unet), ("after", pruned))
-    for turn, (name, unet) in in_turns(unets, repeats):
+    for turn, (name, unet) in in_turns(tuple(unets.items()), repeats):
         seconds[name].append(timed(partial(sampling.run, unet), sampling.noise.device).wall_s)
         report(f"turn {turn} of {repeats}: {name} {seconds[name][-1]:.3f} s")
     return tuple(seconds["before"]), tuple(seconds["after"])
