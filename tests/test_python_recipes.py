@@ -40,8 +40,8 @@ def blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_there_are_six_recipes() -> None:
-    assert [len(blocks(text)) for text in SECTIONS.values()] == [1] * 6
+def test_there_are_seven_recipes() -> None:
+    assert [len(blocks(text)) for text in SECTIONS.values()] == [1] * 7
 
 
 @pytest.mark.parametrize("title", SECTIONS)
@@ -84,6 +84,11 @@ def _several(names: dict[str, Any], printed: list[str], files: set[str]) -> None
     assert files == {"one.mp4", "two.mp4", "three.mp4"}
 
 
+def _many(names: dict[str, Any], printed: list[str], files: set[str]) -> None:
+    assert printed == ["seed-1.mp4 done None", "seed-2.mp4 done None"]
+    assert files == {"known.mp4", "seed-1.mp4", "seed-2.mp4", "long.mp4"}
+
+
 def _crops(names: dict[str, Any], printed: list[str], files: set[str]) -> None:
     shapes = [line for line in printed if "(128, 128, 3)" in line]
     assert [line.split()[0] for line in shapes] == [str(index) for index in range(N_FRAMES)]
@@ -100,6 +105,7 @@ CHECKS = {
     "Frames in memory": _in_memory,
     "Progress": _cancelled,
     "Several clips": _several,
+    "Many clips": _many,
     "Only the crops and their matrices": _crops,
     "Choosing a face": _faces,
 }

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from lipstream.face.chosen import FaceChoice
     from lipstream.face.detector import Detector, Face, MultiFaceDetector
     from lipstream.face.registry import make_detector
+    from lipstream.jobs import JobResult, SyncJob
     from lipstream.lipsync import LipSync
     from lipstream.media.audio import SpeechInfo, read_mono
     from lipstream.media.reader import Frame, VideoInfo, read_frames
     from lipstream.models.load import Model
+    from lipstream.pipeline.analyse import FaceTable
     from lipstream.pipeline.file_job import Inputs, probe_inputs
     from lipstream.results import GeneratedCrop, Progress, StageTime, SyncResult
+    from lipstream.scale.segments import sync_in_segments
     from lipstream.settings import RuntimeSettings, SyncSettings
 
 __all__ = [
@@ -40,10 +43,12 @@ __all__ = [
     "Detector",
     "Face",
     "FaceChoice",
+    "FaceTable",
     "Frame",
     "GeneratedCrop",
     "InputError",
     "Inputs",
+    "JobResult",
     "LipSync",
     "LipstreamError",
     "Model",
@@ -57,6 +62,7 @@ __all__ = [
     "SettingsError",
     "SpeechInfo",
     "StageTime",
+    "SyncJob",
     "SyncResult",
     "SyncSettings",
     "VideoInfo",
@@ -65,6 +71,7 @@ __all__ = [
     "probe_inputs",
     "read_frames",
     "read_mono",
+    "sync_in_segments",
 ]
 
 _HOMES = {
@@ -72,9 +79,11 @@ _HOMES = {
     "Detector": "lipstream.face.detector",
     "Face": "lipstream.face.detector",
     "FaceChoice": "lipstream.face.chosen",
+    "FaceTable": "lipstream.pipeline.analyse",
     "Frame": "lipstream.media.reader",
     "GeneratedCrop": "lipstream.results",
     "Inputs": "lipstream.pipeline.file_job",
+    "JobResult": "lipstream.jobs",
     "LipSync": "lipstream.lipsync",
     "Model": "lipstream.models.load",
     "MultiFaceDetector": "lipstream.face.detector",
@@ -82,6 +91,7 @@ _HOMES = {
     "RuntimeSettings": "lipstream.settings",
     "SpeechInfo": "lipstream.media.audio",
     "StageTime": "lipstream.results",
+    "SyncJob": "lipstream.jobs",
     "SyncResult": "lipstream.results",
     "SyncSettings": "lipstream.settings",
     "VideoInfo": "lipstream.media.reader",
@@ -89,6 +99,7 @@ _HOMES = {
     "probe_inputs": "lipstream.pipeline.file_job",
     "read_frames": "lipstream.media.reader",
     "read_mono": "lipstream.media.audio",
+    "sync_in_segments": "lipstream.scale.segments",
 }
 
 

@@ -9,6 +9,8 @@ LipstreamError          1
 ├── OutOfMemoryError    8  the host or the device has too little memory
 └── Cancelled         130  the caller stopped the run
 
+7 is `lipstream batch`'s, for some jobs that failed.
+
 Every error names the file (or the frame), what is wrong and how to fix it, and is one line when printed.
 """
 

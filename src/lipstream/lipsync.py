@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from lipstream.diffusion.sampling import Denoiser
 from lipstream.engines.export import OnGraph
 from lipstream.engines.model import EngineModel
 from lipstream.errors import SettingsError
-from lipstream.face.chosen import FaceChoice, choosing
+from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
+from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo
-from lipstream.media.memory import speech_from
-from lipstream.media.reader import VideoInfo
-from lipstream.media.writer import VideoWriter
+from lipstream.media.reader import VideoInfo, probe
 from lipstream.models.load import Model
+from lipstream.pipeline.analyse import FaceTable, analyse, checked_table, rate_of
 from lipstream.pipeline.build import build_components, load_networks, settings_used
-from lipstream.pipeline.caller import POLL_S, HandOff, Watch, cancelled, raise_if_cancelled, stage_times
+from lipstream.pipeline.caller import Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import file_job, probe_inputs
-from lipstream.pipeline.line import Job, run
-from lipstream.pipeline.memory_clip import generated_crops, memory_clip, pasted_pictures
-from lipstream.pipeline.records import Clip, Components, Counts
-from lipstream.pipeline.threads import ThreadGroup
+from lipstream.pipeline.line import run
+from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
+from lipstream.pipeline.segment_worker import SegmentWorker
 from lipstream.results import GeneratedCrop, Progress, SyncResult
-from lipstream.runtime.cudnn import tuned_convolutions
 from lipstream.runtime.device import torch_device
 from lipstream.runtime.memory import memory_errors
 from lipstream.runtime.options import RuntimeFields, with_options
@@ -48,12 +43,10 @@ from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings, SyncSettings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
 
-class LipSync:
+class LipSync(SegmentWorker):
     """A loaded model and its face detector. Calls from several threads take turns.
 
     A context manager that closes it.
@@ -73,13 +66,8 @@ class LipSync:
         a result that is not finite is computed with again.
         """
         check_process()
-        self._runtime = runtime
-        self._lock = threading.Lock()
-        self._threads = ThreadGroup()  # of the last call
+        super().__init__(build_components(model, detector, runtime, denoiser), runtime)
         self._owns_detector = False
-        self._generators: WeakSet[Generator[Any, None, None]] = WeakSet()
-        self._paused_in: int | None = None  # the thread that took the last result of `frames` or `crops`
-        self._components: Components | None = build_components(model, detector, runtime, denoiser)
 
     @classmethod
     def load(
@@ -138,22 +126,7 @@ class LipSync:
 
         Generators of `frames` and `crops` that this thread has begun and not exhausted are closed.
         """
-        if self._paused_in == threading.get_ident():
-            for generator in list(self._generators):
-                if inspect.getgeneratorstate(generator) == inspect.GEN_SUSPENDED:
-                    generator.close()
-        with self._lock:
-            if self._components is None:
-                return
-            while not self._threads.join(POLL_S):
-                pass
-            components, self._components = self._components, None
-            if self._owns_detector:
-                components.detector.close()
-            device = components.device
-            del components
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+        self._free(detector=self._owns_detector)
 
     def __call__(
         self,
@@ -167,6 +140,7 @@ class LipSync:
         cancel: threading.Event | None = None,
         face: FaceChoice | None = None,
         clocks: Clocks | None = None,
+        faces: FaceTable | str | Path | None = None,
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
@@ -175,8 +149,9 @@ class LipSync:
         once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
         cancel: once set, ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box
         (left, top, right, bottom) in px takes the one of which most lies in it; a callback is given a list of Face,
-        the largest first, in any thread and order of frames, and returns one or None. clocks: to count on. Raises
-        InputError, NoFaceError, OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
+        the largest first, in any thread and order of frames, and returns one or None. clocks: to count on. faces: what
+        `analyse` found in this video, or the file of it: no face is searched for. Raises InputError, NoFaceError,
+        OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
 
         All threads of the run have ended when this returns or raises, but for one inside a library's call that takes
         longer than about 2 s, such as a step of a large model on a CPU: it ends after that, and the next call waits
@@ -186,9 +161,15 @@ class LipSync:
         with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
             inputs = probe_inputs(video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
-            job = file_job(components, inputs, output, settings, overwrite=overwrite)
+            if faces is not None and face is not None:
+                raise SettingsError("face: a table of faces has one for each frame, there is nothing to choose from")
+            table = None if faces is None else checked_table(faces, inputs.video.path, settings, self._runtime)
+            job = file_job(components, inputs, output, settings, overwrite=overwrite, faces=table)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
-            counts = self._run(components, job, clocks, on_progress, cancel)
+            watch = Watch(clocks, job.n_frames, on_progress, cancel)
+            watch.report()
+            counts = self._in_threads(components, watch, lambda threads: run(components, job, clocks, threads))
+            watch.report()
             wall_s = time.perf_counter() - begun_s
             logger.info("%s: %d frames in %.1f s", output, counts.frames, wall_s)
             return SyncResult(
@@ -200,8 +181,46 @@ class LipSync:
                 stages=stage_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
-                settings=settings_used(components, settings, self._runtime) | {"frame_rate": float(job.frame_rate)},
+                settings=settings_used(components, settings, self._runtime)
+                | {"frame_rate": float(job.frame_rate)}
+                | ({} if table is None else {"detector": table.detector}),
             )
+
+    def analyse(
+        self,
+        video: str | Path | VideoInfo,
+        settings: SyncSettings | None = None,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> FaceTable:
+        """Find the face in every frame of a video, once for all speeches and models: pass it as `faces`.
+
+        settings: their `detect_every` is used. Raises InputError, NoFaceError, ModelError, Cancelled.
+        """
+        settings, clocks = settings or SyncSettings(), Clocks.start()
+        with self._turn(cancel, None) as components, memory_errors(components.device):
+            info = video if isinstance(video, VideoInfo) else probe(video)
+            rate = rate_of(components, info, settings)
+            watch = Watch(clocks, round(rate * Fraction(info.duration_s or 0)), on_progress, cancel)
+            watch.report()
+            return self._in_threads(
+                components, watch, lambda threads: analyse(components, info, settings, clocks, threads)
+            )
+
+    def map(
+        self, jobs: Iterable[SyncJob], *, cancel: threading.Event | None = None
+    ) -> Generator[JobResult, None, None]:
+        """Yield what became of each job, in turn: its result, or the error that ended it while the others go on.
+
+        Raises Cancelled.
+        """
+
+        def work(job: SyncJob) -> SyncResult:
+            return self(job.video, job.audio, job.output, job.settings, overwrite=job.overwrite, cancel=cancel)
+
+        for job in jobs:
+            yield run_job(job, work)
 
     def frames(
         self,
@@ -257,98 +276,6 @@ class LipSync:
         return self._add(
             self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
         )
-
-    def _add(self, generator: Generator[T, None, None]) -> Generator[T, None, None]:
-        self._generators.add(generator)
-        return generator
-
-    def _in_memory(
-        self,
-        results: Callable[[Components, Clip, Clocks, ThreadGroup], Iterator[T]],
-        images: Iterable[ArrayLike],
-        samples: ArrayLike | Iterable[ArrayLike],
-        sample_rate_hz: int,
-        settings: SyncSettings,
-        on_progress: Callable[[Progress], None] | None,
-        cancel: threading.Event | None,
-        face: FaceChoice | None,
-    ) -> Generator[T, None, None]:
-        """Yield the results of a run over a clip in memory, in threads of its own; report here."""
-        with self._turn(cancel, face) as components, memory_errors(components.device):
-            clocks, speech = Clocks.start(), speech_from(samples, sample_rate_hz)
-            watch = Watch(clocks, speech.n_frames, on_progress, cancel)
-            watch.report()
-            threads = self._threads = ThreadGroup()
-            handed_over: HandOff[T] = HandOff(threads, clocks.write)
-
-            def work() -> None:
-                clip = memory_clip(components, images, speech, settings, clocks)
-                handed_over.fill(results(components, clip, clocks, threads))
-
-            with tuned_convolutions(components.device), threads:
-                for result in watch.results(handed_over, threads.call(work, "results")):
-                    self._paused_in = threading.get_ident()
-                    yield result
-                    self._paused_in = None
-            watch.report()
-
-    def _open(self) -> Components:
-        if self._components is None:
-            raise SettingsError("this LipSync is closed", fix="load the model again with LipSync.load")
-        return self._components
-
-    @contextmanager
-    def _turn(self, cancel: threading.Event | None, face: FaceChoice | None) -> Iterator[Components]:
-        """Hold the lock, with nothing left at work from the call before."""
-        check_process()  # a lock that was held at the fork is held for ever
-        while not self._lock.acquire(timeout=POLL_S):
-            raise_if_cancelled(cancel)
-            if self._paused_in == threading.get_ident():
-                raise SettingsError(
-                    "this thread has not exhausted the frames or crops of this LipSync that it has begun",
-                    fix="exhaust or close that generator first",
-                )
-        try:
-            while not self._threads.join(POLL_S):
-                raise_if_cancelled(cancel)
-            components = self._open()
-            yield replace(components, detector=choosing(components.detector, face))
-        finally:
-            self._paused_in = None
-            self._lock.release()
-
-    def _run(
-        self,
-        components: Components,
-        job: Job,
-        clocks: Clocks,
-        on_progress: Callable[[Progress], None] | None,
-        cancel: threading.Event | None,
-    ) -> Counts:
-        """Run the job in threads of its own, and report here."""
-        watch = Watch(clocks, job.n_frames, on_progress, cancel)
-        watch.report()
-        begin_output, writers = job.open_writer, list[VideoWriter]()
-
-        def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
-            writers.append(begin_output(samples))
-            return writers[0]
-
-        threads = self._threads = ThreadGroup()
-        try:
-            with tuned_convolutions(components.device), threads:
-                job = replace(job, open_writer=open_writer)
-                done = threads.call(lambda: run(components, job, clocks, threads), "write")
-                watch.wait(done)
-        finally:
-            if threads.unfinished():  # the writing thread among them, perhaps
-                for writer in writers:
-                    writer.discard()
-        if watch.is_cancelled and (not done.done() or done.exception() is not None):
-            raise cancelled()
-        counts = done.result()
-        watch.report()
-        return counts
 
 
 def _check_rate(frame_rate_hz: int) -> None:

@@ -30,9 +30,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What one run did. real_time_factor: wall seconds per second of video; below 1 is faster than real time."""
+    """What one run did. real_time_factor: wall seconds per second of video; below 1 is faster than real time.
 
-    output: Path
+    output: a path, or the address that it was sent to. retries: how often work was begun again, since what did it had
+    died.
+    """
+
+    output: Path | str
     frames: int
     duration_s: float
     wall_s: float
@@ -41,6 +45,7 @@ class SyncResult:
     frames_with_face: int
     frames_without: int
     settings: dict[str, Any]
+    retries: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as the command line's JSON object."""

@@ -45,6 +45,9 @@ _FACE = re.compile(r"largest|left|right|\d{1,3}|\d{1,9}(\.\d+)?,\d{1,9}(\.\d+)?(
 _NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?|\d{1,9}/[1-9]\d{0,8}", re.ASCII)
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
 
+ALL_DEVICES = "cuda:all"
+"""Every CUDA device of the machine, where several devices may be named."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -289,7 +292,7 @@ class RuntimeSettings(Settings):
 
     device: str = setting(
         "auto",
-        "auto: the first CUDA device, or else the CPU",
+        "auto: the first CUDA device, or else the CPU; sync and batch take several, cuda:0,cuda:1 or cuda:all",
         group="hardware",
         metavar="auto|cpu|cuda[:N]|mps",
     )
@@ -347,3 +350,20 @@ class RuntimeSettings(Settings):
                 fix="leave it out; int8 graphs are made by lipstream export onnx --int8",
                 setting="engine",
             )
+
+
+def device_names(text: str) -> tuple[str, ...]:
+    """Return the devices that an option names, separated by commas; `cuda:all` stands by itself.
+
+    Raises SettingsError for one that is none.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if names == (ALL_DEVICES,):
+        return names
+    for name in names:
+        if _DEVICE.fullmatch(name) is None:
+            raise SettingsError(
+                f"--device {text}: must be cpu, cuda, cuda:N or mps, several with commas, or {ALL_DEVICES}",
+                setting="device",
+            )
+    return names

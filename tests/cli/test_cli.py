@@ -35,6 +35,7 @@ def test_the_demo_makes_a_talking_face_and_one_json_object(tmp_path: Path) -> No
         "stages",
         "faces",
         "settings",
+        "retries",
     }
     assert result["frames"] == 125
     assert result["duration_s"] == 5.0
@@ -109,7 +110,7 @@ def test_inputs_that_cannot_be_used_are_exit_3(tmp_path: Path) -> None:
     assert str(tmp_path / "no.mp4") in line
     assert "no.mp4" in error_line(run("profile", tmp_path / "no.mp4", sample.SPEECH), 3)
     assert "no.mp4" in error_line(run("compare", tmp_path / "no.mp4", sample.VIDEO), 3)
-    assert "addresses are not read" in error_line(run("sync", "https://host.example/a.mp4", sample.SPEECH), 3)
+    assert "addresses are not read" in error_line(run("profile", "https://host.example/a.mp4", sample.SPEECH), 3)
     (tmp_path / "text.mp4").write_text("this is no video")
     assert "text.mp4" in error_line(run("sync", tmp_path / "text.mp4", sample.SPEECH), 3)
     assert "speech.wav" in error_line(run("sync", sample.SPEECH, sample.SPEECH), 3)

@@ -210,16 +210,16 @@ def test_pingpong_in_containers_that_seek_badly(name: str, tmp_path: Path) -> No
 
 def test_backwards_no_more_is_held_than_allowed(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    load = loop._Stretches.load
+    load = loop.Stretches.load
 
-    def watched(self: loop._Stretches, start: int, stop: int) -> dict[int, Picture]:
+    def watched(self: loop.Stretches, start: int, stop: int) -> dict[int, Picture]:
         pictures = load(self, start, stop)
         held.append(len(pictures))
         n_bytes = sum(plane.buffer_size for picture in pictures.values() for plane in picture.frame.planes)
         assert n_bytes <= 9 * FRAME_BYTES
         return pictures
 
-    monkeypatch.setattr(loop._Stretches, "load", watched)
+    monkeypatch.setattr(loop.Stretches, "load", watched)
     list(read_looped(long_gop, 100, "pingpong", max_held_bytes=9 * FRAME_BYTES))
     assert sum(held) == 50 and max(held) > 4
     held.clear()
@@ -228,24 +228,24 @@ def test_backwards_no_more_is_held_than_allowed(long_gop: Path, monkeypatch: pyt
 
 
 def test_a_seek_that_brings_wrong_pictures_is_noticed(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: loop._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def wrong(self: loop.Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
         frame = av.VideoFrame.from_ndarray(numbered_image(999), format="rgb24").reformat(format="yuv420p")
         return {ordinal: Picture(ordinal, pts, frame) for pts, ordinal in wanted.items()}
 
-    monkeypatch.setattr(loop._Stretches, "_decode_by_time", wrong)
+    monkeypatch.setattr(loop.Stretches, "_decode_by_time", wrong)
     frames = list(read_looped(long_gop, 100, "pingpong", max_held_bytes=20 * FRAME_BYTES))
     assert [number_of(f.image) for f in frames] == [*range(50), *reversed(range(50))]
 
 
 def test_a_seek_that_failed_once_is_not_tried_again(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leads_s: list[int] = []
-    decode = loop._Stretches._decode_by_time
+    decode = loop.Stretches._decode_by_time
 
-    def watched(self: loop._Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def watched(self: loop.Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
         leads_s.append(lead_s)
         return {} if lead_s == 0 else decode(self, wanted, lead_s)
 
-    monkeypatch.setattr(loop._Stretches, "_decode_by_time", watched)
+    monkeypatch.setattr(loop.Stretches, "_decode_by_time", watched)
     frames = list(read_looped(long_gop, 100, "pingpong", max_held_bytes=10 * FRAME_BYTES))
     assert [number_of(f.image) for f in frames] == [*range(50), *reversed(range(50))]
     assert len(leads_s) > 5 and leads_s == [0] + [1] * (len(leads_s) - 1)
@@ -255,13 +255,13 @@ def test_checksums_are_computed_only_for_videos_that_are_read_twice(
     long_gop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[int] = []
-    checksum = loop._checksum
+    checksum = loop.checksum
 
     def watched(image: np.ndarray) -> int:
         checked.append(number_of(image))
         return checksum(image)
 
-    monkeypatch.setattr(loop, "_checksum", watched)
+    monkeypatch.setattr(loop, "checksum", watched)
     assert len(list(read_looped(long_gop, 20, "pingpong"))) == 20
     assert not checked
     assert len(list(read_looped(long_gop, 60, "pingpong"))) == 60

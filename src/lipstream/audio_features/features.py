@@ -50,21 +50,22 @@ def feature_rows(
     encoder: Encoder,
     attempts: Attempts | None = None,
     maximum: float | None = None,
+    first_block: int = 0,
 ) -> Iterator[Tensor]:
     """Yield the hidden states of a recording, 50 rows per second, in blocks of up to 30 s.
 
     open_samples: returns the recording from its beginning (mono, 16 kHz, in [-1, 1], in pieces). maximum: what
     `mel.log_mel_maximum` returns for it with the encoder's number of mel bands; without it open_samples is called
     twice, first to find it. attempts: given, they encode in place of `encoder`; without it, whether a block is finite
-    is not checked.
+    is not checked. first_block: those before it are left out, see `first_block_of`.
 
     Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives n // 2 rows.
     """
-    n_mels, n_rows = encoder.config.n_mels, 0
+    n_mels, n_rows = encoder.config.n_mels, first_block * encoder.config.n_audio_ctx
     if maximum is None:
         maximum = mel.log_mel_maximum(open_samples(), n_mels)
     block_frames = 2 * encoder.config.n_audio_ctx
-    for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames):
+    for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames, first_block):
         n_frames = block.shape[1]
         padded = F.pad(mel.normalise(block, maximum), (0, block_frames - n_frames))
         n_block = n_frames // ROWS_PER_FRAME
@@ -77,6 +78,12 @@ def feature_rows(
         yield states
 
 
+def first_block_of(frame: int, config: AudioEncoderConfig, frame_rate: int | Fraction = FRAME_RATE_HZ) -> int:
+    """Return the block of `feature_rows` in which the audio features of a frame begin."""
+    row = math.floor(ROWS_PER_FRAME * FRAME_RATE_HZ * frame / Fraction(frame_rate))
+    return max(0, row - ROWS_BEFORE) // config.n_audio_ctx
+
+
 @torch.inference_mode()
 def _encode(encoder: Encoder, block: Tensor) -> Tensor:
     """Return the hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
@@ -85,18 +92,24 @@ def _encode(encoder: Encoder, block: Tensor) -> Tensor:
 
 
 def frame_windows(
-    rows: Iterable[Tensor], n_frames: int, *, frame_rate: int | Fraction = FRAME_RATE_HZ
+    rows: Iterable[Tensor],
+    n_frames: int,
+    first_frame: int = 0,
+    first_row: int = 0,
+    *,
+    frame_rate: int | Fraction = FRAME_RATE_HZ,
 ) -> Iterator[Tensor]:
     """Yield the audio features of each frame, (10 * (layers + 1), dim): rows 2i - 4 to 2i + 5 at 25 frames a second.
 
     At other rates they are those at the frame's time, between two rows interpolated.
     rows: blocks (rows, layers + 1, dim) in order; only those still needed are held. Frames past the recording's end
-    get its last rows. A recording too short for a single row yields nothing.
+    get its last rows. A recording too short for a single row yields nothing. first_frame: those before it are left
+    out; `rows` may then begin with the recording's row `first_row`.
     """
     source = iter(rows)
     held: Tensor | None = None
-    first, ended = 0, False  # index of held[0] in the recording; whether the source is exhausted
-    for i in range(n_frames):
+    first, ended = first_row, False  # index of held[0] in the recording; whether the source is exhausted
+    for i in range(first_frame, first_frame + n_frames):
         place = ROWS_PER_FRAME * FRAME_RATE_HZ * i / Fraction(frame_rate)
         row = math.floor(place)
         start, stop = row - ROWS_BEFORE, row + ROWS_AFTER + (place > row)

@@ -44,16 +44,17 @@ def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def log_mel_blocks(
-    samples: Iterable[NDArray[np.float32]], n_mels: int, block_frames: int = BLOCK_FRAMES
+    samples: Iterable[NDArray[np.float32]], n_mels: int, block_frames: int = BLOCK_FRAMES, first_block: int = 0
 ) -> Iterator[Tensor]:
     """Yield log10 mel energies of a recording, before the floor: blocks (n_mels, up to `block_frames`), float32.
 
     samples: mono at 16 kHz in [-1, 1], in pieces of any length. The blocks are those of the whole recording's
-    spectrogram: n_samples // HOP_SIZE frames in all, mirrored at the recording's two ends only.
+    spectrogram: n_samples // HOP_SIZE frames in all, mirrored at the recording's two ends only. first_block: those
+    before it are left out, without being computed.
     """
     filters = mel_filters(n_mels)
     window = torch.hann_window(FFT_SIZE)
-    for piece in _padded_pieces(samples, block_frames * HOP_SIZE):
+    for piece in _padded_pieces(samples, block_frames * HOP_SIZE, first_block):
         spectrum = torch.stft(piece, FFT_SIZE, HOP_SIZE, window=window, center=False, return_complex=True)
         energy = filters @ spectrum.abs().square()
         yield energy.clamp_min(1e-10).log10()
@@ -67,11 +68,16 @@ def log_mel_maximum(samples: Iterable[NDArray[np.float32]], n_mels: int = N_MELS
     return max((float(block.max()) for block in log_mel_blocks(samples, n_mels)), default=0.0)
 
 
-def _padded_pieces(samples: Iterable[NDArray[np.float32]], piece_size: int) -> Iterator[Tensor]:
-    """Cut a stream into pieces of `piece_size` samples with what the STFT needs on both sides of each."""
+def _padded_pieces(samples: Iterable[NDArray[np.float32]], piece_size: int, first: int) -> Iterator[Tensor]:
+    """Cut a stream into pieces of `piece_size` samples with what the STFT needs on both sides of each, from `first`."""
     held = torch.zeros(0)
-    started = False
+    started = first > 0  # only the first piece begins with a mirror
+    n_unused = max(0, first * piece_size - _PAD)
     for part in samples:
+        if n_unused >= len(part):
+            n_unused -= len(part)
+            continue
+        part, n_unused = part[n_unused:], 0
         held = torch.cat((held, torch.from_numpy(part)))
         if not started and len(held) > _PAD:
             held = torch.cat((held[1 : _PAD + 1].flip(0), held))

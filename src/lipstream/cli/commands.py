@@ -59,6 +59,8 @@ OWN = {
         "add_demo_arguments",
         "run_demo",
     ),
+    "analyse": Command("find the face in every frame of a video, once for many speeches", "lipstream.cli.analyse"),
+    "batch": Command("lip-sync many videos with one model in memory", "lipstream.cli.batch"),
     "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
     "export": Command("write a model for another engine", "lipstream.cli.export"),
     "engines": Command("list the engines, and what the cache of exported networks holds", "lipstream.cli.engines"),

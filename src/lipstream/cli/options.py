@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
 from lipstream.preset_file import read_preset
-from lipstream.settings import PRESETS, RuntimeSettings, SyncSettings
+from lipstream.settings import ALL_DEVICES, PRESETS, RuntimeSettings, SyncSettings, device_names
 from lipstream.settings_record import Settings
 from lipstream.validation import alternatives, choices, type_hints
 
@@ -84,9 +84,11 @@ def add_runtime_options(groups: Groups, **defaults: Any) -> None:
     add_fields(groups, RuntimeSettings, **defaults)
 
 
-def add_fields(groups: Groups, record: type[Settings], **defaults: Any) -> None:
-    """Add one option per field of a settings record, each in its group."""
+def add_fields(groups: Groups, record: type[Settings], names: Sequence[str] | None = None, **defaults: Any) -> None:
+    """Add one option per field of a settings record, each in its group; only the fields of these names if given."""
     for f in fields(record):
+        if names is not None and f.name not in names:
+            continue
         _add_field(groups[f.metadata["group"]], f, type_hints(record)[f.name], defaults.get(f.name, f.default))
 
 
@@ -124,6 +126,35 @@ def settings_from(record: type[S], args: argparse.Namespace) -> S:
             raise
         message = error.message.replace(f"{error.setting} = ", f"{flags[error.setting]} ", 1)
         raise SettingsError(message, fix=error.fix, setting=error.setting) from None
+
+
+def add_ray_options(groups: Groups) -> None:
+    """Add --ray and what belongs to it."""
+    group = groups["hardware"]
+    group.add_argument("--ray", metavar="ADDRESS|local", help="do the work on a Ray cluster (extra: ray)")
+    group.add_argument("--ray-actors", type=int, metavar="N", help="workers there [one for each GPU, or each node]")
+    group.add_argument("--ray-gpus", type=float, metavar="G", help="of each worker, may be a fraction [1, or 0]")
+
+
+def check_ray_options(args: argparse.Namespace) -> None:
+    """Refuse --ray beside what is for this machine. Raises SettingsError."""
+    if args.ray is None and (args.ray_actors is not None or args.ray_gpus is not None):
+        raise SettingsError("--ray-actors and --ray-gpus go with --ray", fix="name the cluster with --ray")
+    if args.ray_actors is not None and args.ray_actors < 1:
+        raise SettingsError(f"--ray-actors {args.ray_actors}: must be at least 1")
+    if args.ray_gpus is not None and not 0 <= args.ray_gpus <= 64:
+        raise SettingsError(f"--ray-gpus {args.ray_gpus:g}: must be from 0 to 64")
+    if args.ray is not None and ("," in args.device or args.device == ALL_DEVICES):
+        raise SettingsError("--ray: each worker has one device", fix="leave out --device, and set --ray-actors")
+
+
+def devices_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the devices that --device names, and leave the first as the one of the runtime settings."""
+    if "," not in args.device and args.device != ALL_DEVICES:
+        return (args.device,)
+    devices = device_names(args.device)
+    args.device = "cuda" if devices == (ALL_DEVICES,) else devices[0]
+    return devices
 
 
 def _parser_of(hint: Any) -> Callable[[str], Any]:

@@ -34,6 +34,9 @@ class Reporter:
     def update(self, progress: Progress) -> None:
         """Show how far the stages are; called about twice a second, from one thread."""
 
+    def jobs(self, ended: int, failed: int, n_jobs: int) -> None:
+        """Show how many jobs of a batch have ended, and how many of them failed; called often, from one thread."""
+
 
 def add_progress_option(group: argparse._ArgumentGroup) -> None:
     """Add --progress."""
@@ -67,21 +70,27 @@ class Estimate:
 
     def __init__(self) -> None:
         self._begun_s: float | None = None
+        self._n_before = self._seen = 0
         self._last: tuple[float, int] | None = None
 
     def add(self, frames: int, now_s: float) -> None:
-        """Note how many frames are written at a time; the first call is the run's beginning."""
-        if self._begun_s is None:
-            self._begun_s = now_s
-        elif frames > (self._last[1] if self._last else 0):
+        """Note how many frames are written at a time.
+
+        The first call is the run's beginning, and so is one with fewer frames than before, when what was counted then
+        (a search for faces) is over. Frames that are there at the beginning are of an earlier run.
+        """
+        if self._begun_s is None or frames < self._seen:
+            self._begun_s, self._n_before, self._last = now_s, frames, None
+        elif frames > self._seen:
             self._last = (now_s, frames)
+        self._seen = frames
 
     @property
     def frames_per_s(self) -> float | None:
         """The rate, or None until a frame is written."""
         if self._begun_s is None or self._last is None or self._last[0] <= self._begun_s:
             return None
-        return self._last[1] / (self._last[0] - self._begun_s)
+        return (self._last[1] - self._n_before) / (self._last[0] - self._begun_s)
 
     def left_s(self, n_frames: int, now_s: float) -> float | None:
         """Return the time left until `n_frames` are written, or None where it is not known yet."""
@@ -112,12 +121,20 @@ class _Lines(Reporter):
         stages = ", ".join(f"{stage.name} {stage.frames}" for stage in progress.stages)
         say(f"lipstream: {_total(progress, self._estimate, now_s)} ({stages})")
 
+    def jobs(self, ended: int, failed: int, n_jobs: int) -> None:
+        now_s = time.monotonic()
+        if ended == self._shown or (now_s < self._due_s and ended < n_jobs):
+            return
+        self._due_s, self._shown = now_s + _LINE_EVERY_S, ended
+        say(f"lipstream: {_jobs(ended, failed, n_jobs)}")
+
 
 class _JsonLines(Reporter):
     """One JSON object per line, for programs."""
 
     def __init__(self) -> None:
         self._estimate = Estimate()
+        self._jobs_shown = -1
 
     def notice(self, message: str) -> None:
         say(json.dumps({"event": "notice", "message": message}))
@@ -140,6 +157,11 @@ class _JsonLines(Reporter):
                 }
             )
         )
+
+    def jobs(self, ended: int, failed: int, n_jobs: int) -> None:
+        if ended != self._jobs_shown:
+            self._jobs_shown = ended
+            say(json.dumps({"event": "jobs", "ended": ended, "failed": failed, "n_jobs": n_jobs}))
 
 
 @contextmanager
@@ -171,8 +193,19 @@ def _bars() -> Iterator[Reporter]:
                 bars.update(self._tasks[stage.name], completed=stage.frames)
             line.plain = _total(progress, self._estimate, now_s)
 
+        def jobs(self, ended: int, failed: int, n_jobs: int) -> None:
+            task = self._tasks.get("jobs")
+            if task is None:
+                task = self._tasks["jobs"] = bars.add_task("jobs", total=n_jobs)
+            bars.update(task, completed=ended)
+            line.plain = _jobs(ended, failed, n_jobs)
+
     with Live(Group(bars, line), console=Console(stderr=True), transient=True, refresh_per_second=4):
         yield Bars()
+
+
+def _jobs(ended: int, failed: int, n_jobs: int) -> str:
+    return f"{ended}/{n_jobs} jobs" + (f", {failed} failed" if failed else "")
 
 
 def _total(progress: Progress, estimate: Estimate, now_s: float) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lipstream.cli import options
 from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
-from lipstream.cli.progress import add_progress_option, reporting
-from lipstream.errors import InputError, OutputError
+from lipstream.cli.progress import Reporter, add_progress_option, reporting
+from lipstream.errors import InputError, OutputError, SettingsError
 from lipstream.models.names import check_model
+from lipstream.scale.storage import check_address, fetched, is_address, sent, without_secrets
 from lipstream.settings import RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
+    from lipstream.pipeline.file_job import Inputs
     from lipstream.results import SyncResult
 
 _DEMONSTRATION = (
@@ -26,14 +31,28 @@ _DEMONSTRATION = (
 def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lipstream sync`."""
     groups = options.option_groups(parser)
-    parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads")
+    parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads, or its address")
     parser.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
     files = groups["input and output"]
     files.add_argument("-o", "--output", metavar="OUT", help=".mp4, .mov or .mkv [VIDEO's name with -synced, here]")
     files.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    files.add_argument(
+        "--faces", metavar="FILE", help="what `lipstream analyse` found in VIDEO; no face is searched for"
+    )
+    files.add_argument(
+        "--work", metavar="DIR", help="keep what is done there: the same command goes on after the last whole piece"
+    )
+    files.add_argument("--keep-work", action="store_true", help="leave the folder of --work when OUT is there")
+    files.add_argument(
+        "--segment",
+        type=float,
+        metavar="S",
+        help="length of what is done at a time with --work or several devices, s [10, less for many devices]",
+    )
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
+    options.add_ray_options(groups)
     options.take_preset_files(parser)
     add_progress_option(groups["messages"])
     parser.set_defaults(model=None)
@@ -47,14 +66,19 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     options.add_runtime_options(groups, detector="mediapipe")  # the same picture whatever is installed
     add_progress_option(groups["messages"])
+    parser.set_defaults(faces=None, work=None, keep_work=False, segment=None, ray=None)
 
 
 def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Lip-sync a video to a recording."""
     options.apply_preset_file(args)
     settings = options.settings_from(SyncSettings, args)
-    output = args.output or f"{Path(args.video).stem}-synced.mp4"
-    return _run(args, interrupts, args.model, args.video, args.audio, output, settings, args.overwrite)
+    options.check_ray_options(args)
+    output = args.output or f"{Path(urlsplit(args.video).path).stem}-synced.mp4"
+    check_paths(*(name for name in (args.video, args.audio) if not is_address(name)))
+    check_address(output, overwrite=args.overwrite)
+    with fetched(args.video, args.audio) as (video, audio), sent(output, overwrite=args.overwrite) as local:
+        return _run(args, interrupts, args.model, video, audio, local, settings, args.overwrite, output)
 
 
 def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -68,22 +92,28 @@ def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
         raise OutputError(
             f"cannot be made a folder ({error.strerror})", file=folder, fix="choose another one with -o"
         ) from error
-    output = str(folder / "lipstream-demo.mp4")
-    return _run(args, interrupts, "tiny", str(sample.VIDEO), str(sample.SPEECH), output, SyncSettings(), True)
+    output = folder / "lipstream-demo.mp4"
+    return _run(args, interrupts, "tiny", sample.VIDEO, sample.SPEECH, output, SyncSettings(), True, str(output))
 
 
 def _run(
     args: argparse.Namespace,
     interrupts: Interrupts,
     model: str | None,
-    video: str,
-    speech: str,
-    output: str,
+    video: Path,
+    speech: Path,
+    output: Path,
     settings: SyncSettings,
     overwrite: bool,
+    shown_output: str,
 ) -> int:
+    devices = options.devices_from(args)
     runtime = options.settings_from(RuntimeSettings, args)
-    check_paths(video, speech)
+    if args.keep_work and args.work is None:
+        raise SettingsError("--keep-work: there is no folder to keep", fix="name one with --work DIR")
+    if args.segment is not None and not 0 < args.segment < 1e6:
+        raise SettingsError(f"--segment {args.segment:g}: must be above 0", fix="leave it out for 10 s")
+    check_paths(str(video), str(speech), *([args.faces] if args.faces else []))
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
     from lipstream.media.output_file import check_output
@@ -95,28 +125,59 @@ def _run(
         if model is None and not args.quiet:
             reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
-        from lipstream.lipsync import LipSync
         from lipstream.pipeline.file_job import probe_inputs
-        from lipstream.runtime.device import torch_device
 
         inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
-        reporter.status(f"Loading {model or 'tiny'} on {torch_device(runtime)} ...")
-
-        def on_export(graph: str, done: int, n: int) -> None:
-            reporter.status(f"Exporting the networks for {runtime.engine}: {graph}, {done + 1} of {n} ...")
-
-        with LipSync.load(model or "tiny", runtime, on_export=on_export) as sync:
-            result = sync(
-                inputs.video,
-                inputs.speech,
-                output,
-                settings,
-                overwrite=overwrite,
-                on_progress=reporter.update,
-                cancel=interrupts.cancel,
-            )
-    _show(args, result)
+        result = _sync(
+            args, interrupts, reporter, model or "tiny", devices, runtime, inputs, output, settings, overwrite
+        )
+    _show(args, replace(result, output=without_secrets(shown_output)))
     return 0
+
+
+def _sync(
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+    reporter: Reporter,
+    model: str,
+    devices: Sequence[str],
+    runtime: RuntimeSettings,
+    inputs: Inputs,
+    output: Path,
+    settings: SyncSettings,
+    overwrite: bool,
+) -> SyncResult:
+    """Run on one device from end to end, or in segments: on several, on a cluster, or kept in a folder."""
+    from lipstream.runtime.device import torch_device
+    from lipstream.scale.devices import each_device, replicas
+    from lipstream.scale.segments import OfThisProcess, run_in_segments, work_folder
+
+    common: dict[str, Any] = {
+        "faces": args.faces,
+        "overwrite": overwrite,
+        "on_progress": reporter.update,
+        "cancel": interrupts.cancel,
+    }
+    segments: dict[str, Any] = {"keep_work": args.keep_work, "segment_s": args.segment}
+    if args.ray is not None:
+        from lipstream.scale.ray import Cluster
+        from lipstream.scale.ray_nodes import RaySettings
+
+        reporter.status(f"Joining the cluster at {args.ray} ...")
+        asked = RaySettings(args.ray, args.ray_actors, args.ray_gpus)
+        with work_folder(args.work) as work, Cluster(asked, model, runtime, interrupts.cancel) as cluster:
+            return run_in_segments(cluster, inputs, output, settings, work, **segments, **common)
+    each = each_device(devices, runtime)
+    reporter.status(f"Loading {model} on {', '.join(str(torch_device(one)) for one in each)} ...")
+
+    def on_export(graph: str, done: int, n: int) -> None:
+        reporter.status(f"Exporting the networks for {runtime.engine}: {graph}, {done + 1} of {n} ...")
+
+    with replicas(model, each, on_export) as syncs:
+        if args.work is None and len(syncs) == 1:
+            return syncs[0](inputs.video, inputs.speech, output, settings, **common)
+        with work_folder(args.work) as work:
+            return run_in_segments(OfThisProcess(syncs), inputs, output, settings, work, **segments, **common)
 
 
 def _show(args: argparse.Namespace, result: SyncResult) -> None:

@@ -40,12 +40,23 @@ def with_cuts(items: Iterable[tuple[T, Coarse]]) -> Iterator[tuple[T, bool]]:
 
     items: with the coarse picture of each. They come two frames late, since those after a cut are looked at too.
     """
-    waiting: deque[tuple[T, float]] = deque()
-    earlier: deque[float] = deque(maxlen=_BESIDE)
+    yield from cuts_of(_with_differences(items))
+
+
+def _with_differences(items: Iterable[tuple[T, Coarse]]) -> Iterator[tuple[T, float]]:
     last: Coarse | None = None
     for item, picture in items:
-        waiting.append((item, 0.0 if last is None else _difference(last, picture)))
+        yield item, 0.0 if last is None else difference(last, picture)
         last = picture
+
+
+def cuts_of(items: Iterable[tuple[T, float]]) -> Iterator[tuple[T, bool]]:
+    """Yield what `with_cuts` does. items: with the difference of each from the one before, 0 for the first."""
+    waiting: deque[tuple[T, float]] = deque()
+    earlier: deque[float] = deque(maxlen=_BESIDE)
+    for pair in items:
+        waiting.append(pair)
+        del pair  # the one before is not held
         if len(waiting) > _BESIDE:
             yield _next(waiting, earlier)
     while waiting:
@@ -53,11 +64,12 @@ def with_cuts(items: Iterable[tuple[T, Coarse]]) -> Iterator[tuple[T, bool]]:
 
 
 def _next(waiting: deque[tuple[T, float]], earlier: deque[float]) -> tuple[T, bool]:
-    item, difference = waiting.popleft()
+    item, change = waiting.popleft()
     beside = [*earlier, *(later for _, later in waiting)]
-    earlier.append(difference)
-    return item, difference > max(_CUT, _TIMES_AS_MUCH * sum(beside) / max(1, len(beside)))
+    earlier.append(change)
+    return item, change > max(_CUT, _TIMES_AS_MUCH * sum(beside) / max(1, len(beside)))
 
 
-def _difference(one: Coarse, other: Coarse) -> float:
+def difference(one: Coarse, other: Coarse) -> float:
+    """Return the mean difference of two coarse pictures, in levels of 255."""
     return float(np.abs(one - other).mean()) if one.shape == other.shape else float("inf")

@@ -63,7 +63,7 @@ def read_looped(
     if loop in ("loop", "remap"):
         yield from _lengthened(opens, n_frames, loop, frame_rate)
         return
-    first_pass = _FirstPass()
+    first_pass = FrameIndex()
     n_yielded = 0
     with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in pictures:
@@ -122,9 +122,9 @@ def _is_long_enough(source: VideoSource, needed_s: Fraction) -> bool:
     return stated_s is not None and stated_s > needed_s + _MARGIN_S
 
 
-def _record(opens: Opens, frame_rate: Fraction, n: int) -> _FirstPass:
+def _record(opens: Opens, frame_rate: Fraction, n: int) -> FrameIndex:
     """Read a video once more that turned out shorter than its header states."""
-    record = _FirstPass()
+    record = FrameIndex()
     with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in itertools.islice(pictures, n):
             record.add(picture.item, source.image(picture.item))
@@ -132,8 +132,11 @@ def _record(opens: Opens, frame_rate: Fraction, n: int) -> _FirstPass:
     return record
 
 
-class _FirstPass:
-    """Which picture each output frame of the first pass showed, its time and a checksum of its pixels (24 bytes)."""
+class FrameIndex:
+    """Which picture each output frame of the first pass showed, its time and a checksum of its pixels (24 bytes).
+
+    ordinals: in the order of decoding. times: in units of the stream's time base.
+    """
 
     def __init__(self) -> None:
         self.ordinals = array("q")
@@ -144,9 +147,10 @@ class _FirstPass:
         return len(self.ordinals)
 
     def add(self, picture: Picture, image: NDArray[np.uint8]) -> None:
+        """Note which picture the next frame shows; `image` is what `VideoSource.image` makes of it."""
         self.ordinals.append(picture.ordinal)
         self.times.append(picture.pts)
-        self.checksums.append(_checksum(image))
+        self.checksums.append(checksum(image))
 
     def times_increase(self) -> bool:
         """Return whether no two pictures have the same time."""
@@ -155,13 +159,13 @@ class _FirstPass:
 
 
 def _replay(
-    opens: Opens, frame_rate: Fraction, first_pass: _FirstPass, max_held_bytes: int
+    opens: Opens, frame_rate: Fraction, first_pass: FrameIndex, max_held_bytes: int
 ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
     """Yield (source index, image) backwards, forwards, backwards and so on without end."""
     n = len(first_pass)
     with opens() as source:
-        n_held = max(1, max_held_bytes // _n_bytes(next(source.pictures()).item.frame))
-        stretches = _Stretches(source, first_pass)
+        n_held = max(1, max_held_bytes // n_bytes(next(source.pictures()).item.frame))
+        stretches = Stretches(source, first_pass)
         if n <= n_held:
             pictures = stretches.load(0, n)
             while True:
@@ -193,10 +197,19 @@ def _refuse_fewer(path: Path, n_read: int, n: int) -> None:
         )
 
 
-class _Stretches:
-    """Random access to a video by stretches of output frames."""
+def cannot_be_read_again(path: Path, start: int, stop: int) -> InputError:
+    """Return the error of a video whose frames start .. stop-1 are not there at a later pass."""
+    return InputError(
+        f"frames {start} to {stop - 1} cannot be read a second time",
+        file=path,
+        fix="leave the file unchanged during the run",
+    )
 
-    def __init__(self, source: VideoSource, first_pass: _FirstPass) -> None:
+
+class Stretches:
+    """Random access to a video by stretches of output frames. leads_s: how far ahead to seek, in turn; may be none."""
+
+    def __init__(self, source: VideoSource, first_pass: FrameIndex) -> None:
         self.source = source
         self.first_pass = first_pass
         can_seek = source.has_times and first_pass.times_increase()
@@ -216,11 +229,7 @@ class _Stretches:
             pictures = _decode_from_start(source, set(checksums))
             read_again = self._checksums(source, pictures)
         if read_again.keys() != checksums.keys():
-            raise InputError(
-                f"frames {start} to {stop - 1} cannot be read a second time",
-                file=self.source.path,
-                fix="leave the file unchanged during the run",
-            )
+            raise cannot_be_read_again(self.source.path, start, stop)
         if read_again != checksums:
             logger.warning("%s: damaged, it decodes differently each time", self.source.path)
         return pictures
@@ -244,7 +253,7 @@ class _Stretches:
         return found
 
     def _checksums(self, source: VideoSource, pictures: dict[int, Picture]) -> dict[int, int]:
-        return {ordinal: _checksum(source.image(picture)) for ordinal, picture in pictures.items()}
+        return {ordinal: checksum(source.image(picture)) for ordinal, picture in pictures.items()}
 
 
 def _decode_from_start(source: VideoSource, wanted: set[int]) -> dict[int, Picture]:
@@ -258,10 +267,11 @@ def _decode_from_start(source: VideoSource, wanted: set[int]) -> dict[int, Pictu
     return found
 
 
-def _n_bytes(frame: VideoFrame) -> int:
+def n_bytes(frame: VideoFrame) -> int:
+    """Return the size of a frame as decoded."""
     return sum(plane.buffer_size for plane in frame.planes)
 
 
-def _checksum(image: NDArray[np.uint8]) -> int:
-    """CRC of every fourth row: enough to detect a wrongly decoded picture, and cheap compared with decoding one."""
+def checksum(image: NDArray[np.uint8]) -> int:
+    """Return the CRC of every fourth row: it detects a wrongly decoded picture, and is cheap compared with decoding."""
     return zlib.crc32(image[::4].tobytes())

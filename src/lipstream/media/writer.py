@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Generator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -170,17 +171,21 @@ class VideoWriter:
         if self.n_written == 0:
             raise OutputError("there was no frame to write", file=self.path, fix="use a video with at least one frame")
         with output_errors(self.path):
-            self._container.mux(self._video.encode(None))
+            self._flush_video()
             if self._speech:
                 self._speech.finish()
             if self._copied:
                 self._copied.close()
             self._container.close()
+            _to_disk(self._temporary)
             if self.overwrite:
                 self._temporary.replace(self._target)
             else:
                 rename_to_new(self._temporary, self._target)
         forget(self._temporary)
+
+    def _flush_video(self) -> None:
+        self._container.mux(self._video.encode(None))
 
     def discard(self) -> None:
         """Remove the unfinished file. For a thread other than the writing one, which it does not wait for."""
@@ -268,3 +273,12 @@ def _open_container(path: Path, container_format: str) -> OutputContainer:
     # The index goes to the front, so that a browser can start before it has the whole file.
     options = {} if container_format == "matroska" else {"movflags": "+faststart"}
     return av.open(f"file:{path}", "w", format=container_format, options=options)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk: a name that outlives a power cut must not lead to half of it."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

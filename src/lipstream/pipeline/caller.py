@@ -34,7 +34,7 @@ class Watch:
         on_progress: Callable[[Progress], None] | None,
         cancel: threading.Event | None,
     ) -> None:
-        self._clocks, self._n_frames = clocks, n_frames
+        self.clocks, self._n_frames = clocks, n_frames
         self._on_progress, self._cancel = on_progress, cancel
         self._due_s = time.monotonic() + _PROGRESS_S
         self._log_due_s = time.monotonic() + _LOG_S
@@ -43,7 +43,7 @@ class Watch:
         """Report the progress now."""
         now_s = time.monotonic()
         self._due_s = now_s + _PROGRESS_S
-        progress = Progress(self._clocks.write.frames, self._n_frames, stage_times(self._clocks))
+        progress = Progress(self.clocks.write.frames, self._n_frames, stage_times(self.clocks))
         if self._on_progress is not None:
             self._on_progress(progress)
         if now_s >= self._log_due_s:
@@ -55,6 +55,11 @@ class Watch:
     def is_cancelled(self) -> bool:
         """Return whether the caller has asked to stop."""
         return self._cancel is not None and self._cancel.is_set()
+
+    def tick(self) -> None:
+        """Report the progress if that is due. Raises Cancelled once the run is to be cancelled."""
+        raise_if_cancelled(self._cancel)
+        self._report_if_due()
 
     def wait(self, done: Future[Any]) -> None:
         """Wait until a run is done or to be cancelled."""

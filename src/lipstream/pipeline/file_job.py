@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.audio_features.mel import log_mel_maximum
+from lipstream.face.detector import MultiFaceDetector
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.output_file import check_output
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter
+from lipstream.pipeline.analyse import FaceTable
+from lipstream.pipeline.known import check_loop, known_faces
 from lipstream.pipeline.line import Job
 from lipstream.pipeline.records import Components
 from lipstream.settings import SyncSettings
@@ -51,12 +55,23 @@ def probe_inputs(
 
 
 def file_job(
-    components: Components, inputs: Inputs, output: str | Path, settings: SyncSettings, *, overwrite: bool
+    components: Components,
+    inputs: Inputs,
+    output: str | Path,
+    settings: SyncSettings,
+    *,
+    overwrite: bool,
+    faces: FaceTable | None = None,
 ) -> Job:
-    """Return the work of lip-syncing one file."""
-    video, departs = inputs.video, components.model.config.departs
-    frame_rate = settings.rate_hz(video.nominal_rate, model_departs=departs)
+    """Return the work of lip-syncing one file. faces: of the video, where they are known."""
+    video, config = inputs.video, components.model.config
+    frame_rate = settings.rate_hz(video.nominal_rate, model_departs=config.departs)
     n_frames = n_output_frames(inputs.speech, frame_rate)
+    known = None
+    if faces is not None:
+        check_loop(settings.loop)
+        is_given = not isinstance(components.detector, MultiFaceDetector)
+        known = partial(known_faces, faces, resolution=settings.resolution or config.resolution, is_given=is_given)
 
     def open_writer(samples: Generator[NDArray[np.float32], None, None]) -> VideoWriter:
         return VideoWriter(
@@ -76,7 +91,7 @@ def file_job(
             source=None if settings.strip_metadata else video.path,
         )
 
-    return Job(video, inputs.speech, n_frames, settings, open_writer, frame_rate)
+    return Job(video, inputs.speech, n_frames, settings, open_writer, frame_rate, known)
 
 
 def ai_metadata(model: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.audio_features.features import feature_rows, frame_windows
+from lipstream.audio_features.features import feature_rows, first_block_of, frame_windows
 from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
@@ -43,7 +44,7 @@ from lipstream.pipeline.first_face import find_first_face, no_face_in
 from lipstream.pipeline.generate import FaceGenerator
 from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
-from lipstream.pipeline.records import Aligned, Clip, Components, Counts, Repainted
+from lipstream.pipeline.records import Aligned, Clip, Components, Counts, KnownFaces, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.track import LOOKAHEAD, Seen, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
@@ -61,7 +62,7 @@ _FLOAT_BYTES = 4
 class Job:
     """One file to lip-sync. n_frames: of the output, fewer with loop="trim".
 
-    open_writer: begins the output, given the speech's samples.
+    open_writer: begins the output, given the speech's samples. faces: see Clip.known; searched for where None.
     """
 
     video: VideoInfo
@@ -70,6 +71,7 @@ class Job:
     settings: SyncSettings
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
     frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
+    faces: Callable[[Clip], KnownFaces] | None = None
 
 
 def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
@@ -79,20 +81,13 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
     """
     video = job.video
     components = replace(components, detector=on_square_pixels(components.detector, video.pixel_aspect))
-    first_face = find_first_face(
-        components.detector,
-        video,
-        job.n_frames,
-        job.settings,
-        clocks.detect,
-        threads,
-        frame_rate=job.frame_rate,
-        n_threads=components.threads,
-        frames_in_flight=frames_in_flight(components, video.width, video.height, job.settings),
-    )
+    first_face = 0
+    if job.faces is None:
+        first_face = search_first_face(components, video, job.n_frames, job.settings, job.frame_rate, clocks, threads)
     counts = Counts()
     with SharedSpeech(job.speech) as speech, ExitStack() as output:
         writer = output.enter_context(job.open_writer(speech.planar()))
+        threads.if_unfinished(writer.discard)
         frames = read_looped(
             video.path, job.n_frames, job.settings.loop, job.frame_rate, deinterlace=job.settings.deinterlace
         )
@@ -102,7 +97,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             video.height,
             timed(frames, clocks.read),
             speech.mono(),
-            _log_mel_max(components, job.speech, threads),
+            recording_maximum(components, job.speech, threads),
             job.n_frames,
             job.settings,
             first_face,
@@ -111,7 +106,9 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             named_person(components.detector, video, job.settings, job.frame_rate),
             frame_rate=job.frame_rate,
         )
-        clip = with_pauses(clip, lambda: _checked(read_mono(job.speech), threads))
+        clip = with_pauses(clip, lambda: checked(read_mono(job.speech), threads))
+        if job.faces is not None:
+            clip = replace(clip, known=job.faces(clip))
         for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
             with clocks.write.running():
                 writer.write(picture)
@@ -120,19 +117,50 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
         if counts.frames and not counts.frames_with_face and clip.kept is None:
             raise no_face_in(video.path, counts.frames)
         if counts.frames == 0:
-            raise InputError("too short to be synced", file=job.speech.path, fix="give at least 0.04 s of speech")
+            raise too_short(job.speech.path)
         threads.check()
         with clocks.write.running(frames=0):  # the encoder holds many frames back
             output.pop_all().close()
     return counts
 
 
-def _log_mel_max(components: Components, speech: SpeechInfo, threads: ThreadGroup) -> float:
-    """Return what probing found, or read the speech once more for an encoder of another number of mel bands."""
+def too_short(speech: Path) -> InputError:
+    """Return the error of a recording that lasts not even one frame."""
+    return InputError("too short to be synced", file=speech, fix="give at least 0.04 s of speech")
+
+
+def search_first_face(
+    components: Components,
+    video: VideoInfo,
+    n_frames: int,
+    settings: SyncSettings,
+    frame_rate: Fraction,
+    clocks: Clocks,
+    threads: ThreadGroup,
+) -> int:
+    """Return the index of the first of `n_frames` frames with a face. Raises NoFaceError, see `find_first_face`."""
+    return find_first_face(
+        components.detector,
+        video,
+        n_frames,
+        settings,
+        clocks.detect,
+        threads,
+        frame_rate=frame_rate,
+        n_threads=components.threads,
+        frames_in_flight=frames_in_flight(components, video.width, video.height, settings),
+    )
+
+
+def recording_maximum(components: Components, speech: SpeechInfo, threads: ThreadGroup) -> float:
+    """Return the log-mel maximum that the audio encoder's floor needs.
+
+    It is what probing found, unless the encoder has another number of mel bands: then the speech is read once more.
+    """
     n_mels = components.model.config.audio_encoder.n_mels
     if speech.log_mel_max is not None and n_mels == N_MELS:
         return speech.log_mel_max
-    return log_mel_maximum(_checked(read_mono(speech), threads), n_mels)
+    return log_mel_maximum(checked(read_mono(speech), threads), n_mels)
 
 
 def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
@@ -185,13 +213,12 @@ def generated_faces(
     geometry, num_frames, settings = components.geometry, components.model.config.num_frames, clip.settings
     resolution = settings.resolution or components.model.config.resolution
 
-    follows = settings.follows(clip.model_departs)
-    frames, detect_every = budget.spend(clip.frames), settings.frames_per_detection()
-    segments = _segments(frames, detect_every, clip.first_face, finds_all=follows)
-    detect = partial(_detect, components.detector, follows)
-    n_new = partial(_n_new, first_face=clip.first_face)
-    found = threads.ordered_map(detect, segments, components.threads, clocks.detect, n_new)
-    faces = tracked(found, resolution, clip, is_given=not isinstance(components.detector, MultiFaceDetector))
+    frames = budget.spend(clip.frames)
+    if clip.known is not None:
+        faces = _known(frames, clip, clip.known, clocks.detect)
+    else:
+        found = seen_faces(components, frames, settings, clip.model_departs, clip.first_face, clocks.detect, threads)
+        faces = tracked(found, resolution, clip, is_given=not isinstance(components.detector, MultiFaceDetector))
     aligned = by_groups(partial(align, resolution, components.streams.align), faces, geometry, clocks.align, threads)
 
     audio = timed(_audio_features(components, clip, threads), clocks.features)
@@ -199,6 +226,39 @@ def generated_faces(
     windows = gather(aligned, audio, num_frames)
     generator = FaceGenerator(components, settings, threads)
     return generator.frames(batches(windows, components.batch), clocks)
+
+
+def seen_faces(
+    components: Components,
+    frames: Iterable[Frame],
+    settings: SyncSettings,
+    model_departs: bool,
+    first_face: int,
+    clock: StageClock,
+    threads: ThreadGroup,
+) -> Iterator[Seen]:
+    """Yield frames with the faces that they show. first_face: see Clip."""
+    follows = settings.follows(model_departs)
+    segments = _segments(frames, settings.frames_per_detection(), first_face, finds_all=follows)
+    detect, n_new = partial(_detect, components.detector, follows), partial(_n_new, first_face=first_face)
+    return threads.ordered_map(detect, segments, components.threads, clock, n_new)
+
+
+def _known(frames: Iterable[Frame], clip: Clip, known: KnownFaces, clock: StageClock) -> Iterator[Tracked]:
+    """Yield frames with their alignment, which is known."""
+    for frame in frames:
+        if frame.index >= len(known):
+            fix = "leave the file unchanged during the run"
+            raise InputError("it has more frames than when its faces were searched for", file=clip.name, fix=fix)
+        affine_matrix = known.affine_matrices[frame.index]
+        clock.count(1)
+        yield Tracked(
+            frame,
+            None if np.isnan(affine_matrix).any() else affine_matrix,
+            begins=bool(known.begins[frame.index]),
+            weight=float(known.weights[frame.index]),
+        )
+        del frame  # waiting for the next one must not keep this one in memory
 
 
 def _segments(
@@ -269,13 +329,17 @@ def align(resolution: int, stream: DeviceStream, faces: Sequence[Tracked]) -> It
 def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) -> Iterator[Tensor]:
     """Yield the audio features of each frame, on the device."""
     stream, model = components.streams.features, components.model
+    config = model.audio_encoder.config
+    first_block = first_block_of(clip.first_frame, config, clip.frame_rate)
     rows = feature_rows(
-        lambda: _checked(clip.samples, threads),
+        lambda: checked(clip.samples, threads),
         model.audio_encoder,
         components.networks.audio_encoder.attempts,
         clip.log_mel_max,
+        first_block,
     )
-    features = frame_windows(rows, clip.n_frames, frame_rate=clip.frame_rate)
+    first_row = first_block * config.n_audio_ctx
+    features = frame_windows(rows, clip.n_frames, clip.first_frame, first_row, frame_rate=clip.frame_rate)
     while True:
         with stream.running():
             window = list(itertools.islice(features, model.config.num_frames))
@@ -284,7 +348,7 @@ def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) ->
         yield from window
 
 
-def _checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iterator[NDArray[np.float32]]:
+def checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iterator[NDArray[np.float32]]:
     """Yield the blocks while the run is not stopped: an hour of speech may be read at once."""
     for block in blocks:
         threads.check()

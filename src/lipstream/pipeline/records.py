@@ -31,6 +31,26 @@ Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class KnownFaces:
+    """What `lipstream.pipeline.track.Tracked` says of each frame of an output.
+
+    affine_matrices: (n, 2, 3) float32, NaN without a face. begins: (n,) bool. weights: (n,) float64.
+    """
+
+    affine_matrices: Matrix
+    begins: NDArray[np.bool_]
+    weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    @property
+    def has_face(self) -> NDArray[np.bool_]:
+        """Whether each frame has a face to generate: (n,) bool."""
+        return np.logical_not(np.isnan(self.affine_matrices).any(axis=(1, 2)))
+
+
+@dataclass(frozen=True)
 class Clip:
     """The frames and the speech of one run, wherever they come from.
 
@@ -39,7 +59,9 @@ class Clip:
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
     of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its
     height. model_departs: see ModelConfig.departs. person: what the face to follow looks like, where known.
-    kept: the weight of the generated face in each frame, where pauses keep the frames as filmed.
+    kept: the weight of the generated face in each frame, where pauses keep the frames as filmed. known: the faces of
+    the whole output's frames, where they are known, so that none is searched. first_frame: index in the output of the
+    first frame, whose audio features are the first that are needed; `samples` are those of the whole recording.
     """
 
     name: str | Path
@@ -56,6 +78,8 @@ class Clip:
     person: Look | None = None
     kept: NDArray[np.float32] | None = None
     frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
+    known: KnownFaces | None = None
+    first_frame: int = 0
 
 
 @dataclass(frozen=True)

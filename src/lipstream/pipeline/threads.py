@@ -48,6 +48,7 @@ class ThreadGroup:
         self._conditions: list[threading.Condition] = []
         self._maps: list[OrderedMap[Any, Any]] = []
         self._subgroups: list[ThreadGroup] = []
+        self._if_unfinished: list[Callable[[], None]] = []
 
     def __enter__(self) -> ThreadGroup:
         return self
@@ -82,10 +83,16 @@ class ThreadGroup:
             with condition:
                 condition.notify_all()
 
+    def if_unfinished(self, clean_up: Callable[[], None]) -> None:
+        """Call `clean_up` when the group is closed and a thread, perhaps the one that made this call, goes on."""
+        self._if_unfinished.append(clean_up)
+
     def close(self) -> None:
         """Stop all threads, then join them, for JOIN_S in all."""
         self.stop()
-        self.join(JOIN_S)
+        if not self.join(JOIN_S):
+            for clean_up in self._if_unfinished:
+                clean_up()
         for thread in self.unfinished():
             logger.info("thread %s is inside a call that cannot be interrupted; it ends after it", thread.name)
         self._forget()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.face.people import Candidate, FaceRule, Follower
-from lipstream.face.shots import Coarse, with_cuts
+from lipstream.face.shots import Coarse, cuts_of, difference
 from lipstream.face.square_pixels import landmarks_as_shown, matrix_of_frame
 from lipstream.face.tracking import FaceTrack
 from lipstream.media.reader import Frame
@@ -31,11 +31,15 @@ Landmarks = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame and the faces that it shows, from the largest to the smallest. picture: None where cuts do not count."""
+    """A frame and the faces that it shows, from the largest to the smallest.
+
+    picture: None where cuts do not count, or where the difference of the picture from the one before is known.
+    """
 
     frame: Frame
     candidates: tuple[Candidate, ...]
     picture: Coarse | None
+    difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,20 @@ def _largest(found: Iterable[Seen]) -> Iterator[_Chosen]:
 
 
 def _followed(found: Iterable[Seen], follower: Follower) -> Iterator[_Chosen]:
-    pictures = ((seen, seen.picture) for seen in found if seen.picture is not None)
-    for seen, is_cut in with_cuts(pictures):
+    for seen, is_cut in cuts_of(_differences(found)):
         chosen, has_moved = (None, False) if seen.frame.is_repeat else follower.choose(seen.candidates, is_cut)
         landmarks = None if chosen is None else chosen.face.landmarks
         yield _Chosen(seen.frame, landmarks, is_cut or has_moved, is_cut)
+
+
+def _differences(found: Iterable[Seen]) -> Iterator[tuple[Seen, float]]:
+    last: Coarse | None = None
+    for seen in found:
+        if seen.difference is not None:
+            yield seen, seen.difference
+        elif seen.picture is not None:
+            yield seen, 0.0 if last is None else difference(last, seen.picture)
+            last = seen.picture
 
 
 def _bridged(chosen: Iterable[_Chosen]) -> Iterator[_Chosen]:

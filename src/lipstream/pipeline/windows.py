@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,16 @@ T = TypeVar("T")
 
 FRAMES_PER_FACE = 2
 """A window of n faces holds at most so many times n frames."""
+
+
+class HasFaces(Protocol):
+    """A window, or what is known of one. faces: the number of its frames that have a face."""
+
+    @property
+    def faces(self) -> int: ...
+
+
+W = TypeVar("W", bound=HasFaces)
 
 
 def gather(aligned: Iterable[Aligned], audio: Iterable[Tensor], num_frames: int) -> Iterator[Window]:
@@ -25,10 +35,15 @@ def gather(aligned: Iterable[Aligned], audio: Iterable[Tensor], num_frames: int)
         if held and pair[0].begins:
             yield _window(_emptied(held))
         held.append(pair)
-        if sum(a.crop is not None for a, _ in held) == num_frames or len(held) == FRAMES_PER_FACE * num_frames:
+        if is_full(len(held), sum(a.crop is not None for a, _ in held), num_frames):
             yield _window(_emptied(held))
     if held:
         yield _window(_emptied(held))
+
+
+def is_full(n_frames: int, n_faces: int, num_frames: int) -> bool:
+    """Return whether a window takes no more frames; num_frames: the faces that it is made for."""
+    return n_faces == num_frames or n_frames == FRAMES_PER_FACE * num_frames
 
 
 def _window(held: Sequence[tuple[Aligned, Tensor]]) -> Window:
@@ -36,9 +51,9 @@ def _window(held: Sequence[tuple[Aligned, Tensor]]) -> Window:
     return Window(tuple(aligned for aligned, _ in held), audio)
 
 
-def batches(windows: Iterable[Window], size: int) -> Iterator[list[Window]]:
+def batches(windows: Iterable[W], size: int) -> Iterator[list[W]]:
     """Yield up to `size` consecutive windows with the same number of faces: a shorter one is run at its own length."""
-    held: list[Window] = []
+    held: list[W] = []
     for window in windows:
         if held and window.faces != held[0].faces:
             yield _emptied(held)

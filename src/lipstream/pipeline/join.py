@@ -1,0 +1,37 @@
+"""Join: the pieces of a run, copied one after the other into one file, with the speech beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lipstream.errors import OutputError
+from lipstream.media.audio import read_planar
+from lipstream.media.joined import JoinedWriter
+from lipstream.pipeline.file_job import ai_metadata
+from lipstream.pipeline.render import SegmentedRun
+
+
+def join(run: SegmentedRun, output: str | Path, model: str, *, overwrite: bool, check: Callable[[], None]) -> None:
+    """Write the output from its pieces; no picture is encoded again. model: its name, for the file's comment.
+
+    check: called between the pieces; ends the work by raising. Raises OutputError.
+    """
+    with JoinedWriter(
+        output,
+        run.piece(run.segments[0]),
+        width=run.video.width,
+        height=run.video.height,
+        frame_rate=run.frame_rate,
+        speech=run.speech,
+        speech_samples=read_planar(run.speech),
+        n_frames=run.n_frames,
+        overwrite=overwrite,
+        metadata=ai_metadata(model),
+        source=None if run.settings.strip_metadata else run.video.path,
+    ) as writer:
+        for segment in run.segments:
+            check()
+            piece = run.piece(segment)
+            if writer.append(piece) != len(segment):
+                raise OutputError("a piece is incomplete", file=piece, fix="delete it and run again")

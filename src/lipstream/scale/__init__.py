@@ -1,0 +1,1 @@
+"""Work spread over devices and machines: segments of a clip, and many clips."""
