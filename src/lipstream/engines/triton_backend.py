@@ -39,7 +39,7 @@ class TritonPythonModel:
         feeds = {name: np.concatenate(arrays) for name, arrays in given.items()}
         try:
             results = self._session.run(self._outputs, feeds)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the clients are to be told)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the clients are to see it)
             failed = pb_utils.TritonError(str(error))
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
         ends = np.cumsum([len(array) for array in given[self._inputs[0]]])[:-1]
