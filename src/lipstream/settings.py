@@ -16,6 +16,7 @@ from lipstream.errors import SettingsError
 from lipstream.settings_record import Settings, setting
 
 Texture = Literal["generated", "source"]
+MatchColor = Literal["off", "source"]
 Loop = Literal["pingpong", "hold", "trim", "loop", "remap"]
 Silence = Literal["model", "closed", "keep"]
 NoFace = Literal["pass", "error"]
@@ -95,8 +96,9 @@ class SyncSettings(Settings):
     no_face: pass a frame without a face through, or stop at it (published behaviour). detect_every: the face is
     searched for in the whole of every frame (1), or in the whole of every Nth and round its place in the others, which
     is faster, but landmarks differ by a pixel or two. texture: "generated" (published behaviour), or the frame's own
-    ("source") where the generated face agrees with it. strip_metadata: copy nothing but the picture. crf: x264's
-    constant rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
+    ("source") where the generated face agrees with it. match_color: "off" (published behaviour), or the generated face
+    gets the frame's colour and light ("source"). strip_metadata: copy nothing but the picture. crf: x264's constant
+    rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
     """
 
     preset: PresetName = setting(
@@ -195,6 +197,12 @@ class SyncSettings(Settings):
     texture: Texture | None = setting(
         None,
         "source: the frame's own fine texture where the generated face agrees with it",
+        group="quality",
+        unset="the model's own",
+    )
+    match_color: MatchColor | None = setting(
+        None,
+        "source: the frame's own colour and light on the generated face",
         group="quality",
         unset="the model's own",
     )

@@ -117,6 +117,7 @@ def settings_used(components: Components, settings: SyncSettings, runtime: Runti
         "resolution": settings.resolution or config.resolution,
         "detect_every": settings.frames_per_detection(),
         "texture": settings.texture or config.texture,
+        "match_color": settings.match_color or config.match_color,
         "device": str(components.device),
         "precision": unet,
         "vae_precision": vae,

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipstream.diffusion import conditioning
 from lipstream.diffusion.mask import face_mask
 from lipstream.diffusion.sampling import Denoiser, initial_noise, sample
+from lipstream.face.color import match_color
 from lipstream.face.texture import keep_texture
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.records import Components, Encoded, Repainted, Window
@@ -32,6 +33,7 @@ class FaceGenerator:
         self._components, self._settings, self._threads = components, settings, threads
         self._sampling = settings.sampling(config.num_inference_steps, config.guidance_scale)
         self._texture = settings.texture or config.texture
+        self._match_color = settings.match_color or config.match_color
         self._batch = BatchLimit(components.batch, components.device)
         resolution = settings.resolution or config.resolution
         size, stream = components.model.latent_size(resolution), components.streams.denoise
@@ -111,6 +113,8 @@ class FaceGenerator:
                 if latents is None:
                     latents = self._sample(denoiser, batch.conditioning)
                 decoded = conditioning.decode(vae, latents, self._threads.check)
+                if self._match_color == "source":
+                    decoded = match_color(decoded, batch.pixels)
                 faces = conditioning.keep_surroundings(decoded, batch.pixels, self._mask)
                 if self._texture == "source":
                     faces = keep_texture(faces, batch.pixels, self._mask)
