@@ -1,11 +1,12 @@
 """Does a model's mouth follow the speech? Measured on what it was not trained on, through the whole product.
 
-python benchmarks/heldout.py OUT --videos CLIPS --shifts shifts.json --portraits FACES [--model FOLDER]
+python benchmarks/heldout.py OUT --videos CLIPS --shifts shifts.json --portraits FACES [--model FOLDER ...]
 
-CLIPS, shifts.json: as for `lipstream train data`, whose held-out share is used here. Each clip's end is synced to its
-own sound, to another clip's and to silence; each portrait and the bundled sample to espeak's speech. OUT gets the
-videos, a contact sheet a clip (truth, own sound, other sound, silence) and measures.json. Mouth opening: distance of
-the inner lips over the face's height, by mediapipe, in crops of 256 px cut alike from truth and result.
+CLIPS, shifts.json: as for `lipstream train data`, and so are the held-out share and people. Of each person --per-person
+held-out clips, or the end of the only one, are synced to their own sound, to another clip's and to silence; each
+portrait and the bundled sample to espeak's speech. OUT gets a folder a model: the videos, a contact sheet a clip
+(truth, own sound, other sound, silence), one of the mouths enlarged, and measures.json. Mouth opening: distance of the
+inner lips over the face's height, by mediapipe, in crops of 256 px cut alike from truth and result.
 """
 
 from __future__ import annotations
@@ -24,117 +25,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lipstream import LipSync, SyncSettings
 from lipstream.bundled import sample
-from lipstream.diffusion.mask import face_mask
-from lipstream.evaluate.mouth import FaceMesh, mouth_opening
-from lipstream.face.align import crop_face
-from lipstream.face.registry import make_detector
-from lipstream.face.tracking import FaceTrack
 from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
-from lipstream.models.load import read_config
 from lipstream.settings import Texture
 from lipstream_lab.train.curves import write_sheet
-from lipstream_lab.train.data import PICTURE_SUFFIXES, VIDEO_SUFFIXES, files_of, read_shifts
+from lipstream_lab.train.data import PICTURE_SUFFIXES, files_of, read_shifts
 from lipstream_lab.train.dataset import n_training_frames
-from lipstream_lab.train.losses import laplacian, psnr_db
+from lipstream_lab.train.videos import Video, find_videos
+from mouths import FRAME_RATE_HZ, RATE_HZ, SAMPLES, Cutter, Faces, Floats, Region, correlation, loudness
 
-RATE_HZ, FRAME_RATE_HZ = 16000, 25
-SAMPLES = RATE_HZ // FRAME_RATE_HZ
-SIZE = 256  # of the crops that landmarks are found in
+BESIDES = ("other", "silence")
+MOUTH = (slice(110, 182), slice(76, 180))  # rows and columns of a crop of 256 px
 LIPS = (61, 291, 78, 308, 0, 17, 13, 14, 37, 267, 84, 314, 82, 312, 87, 317, 80, 310, 88, 318)
 
-Floats = NDArray[np.floating[Any]]
 Sync = Callable[[Path, Path, Path], None]
-
-
-@dataclass(frozen=True)
-class Faces:
-    """Crops of a video in [-1, 1]: (n, 3, SIZE, SIZE), with their mesh points (n, 478, 2), not a number where none."""
-
-    crops: Tensor
-    points: Floats
-
-    def openings(self) -> Floats:
-        return np.array([np.nan if np.isnan(p).any() else mouth_opening(p) for p in self.points])
-
-
-class Cutter:
-    """Cuts every video of a clip with the affine matrices of the clip itself, so that pictures can be compared."""
-
-    def __init__(self) -> None:
-        self._detector = make_detector("mediapipe", "cpu")
-        self._mesh = FaceMesh()
-
-    def matrices(self, video: Path) -> list[Any]:
-        track = FaceTrack(SIZE)
-        found = []
-        for frame in read_frames(video):
-            face = self._detector.detect(frame.image)
-            found.append(track.update(frame.index, False, None if face is None else face.landmarks))
-        return found
-
-    def faces(self, video: Path, matrices: list[Any]) -> Faces:
-        crops, points = [], []
-        for frame, matrix in zip(read_frames(video), matrices, strict=False):
-            crop = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
-            found = None
-            if matrix is not None:
-                crop = crop_face(frame.image, matrix, SIZE)
-                found = self._mesh.points(crop.permute(1, 2, 0).numpy())
-            crops.append(crop)
-            points.append(np.full((478, 2), np.nan) if found is None else found)
-        return Faces(torch.stack(crops).float() / 127.5 - 1, np.stack(points))
-
-
-def correlation(one: Floats, other: Floats) -> float:
-    n = min(len(one), len(other))
-    one, other = one[:n], other[:n]
-    seen = ~np.isnan(one) & ~np.isnan(other)
-    return round(float(np.corrcoef(one[seen], other[seen])[0, 1]), 3)
-
-
-def loudness(speech: Path, n_frames: int) -> Floats:
-    """Root of the energy of each frame's speech, smoothed over three frames."""
-    samples = np.concatenate(list(read_mono(speech)))[: n_frames * SAMPLES]
-    root = np.sqrt((samples[: len(samples) // SAMPLES * SAMPLES].reshape(-1, SAMPLES) ** 2).mean(1) + 1e-9)
-    return np.convolve(np.pad(root, 1, mode="edge"), [0.25, 0.5, 0.25], "valid")
-
-
-@dataclass(frozen=True)
-class Region:
-    """The repainted region at the model's own resolution: 1 = repainted, (1, 1, resolution, resolution)."""
-
-    repainted: Tensor
-
-    @classmethod
-    def of(cls, model: str) -> Region:
-        config, _ = read_config(model)
-        return cls(1 - face_mask(config.mask_polygon_xy, config.mask_size, config.resolution)[None])
-
-    def at_model_size(self, crops: Tensor) -> Tensor:
-        side = self.repainted.shape[-1]
-        return F.interpolate(crops, size=(side, side), mode="area")
-
-    def sharpness(self, truth: Tensor, made: Tensor) -> float:
-        """Laplacian energy (mean of squares) of `made` over that of `truth`, in the region."""
-        inner = self.repainted[..., 1:-1, 1:-1]
-        energy = [(laplacian(self.at_model_size(x)).square() * inner).sum() for x in (made, truth)]
-        return round(float(energy[0] / energy[1]), 3)
-
-    def psnr_db(self, truth: Tensor, made: Tensor) -> float:
-        return round(psnr_db(self.at_model_size(made), self.at_model_size(truth), self.repainted), 2)
-
-    def seam(self, truth: Tensor, made: Tensor) -> float:
-        """Colour step at the edge of the region: |mean of made - truth| over a rim 3 px wide, 0 to 255."""
-        shrunk = 1 - F.max_pool2d(1 - self.repainted, 7, 1, 3)
-        rim = self.repainted - shrunk
-        difference = self.at_model_size(made) - self.at_model_size(truth)
-        per_frame = (difference * rim).sum((2, 3)) / rim.sum()
-        return round(float(per_frame.abs().mean() * 127.5), 2)
 
 
 @dataclass(frozen=True)
@@ -162,21 +69,35 @@ def measure_clip(
     n = min(len(faces.crops) for faces in (truth, *made.values()))
     own = made["own"]
     columns = np.linspace(0, n - 1, 10).astype(int).tolist()
-    write_sheet([faces.crops[columns] for faces in (truth, *made.values())], out / f"{end.name}.png")
+    rows = [faces.crops[columns] for faces in (truth, *made.values())]
+    write_sheet(rows, out / f"{end.name}.png")
+    write_sheet([F.interpolate(r[(..., *MOUTH)], scale_factor=3) for r in rows], out / f"{end.name}-mouth.png")
     lips = np.linalg.norm(truth.points[:n][:, LIPS] - own.points[:n][:, LIPS], axis=-1)
     return {
         "frames": n,
         **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
-        # What dubbing is about: the mouth against the one that said the other sound.
-        "r_dubbed": correlation(made["other"].openings()[:n], other_opening[:n]),
         "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
         "mean_opening": [round(float(np.nanmean(x[:n])), 4) for x in (opening, own.openings())],
         "lip_distance_px": round(float(np.nanmean(lips)), 2),
         "psnr_db": region.psnr_db(truth.crops[:n], own.crops[:n]),
         "sharpness": region.sharpness(truth.crops[:n], own.crops[:n]),
-        # With its own sound a face that keeps the frame's texture is given the truth's: this one is not.
-        "sharpness_other": region.sharpness(truth.crops[:n], made["other"].crops[:n]),
+        "mouth_sharpness": region.sharpness(truth.crops[:n], own.crops[:n], mouth=True),
+        "flicker": region.flicker(truth.crops[:n], own.crops[:n]),
+        "tint": region.tint(truth.crops[:n], own.crops[:n]),
         "seam": region.seam(truth.crops[:n], own.crops[:n]),
+        **(dubbed(region, truth, made["other"], other_opening) if "other" in made else {}),
+    }
+
+
+def dubbed(region: Region, truth: Faces, made: Faces, other_opening: Floats) -> dict[str, float]:
+    """What dubbing is about: the mouth against the one that said the other sound, and its sharpness.
+
+    With its own sound a face that keeps the frame's texture is given the truth's: this one is not.
+    """
+    n = min(len(truth.crops), len(made.crops))
+    return {
+        "r_dubbed": correlation(made.openings()[:n], other_opening[:n]),
+        "sharpness_other": region.sharpness(truth.crops[:n], made.crops[:n]),
     }
 
 
@@ -199,14 +120,14 @@ def measure_still(sync: Sync, picture: Path, speech: Path, result: Path, tools: 
     return words, made
 
 
-def cut_end(video: Path, folder: Path, held_out: float, shift_ms: float) -> tuple[Path, Path]:
+def cut_end(video: Video, folder: Path, shift_ms: float) -> tuple[Path, Path]:
     """The end of a clip that training does not see: a lossless video and its own sound, brought together."""
-    n_frames = sum(1 for _ in read_frames(video))
-    first = n_training_frames(n_frames, held_out)
-    target, sound = folder / f"{video.stem}.mkv", folder / f"{video.stem}.wav"
+    n_frames = sum(1 for _ in read_frames(video.path))
+    first = n_training_frames(n_frames, video.held_out)
+    target, sound = folder / f"{video.name}.mkv", folder / f"{video.name}.wav"
     with av.open(str(target), "w") as container:
         stream = None
-        for frame in read_frames(video):
+        for frame in read_frames(video.path):
             if frame.index < first:
                 continue
             if stream is None:
@@ -217,7 +138,9 @@ def cut_end(video: Path, folder: Path, held_out: float, shift_ms: float) -> tupl
         assert stream is not None
         container.mux(stream.encode(None))
     begin = first * SAMPLES + round(shift_ms / 1000 * RATE_HZ)
-    write_wav(sound, np.concatenate(list(read_mono(video)))[begin : begin + (n_frames - first) * SAMPLES])
+    samples = np.concatenate(list(read_mono(video.path)))
+    part = np.pad(samples, (max(-begin, 0), 0))[max(begin, 0) :][: (n_frames - first) * SAMPLES]
+    write_wav(sound, part)
     return target, sound
 
 
@@ -229,13 +152,27 @@ def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
-def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+def held_out_videos(args: argparse.Namespace) -> list[Video]:
+    """The first few of each person."""
+    videos = [v for v in find_videos(args.videos, args.held_out, args.leave_out) if v.held_out > 0]
+    of_person = [[v for v in videos if v.person == person] for person in dict.fromkeys(v.person for v in videos)]
+    return [v for own in of_person for v in own[: args.per_person]]
+
+
+def cut_ends(args: argparse.Namespace, folder: Path, cutter: Cutter) -> list[End]:
     shifts = read_shifts(args.shifts) if args.shifts else {}
-    cutter, ends, found = tools[0], [], {}
-    for source in files_of(args.videos, VIDEO_SUFFIXES):
-        video, sound = cut_end(source, folder, args.held_out, shifts.get(source.stem, 0.0))
+    ends = []
+    for source in held_out_videos(args):
+        video, sound = cut_end(source, folder, shifts.get(source.name, 0.0))
         matrices = cutter.matrices(video)
-        ends.append(End(source.stem, video, sound, matrices, cutter.faces(video, matrices)))
+        ends.append(End(source.name, video, sound, matrices, cutter.faces(video, matrices)))
+    return ends
+
+
+def measure_clips(
+    sync: Sync, ends: list[End], besides: list[str], out: Path, folder: Path, tools: Any
+) -> dict[str, Any]:
+    found = {}
     for index, end in enumerate(ends):
         length = len(np.concatenate(list(read_mono(end.sound))))
         following = ends[(index + 1) % len(ends)]
@@ -244,12 +181,14 @@ def measure_clips(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any
         write_wav(sounds["other"], np.resize(other, length))
         write_wav(sounds["silence"], np.zeros(length, np.float32))
         other_opening = np.resize(following.truth.openings(), len(end.truth.crops))
-        found[end.name] = measure_clip(sync, end, other_opening, sounds, args.out, tools)
+        found[end.name] = measure_clip(
+            sync, end, other_opening, {name: sounds[name] for name in ("own", *besides)}, out, tools
+        )
         print(end.name, json.dumps(found[end.name]), flush=True)
     return found
 
 
-def measure_stills(sync: Sync, args: argparse.Namespace, folder: Path, tools: Any) -> dict[str, Any]:
+def measure_stills(sync: Sync, args: argparse.Namespace, out: Path, folder: Path, tools: Any) -> dict[str, Any]:
     speech = folder / "speech.wav"
     write_wav(speech, np.concatenate(list(read_mono(sample.SPEECH)))[: round(args.still_seconds * RATE_HZ)])
     found, rows = {}, []
@@ -259,7 +198,7 @@ def measure_stills(sync: Sync, args: argparse.Namespace, folder: Path, tools: An
         loud = np.argsort(loudness(speech, len(made.crops)))
         rows.append(made.crops[[loud[1], loud[3], loud[-4], loud[-2], loud[-1]]])
     pairs = [torch.cat(rows[i : i + 3]) for i in range(0, len(rows) - 2, 3)]
-    write_sheet([F.interpolate(row, size=(128, 128), mode="area") for row in pairs], args.out / "portraits.png")
+    write_sheet([F.interpolate(row, size=(128, 128), mode="area") for row in pairs], out / "portraits.png")
     print("portraits", json.dumps(mean_of(found)), flush=True)
     return found
 
@@ -273,36 +212,48 @@ def mean_of(found: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", nargs="+", default=["tiny"])
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--shifts", type=Path)
     parser.add_argument("--held-out", type=float, default=0.2)
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="PERSON")
+    parser.add_argument("--per-person", type=int, default=3, metavar="N")
     parser.add_argument("--portraits", type=Path)
+    parser.add_argument("--besides", nargs="*", choices=BESIDES, default=BESIDES, help="the clip's own sound")
     parser.add_argument("--guidance-scale", type=float, help="[the model's own]")
     parser.add_argument("--texture", choices=get_args(Texture), help="[the model's own]")
     parser.add_argument("--still-seconds", type=float, default=2.0)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    loaded = LipSync.load(args.model, detector="mediapipe")
+    with tempfile.TemporaryDirectory() as name:
+        cutter = Cutter()
+        ends = cut_ends(args, Path(name), cutter) if args.videos else []
+        for model in args.model:
+            measure_model(model, ends, args, Path(name), cutter)
+
+
+def measure_model(model: str, ends: list[End], args: argparse.Namespace, folder: Path, cutter: Cutter) -> None:
+    out = args.out / Path(model).name
+    out.mkdir(parents=True, exist_ok=True)
+    loaded = LipSync.load(model, detector="mediapipe")
     settings = SyncSettings(guidance_scale=args.guidance_scale, texture=args.texture)
 
     def sync(video: Path, speech: Path, output: Path) -> None:
         loaded(video, speech, output, settings, overwrite=True)
 
-    tools = (Cutter(), Region.of(args.model))
-    measures: dict[str, Any] = {"model": args.model, "guidance_scale": args.guidance_scale}
-    words, made = measure_still(sync, sample.VIDEO, sample.SPEECH, args.out / "sample.mp4", tools)
+    tools = (cutter, Region.of(model))
+    measures: dict[str, Any] = {"model": model, "guidance_scale": args.guidance_scale}
+    words, made = measure_still(sync, sample.VIDEO, sample.SPEECH, out / "sample.mp4", tools)
     measures["sample"] = words
-    print("sample", json.dumps(words), flush=True)
-    write_sheet(list(made.crops[30:70].split(10)), args.out / "sample.png")
-    with tempfile.TemporaryDirectory() as name:
-        if args.videos:
-            measures["clips"] = measure_clips(sync, args, Path(name), tools)
-            measures["clips_mean"] = mean_of(measures["clips"])
-        if args.portraits:
-            measures["portraits"] = measure_stills(sync, args, Path(name), tools)
-            measures["portraits_mean"] = mean_of(measures["portraits"])
-    (args.out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
+    print(model, "sample", json.dumps(words), flush=True)
+    write_sheet(list(made.crops[30:70].split(10)), out / "sample.png")
+    if ends:
+        measures["clips"] = measure_clips(sync, ends, args.besides, out, folder, tools)
+        measures["clips_mean"] = mean_of(measures["clips"])
+        print("clips", json.dumps(measures["clips_mean"]), flush=True)
+    if args.portraits:
+        measures["portraits"] = measure_stills(sync, args, out, folder, tools)
+        measures["portraits_mean"] = mean_of(measures["portraits"])
+    (out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

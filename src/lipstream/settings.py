@@ -17,6 +17,7 @@ from lipstream.errors import SettingsError
 from lipstream.validation import coerced
 
 Texture = Literal["generated", "source"]
+MatchColor = Literal["off", "source"]
 Loop = Literal["pingpong", "hold", "trim"]
 NoFace = Literal["pass", "error"]
 PresetName = Literal["exact", "balanced", "fast"]
@@ -24,6 +25,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
 SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
+VaeName = Literal["own", "taesd", "taesd-decoder"]
 X264Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
@@ -139,8 +141,9 @@ class SyncSettings(Settings):
     video does when the speech is longer. no_face: pass a frame without a face through, or stop at it (published
     behaviour). detect_every: the face is searched for in the whole of every frame (1), or in the whole of every Nth and
     round its place in the others, which is faster, but landmarks differ by a pixel or two. texture: "generated"
-    (published behaviour), or the frame's own ("source") where the generated face agrees with it. crf: x264's constant
-    rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
+    (published behaviour), or the frame's own ("source") where the generated face agrees with it. match_color: "off"
+    (published behaviour), or the generated face gets the frame's colour and light ("source"). crf: x264's constant rate
+    factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
     """
 
     preset: PresetName = setting(
@@ -204,6 +207,12 @@ class SyncSettings(Settings):
         group="quality",
         unset="the model's own",
     )
+    match_color: MatchColor | None = setting(
+        None,
+        "source: the frame's own colour and light on the generated face",
+        group="quality",
+        unset="the model's own",
+    )
     crf: int = setting(18, "x264's quality, 0 (lossless) to 51", group="input and output", metavar="N", low=0, high=51)
     x264_preset: X264Preset = setting(
         "medium", "x264's effort: faster presets encode sooner, a little less faithfully", group="speed"
@@ -251,7 +260,8 @@ class RuntimeSettings(Settings):
     needs more, that is taken. batch: windows per U-Net call; "auto" takes as many as free memory allows. compile: run
     the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
     to leave out, as `lipstream prune` writes it. engine: what computes the networks; all but torch need an extra, and
-    export the model first. triton_url: of the server of engine="triton", HOST:PORT.
+    export the model first. vae: the autoencoder; taesd and taesd-decoder are for models with Stable Diffusion's
+    latents. triton_url: of the server of engine="triton", HOST:PORT.
     """
 
     device: str = setting(
@@ -289,6 +299,9 @@ class RuntimeSettings(Settings):
     engine: EngineName = setting(
         "torch", "what computes the networks; all but torch export the model to ONNX once", group="speed"
     )
+    vae: VaeName = setting(
+        "own", "the model's own autoencoder, or the small one of SD's latents, both ways or to decode", group="speed"
+    )
     triton_url: str | None = setting(
         None, "gRPC address of the server of --engine triton", group="hardware", metavar="HOST:PORT", unset="none"
     )
@@ -304,8 +317,8 @@ class RuntimeSettings(Settings):
             raise SettingsError(
                 "--engine triton and --triton-url belong together", fix="give both or neither", setting="triton_url"
             )
-        if self.engine != "torch" and (self.compile or self.quantize != "none"):
-            option = "--compile" if self.compile else "--quantize"
+        if self.engine != "torch" and (self.compile or self.quantize != "none" or self.vae != "own"):
+            option = "--compile" if self.compile else "--quantize" if self.quantize != "none" else "--vae"
             raise SettingsError(
                 f"{option} is for torch's networks, not for --engine {self.engine}",
                 fix="leave it out; int8 graphs are made by lipstream export onnx --int8",

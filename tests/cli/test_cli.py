@@ -71,7 +71,7 @@ def test_bad_options_are_exit_2_at_once() -> None:
         ((), "no COMMAND given"),
         ((*sync, "--steps", "many"), "argument --steps: invalid int value"),
         ((*sync, "--steps", "0"), "--steps 0: must be from 1 to 100"),
-        ((*sync, "--preset", "best"), "invalid choice: 'best'"),
+        ((*sync, "--preset", "best"), "--preset 'best': must be one of exact, balanced, fast"),
         ((*sync, "--guidance-interval", "0.5"), "'0.5' is not two numbers"),
         ((*sync, "--guidance-interval", "0.7,0.2"), "must be two rising numbers"),
         ((*sync, "--resolution", "200"), "--resolution 200: must be a multiple of 64"),

@@ -29,6 +29,8 @@ from lipstream.settings import Sampling
 CPU = torch.device("cpu")
 FP32 = Dtypes(torch.float32, torch.float32, torch.float32)
 ENGINES = ("onnxruntime", "openvino")
+# The first test of a worker waits for the export, which takes a minute on two idle cores.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

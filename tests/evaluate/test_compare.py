@@ -102,6 +102,10 @@ def test_the_figures_are_of_the_last_beside_the_one_before(
         "opening_correlation",
         "flicker",
         "reference_flicker",
+        "sharpness",
+        "reference_sharpness",
+        "edge_step",
+        "reference_edge_step",
     }
     assert quality["frames"] == N_FRAMES
     assert quality["frames_without_face"] == 0

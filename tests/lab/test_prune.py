@@ -22,10 +22,10 @@ from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, drop, parts, read_list, without
 from lipstream.models.unet import UNet
 from lipstream.pipeline import line
+from lipstream.profiling.clips import prepare
 from lipstream.settings import RuntimeSettings
 from lipstream_lab.bench import flops
 from lipstream_lab.bench.cases import Parts, Setting, make_sampling
-from lipstream_lab.bench.clips import prepare
 from lipstream_lab.cli import add_prune_arguments, run_prune
 from lipstream_lab.prune.search import Pruned, PruneSettings, drop_greedily, search, table
 

@@ -12,9 +12,9 @@ import pytest
 
 from helpers.cli import error_line, run
 from lipstream import InputError, SettingsError
+from lipstream.tune.report import pareto_front
 from lipstream_lab.bench import bench
 from lipstream_lab.bench.csv_rows import Row
-from lipstream_lab.bench.pareto import pareto_front
 from lipstream_lab.bench.sweep import read_sweep
 from lipstream_lab.cli import add_bench_arguments, parse_settings
 

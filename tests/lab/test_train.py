@@ -15,7 +15,7 @@ import torch
 from lipstream.audio_features.features import feature_rows, frame_windows
 from lipstream.cli.interrupts import Interrupts
 from lipstream.diffusion.mask import face_mask
-from lipstream.errors import SettingsError
+from lipstream.errors import InputError, SettingsError
 from lipstream.models.load import load_model
 from lipstream.models.names import NAMES
 from lipstream_lab.train import (
@@ -29,12 +29,15 @@ from lipstream_lab.train import (
     espeak,
     latents,
     lip_reader,
+    offset,
     portraits,
+    start,
     unet,
     vae,
 )
 from lipstream_lab.train.loop import LoopSettings, Run, load_average, read_log
 from lipstream_lab.train.speech_samples import SpeechSample
+from lipstream_lab.train.videos import Video, find_videos
 
 CPU = torch.device("cpu")
 POLYGON = [(8, 24), (8, 40), (32, 60), (56, 40), (56, 24)]
@@ -64,6 +67,8 @@ def made_clip(name: str = "a", kind: str = "footage", n_frames: int = 14) -> dat
     return data.Clip(
         name=name,
         kind=kind,
+        person=name,
+        late_ms=0.0,
         crops=generator.integers(0, 255, (n_frames, 3, 64, 64), dtype=np.uint8),
         mel=generator.normal(size=(data.N_MELS, 4 * n_frames + data.MEL_BEFORE + data.MEL_AFTER)).astype(np.float32),
         opening=generator.random(n_frames).astype(np.float32),
@@ -265,7 +270,8 @@ def test_held_out_frames_are_never_in_a_clip(tmp_path, monkeypatch):
             return None
 
     monkeypatch.setattr(dataset, "read_frames", lambda path: (Frame(i) for i in range(50)))
-    clip = dataset.footage_clip(Path("x.mp4"), 64, Detector(), Mesh(), 0.2, np.ones(32000, np.float32))
+    video = Video(Path("x.mp4"), "x", "x", 0.2)
+    clip = dataset.footage_clip(video, 64, Detector(), Mesh(), np.ones(32000, np.float32), lambda mel, opening: 0.0)
     assert seen == list(range(40))
     assert len(clip.crops) == 40
     assert clip.mel.shape[1] == 4 * 40 + data.MEL_BEFORE + data.MEL_AFTER
@@ -343,8 +349,8 @@ def test_faster_speech_is_shorter_and_opens_as_far():
 def test_real_speech_is_at_the_frames_that_say_it(shift_ms):
     """Cut out of its video, the sound lies at the same frames as in the clip, however late it is in the file."""
     samples = np.random.default_rng(1).normal(0, 0.1, 16000 * 2).astype(np.float32)
-    footage = made_clip(n_frames=30)
-    speech = SpeechSample.real(samples, footage, shift_ms)
+    footage = dataclasses.replace(made_clip(n_frames=30), late_ms=shift_ms)
+    speech = SpeechSample.real(samples, footage)
     assert len(speech.samples) == 30 * 640
     start = 10 * 640 + round(shift_ms * 16)
     assert np.array_equal(speech.samples[10 * 640 : 11 * 640], samples[start : start + 640])
@@ -353,7 +359,7 @@ def test_real_speech_is_at_the_frames_that_say_it(shift_ms):
 def test_every_clip_draws_for_itself():
     """Names that end alike do not get the same speech and colours."""
     names = [f"{number:04d}-s0" for number in range(50)]
-    drawn = {float(torch.rand((), generator=dataset._seeded(0, name))) for name in names}
+    drawn = {float(torch.rand((), generator=data.seeded(0, name))) for name in names}
     assert len(drawn) == len(names)
 
 
@@ -512,3 +518,107 @@ def test_many_steps_begin_anywhere(tmp_path):
             times = torch.tensor([timestep])
             assert torch.equal(model.predict(batch, noise, times), model.predict(other, noise, times)) != seen
         torch.testing.assert_close(model.predict(batch, noise, times), model.predict(batch, noise), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("late_ms", [-120, 0, 60])
+def test_delay_of_the_sound_is_found(late_ms):
+    """A tone that swells with the mouth, moved in the file, is found at the frame that opens it."""
+    generator = np.random.default_rng(2)
+    opening = np.convolve(generator.random(100), np.ones(4) / 4, "same").astype(np.float32)
+    times_s = np.arange(16000 * 4) / 16000
+    level = np.interp(times_s - late_ms / 1000, np.arange(100) / 25 + 0.02, opening)
+    mel = data.normalised_mel((level**2 * np.sin(2 * np.pi * 440 * times_s)).astype(np.float32))
+
+    def loudness(window, n_frames):
+        columns = window[:, data.MEL_BEFORE : data.MEL_BEFORE + data.MEL_PER_FRAME * n_frames]
+        return columns.amax(0).view(n_frames, -1).mean(1, keepdim=True).numpy()
+
+    found = offset.find_offset(mel, opening, loudness)
+    assert abs(found.late_ms - late_ms) <= 20
+    assert found.r > 0.9
+    assert found.r >= found.r_unmoved
+
+
+def test_a_mouth_that_does_not_move_leaves_the_sound_where_it_is():
+    mel = data.normalised_mel(np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32))
+    found = offset.find_offset(mel, np.zeros(40, np.float32), offset.predictor("tiny"))
+    assert (found.late_ms, found.r) == (0, 0.0)
+
+
+def test_people_are_subfolders_and_whole_sentences_are_held_out(tmp_path):
+    for name in ("alone.mp4", *(f"anna/{number}.mpg" for number in range(10)), "bert/0.mp4", "bert/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = {video.name: video for video in find_videos(tmp_path, 0.2, left_out=["bert"])}
+    assert found["alone"].held_out == 0.2
+    assert found["alone"].person == "alone"
+    assert [name for name, video in found.items() if video.held_out == 1] == ["anna-4", "anna-9", "bert-0"]
+    assert found["anna-3"].held_out == 0
+    with pytest.raises(InputError, match=r"shows no carl.*alone, anna, bert"):
+        find_videos(tmp_path, 0.2, left_out=["carl"])
+
+
+def test_a_person_with_many_clips_does_not_crowd_out_the_others(tmp_path):
+    many = [dataclasses.replace(made_clip(f"many{n}"), person="many") for n in range(16)]
+    for clip in (*many, made_clip("few")):
+        clip.save(tmp_path / f"{clip.name}.npz")
+    clips = latents.prepare(tmp_path, tmp_path / "latents", made_vae(), made_mask(), CPU)
+    group, generator = latents.by_kind(clips)["footage"], torch.Generator().manual_seed(0)
+    drawn = [group.draw(generator).person for _ in range(1000)]
+    assert 0.15 < drawn.count("few") / len(drawn) < 0.25  # a fifth: the square roots of 1 and 16
+
+
+def test_clips_of_another_version_are_refused(tmp_path):
+    clip = made_clip()
+    np.savez(tmp_path / "a.npz", kind=np.array("footage"), crops=clip.crops, mel=clip.mel)
+    with pytest.raises(InputError, match="another version"):
+        data.Clip.load(tmp_path / "a.npz")
+
+
+def test_training_begins_from_a_model_that_runs(tmp_path):
+    """`train start` in place of `train vae`: the bundled model's weights, its scaling factor, and its own encoder."""
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    cli.run(parser.parse_args(["start", str(tmp_path), "tiny"]), Interrupts())
+    begun = unet.ConditionedUNet(unet.UNetSettings(), 8)
+    start.fill(begun, tmp_path / start.FOLDER)
+    model = load_model("tiny", CPU, torch.float32)
+    mel = torch.randn(1, data.N_MELS, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(begun.audio_encoder.convolve(mel), model.audio_encoder.convolve(mel))
+    torch.testing.assert_close(begun.unet.conv_in.weight, model.unet.conv_in.weight)
+    begun_vae = start.autoencoder(tmp_path / start.FOLDER)
+    assert begun_vae.config.scaling_factor == model.vae.config.scaling_factor
+    encoded = torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            begun_vae.decode(encoded).sample, model.vae.decode(encoded).sample, atol=1e-3, rtol=1e-3
+        )
+    small = unet.ConditionedUNet(SMALL_UNET, 8)
+    with pytest.raises(SettingsError, match="other sizes"):
+        start.fill(small, tmp_path / start.FOLDER)
+    with pytest.raises(SettingsError, match="is not a folder"):
+        start.copy_model("latentsync-1.6", tmp_path / "other")
+
+
+def test_audio_stage_learns_alone_and_the_unet_takes_its_encoder(tmp_path):
+    """Trained in a run of its own, on clips whose opening is their loudness; resumed; found by the later stages."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        clip = made_clip(name, n_frames=40)
+        opening = np.convolve(generator.random(40), np.ones(3) / 3, "same").astype(np.float32)
+        times = np.arange(clip.mel.shape[1]) / data.MEL_PER_FRAME - data.MEL_BEFORE / data.MEL_PER_FRAME
+        mel = clip.mel * 0.05 + np.interp(times, np.arange(40) + 0.5, opening).astype(np.float32)
+        dataclasses.replace(clip, mel=mel, opening=opening).save(folder / f"{name}.npz")
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    for steps in ("10", "60"):
+        cli.run(parser.parse_args(["audio", str(tmp_path), "--steps", steps]), Interrupts())
+    log = read_log(tmp_path / "audio")
+    assert [line["step"] for line in log] == [10, 20, 30, 40, 50, 60]
+    assert log[-1]["r_opening"] > 0.5
+    assert log[-1]["loss"] < log[0]["loss"] / 2
+    sounds = audio_encoder.load_sounds(folder)
+    assert [(sound.person, sound.n_frames) for sound in sounds] == [("a", 40), ("b", 40)]

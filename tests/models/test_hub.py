@@ -277,3 +277,39 @@ def test_the_published_files_are_pinned() -> None:
         assert set(config.hub.pinned) == set(FILES)
         assert all(len(pin.sha256) == 64 and int(pin.sha256, 16) for pin in config.hub.pinned.values())
         assert len(config.hub.revision) == len(config.hub.vae_revision) == 40
+
+
+def test_a_single_network_is_fetched_by_its_hash(hub: StandIn, data: Path) -> None:
+    path, file = data / "configs" / "networks.json", content(20_000, 5)
+    values = json.loads(path.read_text())
+    values["syncnet"] |= {"revision": REVISION, "size_bytes": len(file), "sha256": hashlib.sha256(file).hexdigest()}
+    path.write_text(json.dumps(values))
+    address = f"/{REPO}/resolve/{REVISION}/auxiliary/syncnet_v2.model"
+    hub.files[address] = file[:-1] + b"x"
+    assert "SHA-256" in error_of(fetch_syncnet(data, hub.endpoint))
+    hub.files[address] = file
+    done = fetch_syncnet(data, hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[-1]).read_bytes() == file
+    assert fetch_syncnet(data, "http://127.0.0.1:9").returncode == 0
+
+
+NETWORK_SCRIPT = """
+import sys
+from pathlib import Path
+from lipstream.errors import ModelError
+from lipstream.models import network_files
+network_files.CONFIGS = Path(sys.argv[1]) / "configs"
+try:
+    print(network_files.download_network_file("syncnet", print))
+    assert network_files.verify_network_file("syncnet") == network_files.locate_network_file("syncnet")
+except ModelError as error:
+    sys.exit(f"{error.exit_code}|{error}")
+"""
+
+
+def fetch_syncnet(data: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    environment: dict[str, Any] = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(data.parent / "hf")}
+    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", NETWORK_SCRIPT, str(data)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

@@ -64,6 +64,8 @@ OWN = {
     "engines": Command("list the engines, and what the cache of exported networks holds", "lipstream.cli.engines"),
     "doctor": Command("show what this machine has and what is missing, with the fix", "lipstream.cli.doctor"),
     "compare": Command("show videos side by side, with how far they are from one another", "lipstream.cli.compare"),
+    "evaluate": Command("score videos: sync, lips, likeness, sharpness, leakage", "lipstream.cli.evaluate"),
+    "tune": Command("find the fastest settings for a clip that keep its quality", "lipstream.cli.tune"),
     "profile": Command("show where the time goes: stages, calls, a trace", "lipstream.cli.profile"),
     "completion": Command("print a shell's completion script", "lipstream.cli.completion"),
 }

@@ -70,6 +70,9 @@ def _text(comparison: Comparison) -> str:
         "inner lips' distance": _figure(quality.landmark_distance, "{:.4f} face heights"),
         "opening's correlation": _figure(quality.opening_correlation, "{:.3f}"),
         "flicker": _figure(quality.flicker, "{:.2f}") + _figure(quality.reference_flicker, " (against {:.2f})"),
+        "sharpness": _figure(quality.sharpness, "{:.0f}") + _figure(quality.reference_sharpness, " (against {:.0f})"),
+        "step at the edge": _figure(quality.edge_step, "{:.2f}")
+        + _figure(quality.reference_edge_step, " (against {:.2f})"),
         "frames without a mouth": str(quality.frames_without_face),
     }
     return "\n".join([*lines, *(f"  {name:22}  {figure}" for name, figure in figures.items())])

@@ -20,6 +20,7 @@ _EXTRAS = {
     "insightface": ("insightface", "onnxruntime"),
     "measure": ("matplotlib", "PIL"),
     "completion": ("shtab",),
+    "tune": ("optuna", "matplotlib"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lipstream.cli.console import say, write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.errors import SettingsError
-from lipstream.models.names import DETECTOR_MODELS, NAMES, check_model
+from lipstream.models.names import DETECTOR_MODELS, NAMES, NETWORKS, check_model
 
 if TYPE_CHECKING:
     from lipstream.models.load import VerifiedFile
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(actions, "list", _list, "what there is, and what is on this machine")
 
     download = _add(actions, "download", _download, "fetch a model, or go on where a download broke off")
-    names = ", ".join((*NAMES, *DETECTOR_MODELS))
+    names = ", ".join((*NAMES, *DETECTOR_MODELS, *NETWORKS))
     download.add_argument("model", metavar="NAME|FOLDER", help=f"{names}, or a folder that lacks its VAE")
     download.add_argument("--from", dest="repo", metavar="REPO", help="another hub repository with the same files")
     download.add_argument("--revision", metavar="REV", help="another commit; its files are not checked")
@@ -73,6 +73,12 @@ def _download(args: argparse.Namespace) -> None:
         from lipstream.face.insightface import fetch_models
 
         folder = fetch_models(args.model, _announce)
+    elif args.model in NETWORKS:
+        if args.revision:
+            raise SettingsError(f"{args.model} has one published file", fix="leave out --revision")
+        from lipstream.models.network_files import download_network_file
+
+        folder = download_network_file(args.model, _announce, repo=args.repo).parent
     else:
         check_model(args.model)
         from lipstream.models.load import download_model
@@ -89,10 +95,22 @@ def _announce(message: str) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    if args.model in NETWORKS:
+        _verify_network(args)
+        return
     check_model(args.model)
     from lipstream.models.load import verify_model
 
     _show(args, verify_model(args.model))
+
+
+def _verify_network(args: argparse.Namespace) -> None:
+    from lipstream.models.checkpoint import read_tensors
+    from lipstream.models.load import VerifiedFile
+    from lipstream.models.network_files import verify_network_file
+
+    path = verify_network_file(args.model)
+    _show(args, [VerifiedFile(path, len(read_tensors(path, None)), path.stat().st_size, True)])
 
 
 def _quantize(args: argparse.Namespace) -> None:

@@ -5,16 +5,35 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
-from lipstream.settings import RuntimeSettings, Settings, SyncSettings
+from lipstream.preset_file import read_preset
+from lipstream.settings import PRESETS, RuntimeSettings, Settings, SyncSettings
 from lipstream.validation import alternatives, choices, type_hints
 
 _GROUPS = ("input and output", "quality", "speed", "hardware", "messages")
 
 S = TypeVar("S", bound=Settings)
 Groups = Mapping[str, argparse._ArgumentGroup]
+
+
+class _Store(argparse.Action):
+    """Stores an option's value, and its name among those that were given."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = given(namespace) | {self.dest}
+
+
+def given(args: argparse.Namespace) -> frozenset[str]:
+    """Return the names of the settings' fields that were given as options, whatever their values."""
+    flags = {f.name for record in (SyncSettings, RuntimeSettings) for f in fields(record)}
+    switched_on = {name for name in flags if getattr(args, name, None) is True}
+    return frozenset(getattr(args, "given", ())) | switched_on
 
 
 def option_groups(parser: argparse.ArgumentParser) -> Groups:
@@ -28,6 +47,35 @@ def add_sync_options(groups: Groups) -> None:
         "--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models list` [tiny]"
     )
     add_fields(groups, SyncSettings)
+
+
+def take_preset_files(parser: argparse.ArgumentParser) -> None:
+    """Let --preset name a file too; `apply_preset_file` is then called before settings are made."""
+    preset = next(action for action in parser._actions if action.dest == "preset")
+    names = tuple(preset.choices or ())
+    preset.choices, preset.metavar = None, f"{'|'.join(names)}|FILE.toml"
+    preset.help = f"{preset.help}; a file is what `lipstream tune` wrote".replace(" [exact]", "") + " [exact]"
+
+
+def apply_preset_file(args: argparse.Namespace) -> None:
+    """Take the model and the settings of the file that --preset names; options that were given come before it.
+
+    Raises InputError, and SettingsError for a file that is of another model than the one given.
+    """
+    if args.preset in PRESETS or not args.preset.endswith(".toml"):
+        return
+    path = Path(args.preset)
+    preset = read_preset(path)
+    if args.model is not None and str(args.model) != preset.model:
+        raise SettingsError(
+            f"it is for the model {preset.model}, not for {args.model}",
+            file=path,
+            fix="leave --model out, or tune that model",
+        )
+    args.model, args.preset = preset.model, "exact"
+    for name, value in {**preset.sync, **preset.runtime}.items():
+        if name not in given(args):
+            setattr(args, name, tuple(value) if isinstance(value, list) else value)
 
 
 def add_runtime_options(groups: Groups, **defaults: Any) -> None:
@@ -51,6 +99,7 @@ def _add_field(group: argparse._ArgumentGroup, f: Field[Any], hint: Any, default
     group.add_argument(
         flag(f),
         dest=f.name,
+        action=_Store,
         default=default,
         type=parse,
         choices=only_literals if parse is str and only_literals else None,

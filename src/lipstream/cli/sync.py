@@ -34,6 +34,7 @@ def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     options.add_sync_options(groups)
     options.add_runtime_options(groups)
+    options.take_preset_files(parser)
     add_progress_option(groups["messages"])
     parser.set_defaults(model=None)
 
@@ -50,6 +51,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Lip-sync a video to a recording."""
+    options.apply_preset_file(args)
     settings = options.settings_from(SyncSettings, args)
     output = args.output or f"{Path(args.video).stem}-synced.mp4"
     return _run(args, interrupts, args.model, args.video, args.audio, output, settings, args.overwrite)

@@ -40,6 +40,12 @@ class MouthFinder:
         self._mesh.close()
 
 
+def inner_lips_distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return the mean distance of the inner lips' points of two meshes (468, 2), in heights of the first one's face."""
+    inner = list(INNER_LIPS)
+    return float(np.linalg.norm(one[inner] - other[inner], axis=1).mean()) / face_height(one)
+
+
 class Mouths:
     """Accumulates the mouth metrics of a video against a reference, frame by frame, in order.
 
@@ -66,8 +72,7 @@ class Mouths:
         if one is None or other is None:
             self.frames_without += 1
             return
-        inner = list(INNER_LIPS)
-        self._distance += float(np.linalg.norm(one[inner] - other[inner], axis=1).mean()) / face_height(one)
+        self._distance += inner_lips_distance(one, other)
         self._openings.add(mouth_opening(one), mouth_opening(other))
 
     def landmark_distance(self) -> float | None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipstream.evaluate.appearance import EdgeStep, Sharpness
 from lipstream.evaluate.lip_metrics import MouthFinder, Mouths
 from lipstream.imaging import gaussian_blur
 
@@ -32,11 +33,12 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Quality:
     """Metrics of a clip against a reference, over `frames` frames; None where a metric is undefined.
 
-    psnr_db, ssim, flicker and reference_flicker cover the repainted region (see the function psnr_db). psnr_db is inf
-    and ssim 1 for equal clips. landmark_distance: mean distance of the inner lips' mesh points, in face heights.
-    opening_correlation: Pearson's r of the mouth opening over time. flicker and reference_flicker: mean absolute second
-    difference over time of the clip and of the reference, in levels of 255. frames_without_face: frames in which the
-    mouth was not found in one of the two; the two mouth metrics leave them out.
+    psnr_db, ssim, sharpness, flicker and edge_step cover the repainted region (see the function psnr_db); the names are
+    those of measures.MEASURES. psnr_db is inf and ssim 1 for equal clips. landmark_distance: mean distance of the inner
+    lips' mesh points, in face heights. opening_correlation: Pearson's r of the mouth opening over time. flicker: mean
+    absolute second difference over time, in levels of 255. sharpness, edge_step: see evaluate/appearance.py.
+    reference_*: of the reference. frames_without_face: frames in which the mouth was not found in one of the two; the
+    two mouth metrics leave them out.
     """
 
     frames: int
@@ -47,6 +49,10 @@ class Quality:
     opening_correlation: float | None
     flicker: float | None
     reference_flicker: float | None
+    sharpness: float | None
+    reference_sharpness: float | None
+    edge_step: float | None
+    reference_edge_step: float | None
 
 
 def measure(
@@ -139,7 +145,7 @@ class Meter:
     def __init__(self, finder: MouthFinder | None = None) -> None:
         self._frames = 0
         self._psnr, self._ssim = Psnr(), Ssim()
-        self._flicker, self._reference_flicker = Flicker(), Flicker()
+        self._own, self._reference = Appearance(), Appearance()
         self._mouths = None if finder is None else Mouths(finder)
 
     def add(self, frames: Compared) -> None:
@@ -147,8 +153,8 @@ class Meter:
         self._frames += 1
         self._psnr.add(frames)
         self._ssim.add(frames)
-        self._flicker.add(frames.picture, frames.counts)
-        self._reference_flicker.add(frames.reference, frames.counts)
+        self._own.add(frames.picture, frames.counts)
+        self._reference.add(frames.reference, frames.counts)
         if self._mouths is not None:
             self._mouths.add(frames.reference, frames.picture, frames.before)
 
@@ -162,9 +168,29 @@ class Meter:
             ssim=self._ssim.value(),
             landmark_distance=None if mouths is None else mouths.landmark_distance(),
             opening_correlation=None if mouths is None else mouths.opening_correlation(),
-            flicker=self._flicker.value(),
-            reference_flicker=self._reference_flicker.value(),
+            **self._own.values(),
+            **{f"reference_{name}": value for name, value in self._reference.values().items()},
         )
+
+
+class Appearance:
+    """Accumulates how a clip's region looks by itself: `sharpness`, `flicker` and `edge_step`."""
+
+    def __init__(self) -> None:
+        self._sharpness, self._flicker, self._edge_step = Sharpness(), Flicker(), EdgeStep()
+
+    def add(self, image: Image, counts: NDArray[np.bool_]) -> None:
+        """Add one frame (h, w, 3). counts: the region, (h, w) bool."""
+        for measure in (self._sharpness, self._flicker, self._edge_step):
+            measure.add(image, counts)
+
+    def values(self) -> dict[str, float | None]:
+        """Return the measures over all frames so far, by name."""
+        return {
+            "sharpness": self._sharpness.value(),
+            "flicker": self._flicker.value(),
+            "edge_step": self._edge_step.value(),
+        }
 
 
 class Psnr:
@@ -196,10 +222,12 @@ class Ssim:
         """Add one frame. Only the bounding box of its counted pixels, plus a margin, is computed."""
         if not frames.counts.any():
             return
-        rows, columns = (_span(np.asarray(frames.counts.any(axis=axis))) for axis in (1, 0))
-        one, other = (_luma(image[rows, columns]) for image in (frames.reference, frames.picture))
-        counts = torch.from_numpy(frames.counts[rows, columns])
-        found = ssim_map(one, other)[counts]
+        similarity, box = similarity_near(frames.reference, frames.picture, frames.counts)
+        self.add_map(similarity, frames.counts[box])
+
+    def add_map(self, similarity: Tensor, counts: NDArray[np.bool_]) -> None:
+        """Add one frame's similarity (h, w) at its counted pixels, (h, w) bool."""
+        found = similarity[torch.from_numpy(counts)]
         self._sum += float(found.double().sum())
         self._count += len(found)
 
@@ -237,6 +265,12 @@ def ssim_map(one: Tensor, other: Tensor) -> Tensor:
     squares, means = mean_one * mean_one + mean_other * mean_other, mean_one * mean_other
     variances, covariance = square_one + square_other - squares, product - means
     return (2 * means + _C1) * (2 * covariance + _C2) / ((squares + _C1) * (variances + _C2))
+
+
+def similarity_near(one: Image, other: Image, counts: NDArray[np.bool_]) -> tuple[Tensor, tuple[slice, slice]]:
+    """Return `ssim_map` of two images (h, w, 3) for the rows and columns of the counted pixels, and these."""
+    rows, columns = (_span(np.asarray(counts.any(axis=axis))) for axis in (1, 0))
+    return ssim_map(*(_luma(image[rows, columns]) for image in (one, other))), (rows, columns)
 
 
 def _span(holds: NDArray[np.bool_]) -> slice:

@@ -12,7 +12,7 @@ from lipstream.models.exported import ExportedNetworks
 from lipstream.models.names import BUNDLED, NAMES, PUBLISHED
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoderConfig
-from lipstream.settings import Texture
+from lipstream.settings import MatchColor, Texture
 
 __all__ = ["BUNDLED", "CONFIG_NAME", "FORMAT", "NAMES", "PUBLISHED", "Hub", "ModelConfig", "ModelFiles", "PinnedFile"]
 
@@ -79,8 +79,8 @@ class ModelConfig:
 
     resolution: of the square crop, px. num_frames: of a window. num_inference_steps and guidance_scale: the model's
     own. scheduler: arguments of diffusers' DDIMScheduler. mask_polygon_xy: the generated region on a mask_size square.
-    quantized: what the files hold the weights as. texture: as in SyncSettings, the model's own choice. exported: the
-    networks as ONNX graphs, in place of torch's files.
+    quantized: what the files hold the weights as. texture, match_color: as in SyncSettings, the model's own choice.
+    exported: the networks as ONNX graphs, in place of torch's files.
     """
 
     name: str
@@ -97,6 +97,7 @@ class ModelConfig:
     hub: Hub | None
     quantized: Literal["none", "int8"]
     texture: Texture
+    match_color: MatchColor
     exported: ExportedNetworks | None = None
 
     @classmethod
@@ -126,6 +127,7 @@ class ModelConfig:
             hub=read("hub", Hub.from_dict, "an object of repo and vae_repo") if values.get("hub") else None,
             quantized=values.get("quantized", "none"),
             texture=values.get("texture", "generated"),
+            match_color=values.get("match_color", "off"),
             exported=read("exported", ExportedNetworks.from_dict, "what an export writes")
             if values.get("exported")
             else None,
@@ -138,8 +140,10 @@ class ModelConfig:
             raise ModelError(
                 f"quantized {self.quantized!r} is not known; this lipstream reads none and int8", file=origin
             )
-        if self.texture not in get_args(Texture):
-            raise ModelError(f"texture {self.texture!r} is not one of {', '.join(get_args(Texture))}", file=origin)
+        for name, choices in (("texture", Texture), ("match_color", MatchColor)):
+            if getattr(self, name) not in get_args(choices):
+                expected = ", ".join(get_args(choices))
+                raise ModelError(f"{name} {getattr(self, name)!r} is not one of {expected}", file=origin)
         channels = self.unet.out_channels
         if self.unet.in_channels != 3 * channels + 1:
             raise ModelError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from lipstream.models.locate import (
 )
 from lipstream.models.prune import drop, read_list
 from lipstream.models.quantized_layers import hold_float8, hold_int8, int8_tensors
+from lipstream.models.small_vae import SmallVae, load_taesd
 from lipstream.models.unet import UNet
 from lipstream.models.upsample_conv import merge_enlargements, pays_on
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import Dtypes
-from lipstream.settings import Quantize
+from lipstream.settings import Quantize, VaeName
 
 __all__ = [
     "Model",
@@ -64,7 +65,7 @@ class Source:
     """Where a model's networks are read from, on what device and how: each may be read again, in another dtype.
 
     quantize: with what the files hold taken into account. left_out: names of the U-Net's parts that are, and the file
-    that lists them.
+    that lists them. vae_name: see RuntimeSettings.
     """
 
     config: ModelConfig
@@ -73,6 +74,7 @@ class Source:
     quantize: Quantize
     left_out: tuple[str, ...] = ()
     left_out_by: str = ""
+    vae_name: VaeName = "own"
 
     def unet(self, dtype: torch.dtype) -> UNet:
         """Load the U-Net, ready to run. float8_e4m3fn: see Dtypes. Raises ModelError."""
@@ -86,7 +88,15 @@ class Source:
         return self._ready(unet)
 
     def vae(self, dtype: torch.dtype) -> Any:
-        """Load the VAE, diffusers' AutoencoderKL, ready to run. Raises ModelError."""
+        """Load the VAE, diffusers' AutoencoderKL or what stands for it, ready to run. Raises ModelError."""
+        if self.vae_name == "own":
+            return self._own_vae(dtype)
+        taesd = load_taesd(self.config, self.device, dtype)
+        vae = SmallVae(taesd, self._own_vae(dtype) if self.vae_name == "taesd-decoder" else None)
+        _check_vae(self.config, vae)
+        return self._ready(vae)
+
+    def _own_vae(self, dtype: torch.dtype) -> Any:
         vae, tensors = read_vae(self.paths)
         _check_vae(self.config, vae)
         self._fill(vae, tensors, self.paths.vae_weights, dtype)
@@ -153,13 +163,14 @@ def load_model(
     *,
     quantize: Quantize = "none",
     pruned: str | Path | None = None,
+    vae: VaeName = "own",
 ) -> Model:
     """Find, read and fill a model, every tensor accounted for. Raises ModelError, SettingsError.
 
     dtype: of all networks, or of each. quantize: see RuntimeSettings; "none" leaves int8 files as they are.
-    pruned: the file that lists the parts of the U-Net to leave out.
+    pruned: the file that lists the parts of the U-Net to leave out. vae: see RuntimeSettings.
     """
-    source = model_source(model, device, quantize=quantize, pruned=pruned)
+    source = replace(model_source(model, device, quantize=quantize, pruned=pruned), vae_name=vae)
     dtypes = dtype if isinstance(dtype, Dtypes) else Dtypes(dtype, dtype, dtype)
     if dtypes.unet == torch.float8_e4m3fn and source.quantize != "none":
         raise SettingsError(
@@ -169,8 +180,8 @@ def load_model(
         )
     if source.quantize == "int8-dynamic" and device.type == "mps":
         raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers", fix="use int8")
-    vae, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
-    return Model(source.config, source.unet(dtypes.unet), vae, audio_encoder, dtypes, source)
+    autoencoder, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
+    return Model(source.config, source.unet(dtypes.unet), autoencoder, audio_encoder, dtypes, source)
 
 
 def model_source(

@@ -12,6 +12,8 @@ PUBLISHED = ("latentsync-1.5", "latentsync-1.6")
 NAMES = BUNDLED + PUBLISHED
 DETECTOR_MODELS = ("buffalo_s", "buffalo_l")
 """InsightFace's models, which `lipstream models download` fetches too."""
+NETWORKS = ("syncnet", "taesd")
+"""What `lipstream evaluate` scores sync with, and the small autoencoder of --vae: `lipstream models download` too."""
 
 
 def check_model(model: str | Path) -> None:

@@ -38,7 +38,7 @@ def load_networks(
     """
     chosen = dtypes(runtime, device)
     if runtime.engine == "torch":
-        return load_model(model, device, chosen, quantize=runtime.quantize, pruned=runtime.pruned)
+        return load_model(model, device, chosen, quantize=runtime.quantize, pruned=runtime.pruned, vae=runtime.vae)
     calls = calls_side_by_side(read_config(model)[0].unet, runtime)
     return open_model(model, runtime, device, chosen, calls or 0, on_export)
 
@@ -117,6 +117,7 @@ def settings_used(components: Components, settings: SyncSettings, runtime: Runti
         "resolution": settings.resolution or config.resolution,
         "detect_every": settings.frames_per_detection(),
         "texture": settings.texture or config.texture,
+        "match_color": settings.match_color or config.match_color,
         "device": str(components.device),
         "precision": unet,
         "vae_precision": vae,
@@ -127,6 +128,7 @@ def settings_used(components: Components, settings: SyncSettings, runtime: Runti
         "batch": components.batch,
         "engine": runtime.engine,
         "compile": runtime.compile,
+        "vae": runtime.vae,
         "pruned_layers": len(model.left_out),
     }
 

@@ -14,6 +14,7 @@ from lipstream.diffusion import conditioning
 from lipstream.diffusion.mask import face_mask
 from lipstream.diffusion.sampling import Denoiser, initial_noise, sample
 from lipstream.engines.model import EngineModel
+from lipstream.face.color import match_color
 from lipstream.face.texture import keep_texture
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.records import Components, Encoded, Repainted, Window
@@ -35,6 +36,7 @@ class FaceGenerator:
         if isinstance(components.model, EngineModel):
             components.model.check(self._sampling)
         self._texture = settings.texture or config.texture
+        self._match_color = settings.match_color or config.match_color
         self._batch = BatchLimit(components.batch, components.device)
         resolution = settings.resolution or config.resolution
         size, stream = components.model.latent_size(resolution), components.streams.denoise
@@ -114,6 +116,8 @@ class FaceGenerator:
                 if latents is None:
                     latents = self._sample(denoiser, batch.conditioning)
                 decoded = conditioning.decode(vae, latents, self._threads.check)
+                if self._match_color == "source":
+                    decoded = match_color(decoded, batch.pixels)
                 faces = conditioning.keep_surroundings(decoded, batch.pixels, self._mask)
                 if self._texture == "source":
                     faces = keep_texture(faces, batch.pixels, self._mask)

@@ -6,7 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from lipstream.settings import DetectorName, EngineName, Precision, Quantize, RuntimeSettings, check_field_name
+from lipstream.settings import (
+    DetectorName,
+    EngineName,
+    Precision,
+    Quantize,
+    RuntimeSettings,
+    VaeName,
+    check_field_name,
+)
 
 
 class RuntimeFields(TypedDict, total=False):
@@ -23,6 +31,7 @@ class RuntimeFields(TypedDict, total=False):
     compile: bool
     pruned: str | Path | None
     engine: EngineName
+    vae: VaeName
     triton_url: str | None
     frame_memory_mb: int
 

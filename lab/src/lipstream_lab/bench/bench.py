@@ -22,12 +22,12 @@ from lipstream.face.registry import Detector, make_detector
 from lipstream.models.load import Model
 from lipstream.pipeline.build import load_networks
 from lipstream.profiling import machine
+from lipstream.profiling.clips import Clip, Inputs, check_run_lengths, prepare
+from lipstream.profiling.turns import in_turns, timed
 from lipstream.runtime.device import torch_device, torch_dtype
 from lipstream.settings import FRAME_RATE_HZ, RuntimeSettings
 from lipstream_lab.bench.cases import Case, Parts, Setting, StageName, make_case
-from lipstream_lab.bench.clips import Clip, Inputs, check_run_lengths, prepare
 from lipstream_lab.bench.csv_rows import Row
-from lipstream_lab.bench.turns import in_turns, timed
 
 Report = Callable[[str], None]
 """Receives lines of progress."""
@@ -46,6 +46,10 @@ _DIGITS = {
     "opening_correlation": 4,
     "flicker": 3,
     "reference_flicker": 3,
+    "sharpness": 1,
+    "reference_sharpness": 1,
+    "edge_step": 2,
+    "reference_edge_step": 2,
 }
 
 

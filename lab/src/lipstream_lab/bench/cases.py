@@ -37,11 +37,11 @@ from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.line import align, by_groups, composite
 from lipstream.pipeline.records import Aligned, Matrix, Repainted
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.profiling.clips import Clip, Inputs, untouched
 from lipstream.runtime.device import face_geometry, face_threads, torch_device
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream_lab.bench import flops
-from lipstream_lab.bench.clips import Clip, Inputs, untouched
 
 StageName = Literal["align", "composite", "detect", "features", "unet", "vae", "all"]
 
@@ -259,7 +259,7 @@ def _unet(setting: Setting, parts: Parts, inputs: Inputs) -> Case:
 def _flop(setting: Setting, n_frames: int) -> flops.Flop:
     runtime = setting.runtime
     merged = pays_on(torch_device(runtime)) and runtime.quantize == "none"
-    return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged)
+    return flops.count(setting.model, setting.sync, n_frames, runtime.pruned, merged=merged, vae=runtime.vae)
 
 
 def _resolution(setting: Setting, parts: Parts) -> int:

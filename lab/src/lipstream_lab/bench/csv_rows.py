@@ -43,6 +43,10 @@ class Row:
     opening_correlation: float | None
     flicker: float | None
     reference_flicker: float | None
+    sharpness: float | None
+    reference_sharpness: float | None
+    edge_step: float | None
+    reference_edge_step: float | None
     frames_without_face: int | None
     machine: str
     versions: str

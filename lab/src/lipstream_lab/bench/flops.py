@@ -16,7 +16,7 @@ from lipstream.diffusion import conditioning
 from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.models.load import Model, load_model
 from lipstream.models.upsample_conv import merge_enlargements
-from lipstream.settings import SyncSettings
+from lipstream.settings import SyncSettings, VaeName
 
 _META = torch.device("meta")
 
@@ -50,21 +50,22 @@ def count(
     pruned: str | Path | None = None,
     *,
     merged: bool = False,
+    vae: VaeName = "own",
 ) -> Flop:
     """Count the operations of the networks for `n_frames` frames, all with a face. Raises ModelError.
 
     Counts what is executed: both branches of guidance, but nothing that is skipped or reused from an earlier step.
-    pruned: see load_model. merged: upsampling is merged into the following convolution, as on a CPU.
+    pruned, vae: see load_model. merged: upsampling is merged into the following convolution, as on a CPU.
     """
-    model = load_model(model_name, _META, torch.float32, pruned=pruned)
+    model = load_model(model_name, _META, torch.float32, pruned=pruned, vae=vae)
     if merged:
         merge_enlargements(model.unet)
         merge_enlargements(model.vae)
     features = _of_features(model, n_frames)
-    vae = unet = 0
+    of_vae = unet = 0
     for size, window in calls(n_frames, model.config.num_frames, batch=1):
-        vae, unet = vae + _of_vae(model, settings, size), unet + of_unet(model, settings, size, window)
-    return Flop(features, vae, unet)
+        of_vae, unet = of_vae + _of_vae(model, settings, size), unet + of_unet(model, settings, size, window)
+    return Flop(features, of_vae, unet)
 
 
 def _of_features(model: Model, n_frames: int) -> int:

@@ -10,23 +10,10 @@ from typing import Any
 from lipstream.errors import SettingsError
 from lipstream.face.quiet import import_problem
 from lipstream.media.atomic import check_beside, write_whole
+from lipstream.tune.report import pareto_front
 from lipstream_lab.bench.csv_rows import Row
 
 _SIZE_INCHES = (10, 6)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points that no other dominates, by rising first coordinate; larger is better.
-
-    Of equal points only the first is returned.
-    """
-    front: list[int] = []
-    best = -float("inf")
-    for index in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i)):
-        if points[index][1] > best:
-            front.append(index)
-            best = points[index][1]
-    return front[::-1]
 
 
 def check_plot(path: Path, *, inputs: Sequence[Path], overwrite: bool) -> None:

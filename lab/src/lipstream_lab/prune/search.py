@@ -17,13 +17,13 @@ from lipstream.face.registry import make_detector
 from lipstream.models.load import load_model
 from lipstream.models.prune import Dropped, PruneList, parts, without
 from lipstream.models.unet import UNet
+from lipstream.profiling.clips import check_run_lengths, prepare
+from lipstream.profiling.turns import in_turns, timed
 from lipstream.runtime.device import dtypes, torch_device
 from lipstream.version import __version__
 from lipstream_lab.bench import flops
 from lipstream_lab.bench.bench import Report
 from lipstream_lab.bench.cases import Parts, Sampling, Setting, make_sampling
-from lipstream_lab.bench.clips import check_run_lengths, prepare
-from lipstream_lab.bench.turns import in_turns, timed
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,24 @@ and at inference it gets the predictions.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lipstream.audio_features.features import ROWS_AFTER, ROWS_BEFORE, ROWS_PER_FRAME
 from lipstream.errors import InputError
 from lipstream.models.whisper import AudioEncoder
 from lipstream_lab.train import augment, data
-from lipstream_lab.train.latents import LatentClip, by_kind
-from lipstream_lab.train.loop import step_generator
+from lipstream_lab.train.groups import by_kind
+from lipstream_lab.train.loop import LoopSettings, Report, Run, step_generator
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,51 @@ _DROPOUT = 0.3
 # Scale of the channels relative to the shape: the U-Net starts to use the audio hundreds of steps earlier.
 OUTPUT_GAIN = 5.0
 _SCALE_BATCHES = 60
+# Of eight windows six are filmed: a synthetic mouth teaches rules, a real one what mouths do.
+_KINDS = ("footage", "footage", "footage", "dubbed", "footage", "footage", "footage", "still")
+
+
+class SpokenClip(Protocol):
+    """What the encoder is trained on: a clip's sound and the mouth's shapes, as in `data.Clip`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def person(self) -> str: ...
+    @property
+    def n_frames(self) -> int: ...
+    @property
+    def mel(self) -> Tensor: ...
+    @property
+    def opening(self) -> Tensor: ...
+    @property
+    def width(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A clip without its pictures."""
+
+    kind: str
+    person: str
+    mel: Tensor
+    opening: Tensor
+    width: Tensor
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return len(self.opening)
+
+
+def load_sounds(folder: Path) -> list[Sound]:
+    """Load all clips of `folder` without reading their pictures."""
+    sounds = []
+    for path in data.clip_paths(folder):
+        with np.load(path) as file:
+            mel, opening, width = (torch.from_numpy(file[name]) for name in ("mel", "opening", "width"))
+            sounds.append(Sound(str(file["kind"]), str(file["person"]), mel, opening, width))
+    return sounds
 
 
 def feature_windows(rows: Tensor, num_frames: int) -> Tensor:
@@ -76,37 +126,80 @@ def _groups(channels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return wide, narrow, up, down
 
 
-def pretrain(encoder: AudioEncoder, clips: list[LatentClip], seed: int, steps: int, batch: int = 32) -> float:
-    """Train the convolutions in place, on the CPU; return the correlation of the opening over the last tenth of steps.
-
-    With few voices the encoder overfits within a minute; dropout between the convolutions and voice augmentation
-    prevent that.
-    """
+def pretrain(encoder: AudioEncoder, clips: Sequence[SpokenClip], seed: int, steps: int) -> float:
+    """Train the convolutions in place, on the CPU; return the opening's correlation over the last tenth of steps."""
     optimizer = torch.optim.AdamW(encoder.parameters(), 2e-3, weight_decay=0.01)
     results: list[tuple[Tensor, Tensor]] = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / steps) + 1e-5
-        generator = step_generator(seed, step)
-        mel, target = _draw(clips, batch, generator)
-        hidden = F.gelu(encoder.conv1(mel))
-        dropout = (torch.rand(hidden.shape, generator=generator) >= _DROPOUT) / (1 - _DROPOUT)
-        rows = F.gelu(encoder.conv2(hidden * dropout)).transpose(1, 2)
-        predicted = predicted_shape(feature_windows(rows, _FRAMES))
-        error = (predicted - target).square().mean((0, 1))
+        predicted, target = _predict(encoder, clips, step_generator(seed, step))
         optimizer.zero_grad()
-        (error[0] + error[1] / 2).backward()  # type: ignore[no-untyped-call]
+        _error(predicted, target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if step >= steps * 9 // 10:
             results.append((predicted.detach()[..., 0], target[..., 0]))
     optimizer.zero_grad()  # leftover gradients would count in the clipping of the U-Net's
-    predictions, targets = (torch.cat(column).flatten().numpy() for column in zip(*results, strict=True))
-    correlation = float(np.corrcoef(predictions, targets)[0, 1])
-    logger.info("audio encoder: predicted opening against the true one, r = %.2f", correlation)
-    return correlation
+    predictions, targets = (torch.cat(column) for column in zip(*results, strict=True))
+    r = _r(predictions, targets)
+    logger.info("audio encoder: predicted opening against the true one, r = %.2f", r)
+    return r
+
+
+def train(
+    encoder: AudioEncoder,
+    clips: Sequence[SpokenClip],
+    folder: Path,
+    loop: LoopSettings,
+    report: Report | None = None,
+) -> AudioEncoder:
+    """Train the convolutions in a run of their own, which can be interrupted, on the CPU; return the averaged ones."""
+    run = Run(folder, encoder, loop, torch.device("cpu"))
+
+    def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+        predicted, target = _predict(encoder, clips, generator)
+        return {
+            "loss": _error(predicted, target),
+            "r_opening": torch.tensor(_r(predicted[..., 0], target[..., 0])),
+            "r_width": torch.tensor(_r(predicted[..., 1], target[..., 1])),
+        }
+
+    run.train(loss, report)
+    return run.average  # type: ignore[return-value]
+
+
+def _predict(
+    encoder: AudioEncoder, clips: Sequence[SpokenClip], generator: torch.Generator, batch: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Return predicted and true shapes (batch, _FRAMES, 2) of windows drawn at random.
+
+    With few voices the encoder overfits within a minute; dropout between the convolutions and voice augmentation
+    prevent that.
+    """
+    mel, target = _draw(clips, batch, generator)
+    hidden = F.gelu(encoder.conv1(mel))
+    dropout = (torch.rand(hidden.shape, generator=generator) >= _DROPOUT) / (1 - _DROPOUT)
+    rows = F.gelu(encoder.conv2(hidden * dropout)).transpose(1, 2)
+    return predicted_shape(feature_windows(rows, _FRAMES)), target
+
+
+def _error(predicted: Tensor, target: Tensor) -> Tensor:
+    opening, width = (predicted - target).square().mean((0, 1))
+    return opening + width / 2
+
+
+def correlation(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
+    """Return Pearson's r of two curves; 0 where either is constant."""
+    if one.std() < 1e-6 or other.std() < 1e-6:
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _r(one: Tensor, other: Tensor) -> float:
+    return correlation(one.detach().flatten().numpy(), other.flatten().numpy())
 
 
 @torch.no_grad()
-def prediction_scale(encoder: AudioEncoder, clips: list[LatentClip], seed: int) -> Tensor:
+def prediction_scale(encoder: AudioEncoder, clips: Sequence[SpokenClip], seed: int) -> Tensor:
     """Return gains and offsets (2, 2) that map true shapes to the mean and standard deviation of the predictions.
 
     Predictions vary less than the truth. With true shapes on their scale, the U-Net opens the mouth at inference as far
@@ -127,17 +220,17 @@ def target_shape(opening: Tensor, width: Tensor) -> Tensor:
     return torch.stack((opening.float(), (width.float() - 1) * _WIDTH_GAIN), -1)
 
 
-def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw(clips: Sequence[SpokenClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw windows of all kinds of clips: mel (batch, n_mels, columns) and target shapes (batch, _FRAMES, 2)."""
-    kinds = list(by_kind([clip for clip in clips if clip.n_frames >= _FRAMES]).values())
+    groups = by_kind([clip for clip in clips if clip.n_frames >= _FRAMES])
+    kinds = [groups[kind] for kind in _KINDS if kind in groups]
     if not kinds:
         raise InputError(
             f"no clip is {_FRAMES} frames long, as training the audio encoder requires", fix="add longer videos"
         )
     mels, shapes = [], []
     for index in range(batch):
-        candidates = kinds[index % len(kinds)]
-        clip = candidates[data.below(len(candidates), generator)]
+        clip = kinds[index % len(kinds)].draw(generator)
         start = data.below(clip.n_frames - _FRAMES + 1, generator)
         end = start + _FRAMES
         mels.append(clip.mel[:, data.mel_columns(start, end)].float())

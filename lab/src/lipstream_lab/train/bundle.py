@@ -48,6 +48,7 @@ def write(folder: Path, model: ConditionedUNet, vae: Any, unet: UNetSettings, se
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
         "texture": "source",
+        "match_color": "source",
         "unet": unet.unet_config(vae.config.latent_channels),
         "audio_encoder": unet.audio_config(),
         "files": {"unet": "unet.safetensors", "audio_encoder": "audio_encoder.safetensors", "vae": "vae"},

@@ -1,11 +1,11 @@
-"""`lipstream train data|vae|unet|finish|bundle`."""
+"""`lipstream train data|start|vae|audio|unet|finish|bundle`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,28 @@ from lipstream.diffusion.mask import face_mask
 from lipstream.errors import InputError, SettingsError
 from lipstream.face.registry import make_detector
 from lipstream.models.load import read_config
-from lipstream_lab.train import bundle, curves, data, dataset, decoder, latents, lip_reader, unet, vae
+from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
+from lipstream_lab.train import (
+    audio_encoder,
+    bundle,
+    curves,
+    data,
+    decoder,
+    distill_cli,
+    latents,
+    lip_reader,
+    maker,
+    start,
+    unet,
+    vae,
+)
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
+from lipstream_lab.train.videos import find_videos
 
 logger = logging.getLogger(__name__)
 
 # The work folder's parts.
-_CLIPS, _LATENTS, _VAE, _UNET, _FINISH = "clips", "latents", "vae", "unet", "finish"
+_CLIPS, _LATENTS, _VAE, _AUDIO, _UNET, _FINISH = "clips", "latents", "vae", "audio", "unet", "finish"
 _SCALE_PICTURES = 128
 _NOISY_SHARE = 0.7  # with --many-steps
 
@@ -34,19 +49,39 @@ Report = Callable[[str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the stages `data`, `vae`, `unet`, `finish` and `bundle`."""
-    commands = parser.add_subparsers(required=True, metavar="data|vae|unet|finish|bundle")
+    """Add the stages `data`, `start`, `vae`, `unet`, `finish` and `bundle`."""
+    commands = parser.add_subparsers(required=True, metavar="data|start|vae|audio|unet|finish|bundle")
     clips = commands.add_parser("data", help="make training clips from videos and portraits")
     clips.set_defaults(train_stage="data")
     clips.add_argument("work", type=Path, metavar="WORK", help="folder for all results of training")
-    clips.add_argument("--videos", type=Path, metavar="FOLDER", help="videos of one speaking person each")
-    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="portraits to animate (needs espeak-ng)")
-    clips.add_argument("--shifts", type=Path, metavar="FILE", help='JSON {"clip": delay of its sound in ms}')
     clips.add_argument(
-        "--held-out", type=float, default=0.2, metavar="SHARE", help="share of each clip to hold out [0.2]"
+        "--videos", type=Path, metavar="FOLDER", help="videos of one speaking person each, a person's in a subfolder"
+    )
+    clips.add_argument("--portraits", type=Path, metavar="FOLDER", help="portraits to animate (needs espeak-ng)")
+    clips.add_argument(
+        "--shifts", type=Path, metavar="FILE", help='JSON {"clip": delay of its sound in ms} [searched for]'
+    )
+    clips.add_argument("--leave-out", nargs="+", default=[], metavar="PERSON", help="people to hold out altogether")
+    clips.add_argument("--dubs", type=int, default=16, metavar="N", help="dubbed clips per person [16]")
+    clips.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of each clip, or of a person's clips, to hold out [0.2]",
     )
     clips.add_argument("--resolution", type=int, default=128, metavar="PX", help="side of the crops [128]")
     clips.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+    begin = commands.add_parser("start", help="begin from a model's weights: in place of `vae`, before `unet`")
+    begin.set_defaults(train_stage="start")
+    begin.add_argument("work", type=Path, metavar="WORK")
+    begin.add_argument("model", metavar="NAME|FOLDER", help="tiny, or a folder that `bundle` wrote")
+    sound = commands.add_parser("audio", help="train the audio encoder alone, longer than `unet` does, or resume")
+    sound.set_defaults(train_stage="audio", device="cpu")
+    sound.add_argument("work", type=Path, metavar="WORK")
+    sound.add_argument("--steps", type=int, default=2000, metavar="N", help="total number of steps [2000]")
+    sound.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+    sound.add_argument("--learning-rate", type=float, default=2e-3, metavar="R", help="[0.002]")
     for name, steps, text in (
         ("vae", 1100, "train the autoencoder, or resume"),
         ("unet", 3000, "train the audio encoder and the U-Net, or resume"),
@@ -73,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=1, metavar="N", help="sampling steps; more than 1 after --many-steps [1]"
     )
     model.add_argument("--notes", default="", metavar="TEXT", help="saved in lipstream.json")
+    distill_cli.add_arguments(commands)
 
 
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -85,14 +121,18 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def _data(args: argparse.Namespace, report: Report) -> None:
-    videos = data.files_of(args.videos, data.VIDEO_SUFFIXES) if args.videos else []
+    videos = find_videos(args.videos, args.held_out, args.leave_out) if args.videos else []
     portraits = data.files_of(args.portraits, data.PICTURE_SUFFIXES) if args.portraits else []
     if not videos and not portraits:
         raise InputError("neither videos nor portraits found", fix="give a folder with --videos or --portraits")
-    settings = dataset.DataSettings(resolution=args.resolution, held_out=args.held_out, seed=args.seed)
+    settings = maker.DataSettings(resolution=args.resolution, seed=args.seed, dubs=args.dubs)
     shifts = data.read_shifts(args.shifts) if args.shifts else {}
-    count = dataset.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, report)
+    count = maker.make(videos, portraits, args.work / _CLIPS, settings, make_detector("auto", "cpu"), shifts, report)
     report(f"{count} clips in {args.work / _CLIPS}")
+
+
+def _start(args: argparse.Namespace, report: Report) -> None:
+    report(f"{start.copy_model(args.model, args.work)}: what `unet` begins from")
 
 
 def _vae(args: argparse.Namespace, report: Report) -> None:
@@ -111,12 +151,24 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     curves.draw_curves(folder, folder / "curves.png")
 
 
+def _audio(args: argparse.Namespace, report: Report) -> None:
+    settings, folder = unet.UNetSettings(), args.work / _AUDIO
+    torch.manual_seed(args.seed)
+    encoder = AudioEncoder(AudioEncoderConfig.from_dict(settings.audio_config()))
+    if (args.work / start.FOLDER).is_dir():
+        encoder.load_state_dict(start.audio_encoder(args.work / start.FOLDER))
+    sounds = audio_encoder.load_sounds(_clips_of(args.work))
+    audio_encoder.train(encoder, sounds, folder, replace(_loop(args), autocast=False), _step_reporter(report))
+
+
 def _unet(args: argparse.Namespace, report: Report) -> None:
     device = torch.device(args.device)
     stage = _Stage.open(args.work)
     autoencoder = stage.autoencoder.to(device)
     clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, report)
     settings = unet.UNetSettings(noisy_share=_NOISY_SHARE if args.many_steps else 0.0)
+    if stage.has_audio_encoder:
+        settings = replace(settings, audio_encoder_steps=0)
     folder = args.work / _UNET
 
     def after_save(model: unet.ConditionedUNet, step: int) -> None:
@@ -134,6 +186,7 @@ def _unet(args: argparse.Namespace, report: Report) -> None:
         _step_reporter(report),
         after_save,
         lip_reader.mesh_judge(autoencoder),
+        begin=stage.begin,
     )
     curves.draw_curves(folder, folder / "curves.png")
 
@@ -196,7 +249,11 @@ def _write_samples(
 def _bundle(args: argparse.Namespace, report: Report) -> None:
     stage = _Stage.open(args.work)
     settings = unet.UNetSettings()
-    model, step = _load_trained(args.work, settings, stage.autoencoder)
+    if (args.work / start.FOLDER).is_dir() and not (args.work / _UNET / CHECKPOINT_NAME).exists():
+        model, step = unet.ConditionedUNet(settings, stage.autoencoder.config.latent_channels), 0
+        stage.begin(model)
+    else:
+        model, step = _load_trained(args.work, settings, stage.autoencoder)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
         load_average(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
@@ -215,10 +272,13 @@ def _bundle(args: argparse.Namespace, report: Report) -> None:
 
 _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
     "data": _data,
+    "start": _start,
     "vae": _vae,
+    "audio": _audio,
     "unet": _unet,
     "finish": _finish,
     "bundle": _bundle,
+    "distill": distill_cli.run,
 }
 
 
@@ -226,22 +286,39 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
 class _Stage:
     """The autoencoder and the mask, which all later stages use."""
 
+    work: Path
     resolution: int
     autoencoder: Any
     mask: Tensor
 
     @classmethod
     def open(cls, work: Path) -> _Stage:
-        """Load the averaged autoencoder; its scaling factor is measured on the first clips."""
+        """Load the autoencoder: of the model to begin from, or as trained, with a scaling factor measured on clips."""
         paths = data.clip_paths(_clips_of(work))[:_SCALE_PICTURES]
         first = torch.from_numpy(np.stack([data.Clip.load(path).crops[0] for path in paths])).float() / 127.5 - 1
         resolution = first.shape[-1]
-        autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
-        load_average(_run_folder(work, _VAE), autoencoder)
-        autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
+        begin = work / start.FOLDER
+        if begin.is_dir():
+            autoencoder = start.autoencoder(begin)
+        else:
+            autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
+            load_average(_run_folder(work, _VAE), autoencoder)
+            autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
         config, _ = read_config("latentsync-1.5")  # the published mask
         mask = face_mask(config.mask_polygon_xy, config.mask_size, resolution)
-        return cls(resolution, autoencoder.eval().requires_grad_(False), mask)
+        return cls(work, resolution, autoencoder.eval().requires_grad_(False), mask)
+
+    @property
+    def has_audio_encoder(self) -> bool:
+        """Whether the audio encoder was trained by itself."""
+        return (self.work / _AUDIO / CHECKPOINT_NAME).exists()
+
+    def begin(self, model: unet.ConditionedUNet) -> None:
+        """Load what there is to begin from: a model's weights, an audio encoder trained by itself."""
+        if (self.work / start.FOLDER).is_dir():
+            start.fill(model, self.work / start.FOLDER)
+        if self.has_audio_encoder:
+            load_average(self.work / _AUDIO, model.audio_encoder)
 
 
 def _clips_of(work: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ MEL_PER_FRAME = 4
 # Mel frames kept before the first and after the last video frame: the receptive field of the features' convolutions.
 MEL_BEFORE, MEL_AFTER = 28, 24
 N_MELS = 80
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 KINDS = ("footage", "dubbed", "still")
 
 _ARRAYS = ("crops", "mel", "opening", "width", "extra")
+_OTHER_VERSION = "written by another version of lipstream"
+_MAKE_AGAIN = "delete the folder and run train data again"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Clip:
     """Consecutive frames with their audio.
 
     kind: "footage" is filmed, "dubbed" is footage with its mouth warped to other speech, "still" is an animated
-    portrait. crops: (n, 3, res, res) uint8. mel: (N_MELS, 4 n + MEL_BEFORE + MEL_AFTER), normalised; frame i begins at
+    portrait. person: people are drawn evenly, not clips. late_ms: delay of the video's sound, corrected in `mel`.
+    crops: (n, 3, res, res) uint8. mel: (N_MELS, 4 n + MEL_BEFORE + MEL_AFTER), normalised; frame i begins at
     column MEL_BEFORE + 4 i. opening: (n,) of the mouth, in units of portraits.FULL_GAP face heights. width: (n,) of the
     mouth, 1 at rest. extra: (m, 3, res, res) uint8, images of the same face that serve as references only: of footage
     (m = n) every frame with a random mouth, of dubbed clips the original frames.
@@ -43,6 +47,8 @@ class Clip:
 
     name: str
     kind: str
+    person: str
+    late_ms: float
     crops: NDArray[np.uint8]
     mel: NDArray[np.float32]
     opening: NDArray[np.float32]
@@ -53,18 +59,29 @@ class Clip:
         """Write as .npz, atomically."""
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, kind=np.array(self.kind), **arrays)
+        words: dict[str, Any] = {
+            "kind": np.array(self.kind),
+            "person": np.array(self.person),
+            "late_ms": np.array(self.late_ms),
+        }
+        np.savez(temporary, **words, **arrays)
         temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Clip:
-        """Read a clip written by `save`. Raises InputError if another version wrote it with other margins."""
+        """Read a clip written by `save`. Raises InputError if another version wrote it with other fields or margins."""
         with np.load(path) as file:
-            clip = cls(name=path.stem, kind=str(file["kind"]), **{name: file[name] for name in _ARRAYS})
-        if clip.mel.shape[1] != MEL_PER_FRAME * len(clip.crops) + MEL_BEFORE + MEL_AFTER:
-            raise InputError(
-                "written by another version of lipstream", file=path, fix="delete the folder and run train data again"
+            if "person" not in file:
+                raise InputError(_OTHER_VERSION, file=path, fix=_MAKE_AGAIN)
+            clip = cls(
+                name=path.stem,
+                kind=str(file["kind"]),
+                person=str(file["person"]),
+                late_ms=float(file["late_ms"]),
+                **{name: file[name] for name in _ARRAYS},
             )
+        if clip.mel.shape[1] != MEL_PER_FRAME * len(clip.crops) + MEL_BEFORE + MEL_AFTER:
+            raise InputError(_OTHER_VERSION, file=path, fix=_MAKE_AGAIN)
         return clip
 
 
@@ -124,6 +141,12 @@ def all_crops(folder: Path, every: int = 3) -> Iterator[NDArray[np.uint8]]:
     """Yield every `every`-th crop of all clips, uint8 (res, res, 3), to train the autoencoder on."""
     for path in clip_paths(folder):
         yield from Clip.load(path).crops[::every].transpose(0, 2, 3, 1)
+
+
+def seeded(seed: int, name: str) -> torch.Generator:
+    """Return a generator that depends only on the seed and the clip's name."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def below(n: int, generator: torch.Generator) -> int:

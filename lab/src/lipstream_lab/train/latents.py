@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import augment, data
+from lipstream_lab.train.groups import by_kind
 
 # The large mask, used in part of the samples, hides everything below this share of the crop's height.
 LARGE_MASK_TOP = 95 / 256
@@ -24,10 +25,11 @@ class LatentClip:
     """One clip, on the CPU. n frames, m extra references, C latent channels, h x w latents.
 
     latents: (n + m, C, h, w) float16, scaled; the first n are the frames. masked: (2, n or 1, C, h, w) float16, latents
-    of the crops under the model's mask and under the large mask. opening, width: (n,), as in `data.Clip`.
+    of the crops under the model's mask and under the large mask. person, opening, width: as in `data.Clip`.
     """
 
     kind: str
+    person: str
     crops: Tensor
     latents: Tensor
     masked: Tensor
@@ -92,6 +94,7 @@ def prepare(
         clips.append(
             LatentClip(
                 kind=clip.kind,
+                person=clip.person,
                 crops=torch.from_numpy(clip.crops),
                 latents=encoded["latents"],
                 masked=encoded["masked"],
@@ -189,14 +192,7 @@ class Sampler:
             index = int(torch.multinomial(torch.tensor(self._shares), 1, generator=generator))
         else:
             index = data.below(len(kinds), generator)
-        long_enough = [c for c in self._clips[kinds[index]] if c.n_frames >= num_frames]
-        return long_enough[data.below(len(long_enough), generator)]
-
-
-def by_kind(clips: list[LatentClip]) -> dict[str, list[LatentClip]]:
-    """Group the clips by kind, in the order of data.KINDS, without empty groups."""
-    groups = {kind: [clip for clip in clips if clip.kind == kind] for kind in data.KINDS}
-    return {kind: group for kind, group in groups.items() if group}
+        return self._clips[kinds[index]].draw(generator, num_frames)
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:

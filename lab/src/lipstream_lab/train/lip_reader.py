@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from lipstream.diffusion import conditioning
 from lipstream.evaluate.mouth import FaceMesh, mouth_opening
 from lipstream_lab.train.data import upscaled
-from lipstream_lab.train.latents import LatentClip, by_kind
+from lipstream_lab.train.groups import by_kind
+from lipstream_lab.train.latents import LatentClip
 from lipstream_lab.train.loop import step_generator
 from lipstream_lab.train.portraits import FULL_GAP
 
@@ -127,8 +128,7 @@ def _draw(clips: list[LatentClip], batch: int, generator: torch.Generator) -> tu
     kinds = list(by_kind(clips).values())
     mouths, openings = [], []
     for index in range(_CLIPS_PER_BATCH):
-        candidates = kinds[index % len(kinds)]
-        clip = candidates[int(torch.randint(len(candidates), (), generator=generator))]
+        clip = kinds[index % len(kinds)].draw(generator)
         one, other = torch.randint(clip.n_frames, (2, batch // _CLIPS_PER_BATCH), generator=generator)
         share = torch.rand(len(one), generator=generator) * (torch.rand(len(one), generator=generator) < 0.5)
         mouths.append(torch.lerp(clip.latents[one].float(), clip.latents[other].float(), share[:, None, None, None]))

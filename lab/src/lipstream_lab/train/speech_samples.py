@@ -40,9 +40,9 @@ class SpeechSample:
         return cls(samples, (_OPENING_GAIN * opening).astype(np.float32), width.astype(np.float32))
 
     @classmethod
-    def real(cls, samples: NDArray[np.float32], footage: Clip, audio_shift_ms: float) -> SpeechSample:
-        """Return the speech of a clip of footage. samples: of its whole video. audio_shift_ms: how late they are."""
-        first = round(audio_shift_ms * mel.SAMPLE_RATE_HZ / 1000)
+    def real(cls, samples: NDArray[np.float32], footage: Clip) -> SpeechSample:
+        """Return the speech of a clip of footage. samples: of its whole video."""
+        first = round(footage.late_ms * mel.SAMPLE_RATE_HZ / 1000)
         length = len(footage.opening) * mel.SAMPLE_RATE_HZ // FRAME_RATE_HZ
         part = np.pad(samples, (max(-first, 0), 0))[max(first, 0) :][:length]
         return cls(np.pad(part, (0, length - len(part))), footage.opening, footage.width)

@@ -51,7 +51,8 @@ class UNetSettings:
     """Sizes, batch and loss weights.
 
     unconditional_share: windows without audio, for guidance at inference. noisy_share: windows with a random timestep,
-    for sampling in many steps; the others start from pure noise. audio_encoder_steps: of pretraining the audio encoder.
+    for sampling in many steps; the others start from pure noise. audio_encoder_steps: of
+    pretraining the audio encoder; 0 leaves it as it is.
     judge_every: steps between updates of the lip reader, each on `judged_batches` batches.
     """
 
@@ -68,8 +69,8 @@ class UNetSettings:
     unconditional_share: float = 0.1
     noisy_share: float = 0.0
     decoded_frames: int = 3
-    footage_share: float = 0.25
-    dubbed_share: float = 0.25
+    footage_share: float = 0.45
+    dubbed_share: float = 0.2
     large_mask_share: float = 0.35
     mouth_gain: float = 12.0
     latent_weight: float = 1.0
@@ -255,16 +256,21 @@ def train(
     report: Report | None = None,
     after_save: Callable[[ConditionedUNet, int], None] | None = None,
     judge: Judge | None = None,
+    begin: Callable[[ConditionedUNet], None] | None = None,
 ) -> ConditionedUNet:
     """Train on clips; return the averaged model. vae: frozen. mask: (1, res, res), 1 = keep.
 
-    judge: measures the openings of generated mouths, from which the lip reader is updated; None keeps it fixed.
+    judge: measures the openings of generated mouths, from which the lip reader is updated; None keeps it fixed. begin:
+    loads the weights to begin from into a new model.
     """
     torch.manual_seed(loop.seed)
     vae = vae.to(device).eval().requires_grad_(False)
     model = ConditionedUNet(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
-        audio_encoder.pretrain(model.audio_encoder, clips, loop.seed, settings.audio_encoder_steps)
+        if begin is not None:
+            begin(model)
+        if settings.audio_encoder_steps:
+            audio_encoder.pretrain(model.audio_encoder, clips, loop.seed, settings.audio_encoder_steps)
         model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
     model.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)

@@ -1,4 +1,4 @@
-"""Inputs of a benchmark: given files, the bundled sample, or a synthetic clip."""
+"""Inputs of a measurement: given files, the bundled sample, or a synthetic clip."""
 
 from __future__ import annotations
 

@@ -1,0 +1,216 @@
+"""Distil a model of many guided steps to a few unguided ones.
+
+The student learns to go in one step where its teacher goes in several: progressive distillation (Salimans and Ho 2022,
+https://arxiv.org/abs/2202.00512) in one round, of the guided teacher (Meng et al. 2023,
+https://arxiv.org/abs/2210.03142), along the teacher's own way from noise. Teacher and student take evenly spaced
+timesteps from the noisiest on, so that each of the student's is one of the teacher's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.sampling import Denoiser
+from lipstream.diffusion.scheduler import make_scheduler
+from lipstream.errors import SettingsError
+from lipstream.models.checkpoint import fill
+from lipstream.models.load import ModelPaths, read_config, read_unet, read_words
+from lipstream.models.unet import UNet
+from lipstream_lab.train.loop import LoopSettings, Report, Run
+
+_BETA = 0.2  # of the Huber loss, in units of latents
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The student's steps, the teacher's, which are a multiple, and the guidance that the student takes over."""
+
+    student_steps: int
+    teacher_steps: int
+    guidance_scale: float
+
+    def __post_init__(self) -> None:
+        if self.student_steps < 1 or self.teacher_steps % self.student_steps:
+            raise SettingsError(
+                f"{self.teacher_steps} steps of the teacher are no multiple of the student's {self.student_steps}",
+                fix="choose both so that they are, such as 20 and 4",
+            )
+
+
+@dataclass(frozen=True)
+class Way:
+    """A teacher's way through one window, on the CPU: what the student has to do in each of its steps.
+
+    conditioning: of the window. states: (steps, frames, C, h, w) float16, where each of the student's steps begins.
+    targets: (steps, frames, C, h, w), the clean latents that take it in one DDIM step to where the teacher arrives.
+    """
+
+    conditioning: Conditioning
+    states: Tensor
+    targets: Tensor
+
+
+def save_ways(path: Path, key: str, ways: Sequence[Way]) -> None:
+    """Write ways to a file, whole or not at all. key: what they are of."""
+    held = [
+        {"channels": w.conditioning.channels, "audio": w.conditioning.audio, "num_frames": w.conditioning.num_frames}
+        | {"states": w.states, "targets": w.targets}
+        for w in ways
+    ]
+    temporary = path.with_suffix(".tmp")
+    torch.save({"key": key, "ways": held}, temporary)
+    temporary.replace(path)
+
+
+def load_ways(path: Path, key: str) -> list[Way]:
+    """Read what `save_ways` wrote. Raises SettingsError where it is of something else."""
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    if held["key"] != key:
+        raise SettingsError("of another teacher, other videos or steps", file=path, fix="name another --work")
+    return [
+        Way(Conditioning(way["channels"], way["audio"], way["num_frames"]), way["states"], way["targets"])
+        for way in held["ways"]
+    ]
+
+
+def scheduler_words(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's scheduler settings with the timesteps that teacher and student share."""
+    return {**words, "timestep_spacing": "trailing", "steps_offset": 0}
+
+
+@torch.no_grad()
+def teach(
+    denoiser: Denoiser, words: Mapping[str, Any], noise: Tensor, conditions: Conditioning, settings: DistillSettings
+) -> Way:
+    """Follow the teacher through one window. words: the scheduler's settings. noise: (1, C, h, w)."""
+    teacher = make_scheduler(scheduler_words(words), "ddim", settings.teacher_steps)
+    student = make_scheduler(scheduler_words(words), "ddim", settings.student_steps)
+    prepared, guided = denoiser.prepare(conditions), settings.guidance_scale > 1.0
+    latents = noise.expand(len(conditions.channels), -1, -1, -1) * teacher.init_noise_sigma
+    stride = settings.teacher_steps // settings.student_steps
+    states, arrivals = [], []
+    for step, timestep in enumerate(teacher.timesteps):
+        if step % stride == 0:
+            states.append(latents)
+        predicted, _ = denoiser(latents, timestep.to(latents.device), prepared, guided)
+        if guided:
+            zero, with_audio = predicted.chunk(2)
+            predicted = zero + settings.guidance_scale * (with_audio - zero)
+        latents = teacher.step(predicted, timestep, latents).prev_sample
+        if step % stride == stride - 1:
+            arrivals.append(latents)
+    targets = [
+        clean_target(student, timestep, begin, end)
+        for timestep, begin, end in zip(student.timesteps, states, arrivals, strict=True)
+    ]
+    on_cpu = Conditioning(conditions.channels.cpu().half(), conditions.audio.cpu().half(), conditions.num_frames)
+    return Way(on_cpu, torch.stack(states).cpu().half(), torch.stack(targets).cpu())
+
+
+def clean_target(scheduler: Any, timestep: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Return the clean latents whose prediction takes a DDIM step from `begin` at `timestep` to `end`."""
+    before = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    share = float(scheduler.alphas_cumprod[int(timestep)])
+    next_share = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
+    kept = ((1 - next_share) / (1 - share)) ** 0.5  # of the noise
+    return (end - kept * begin) / (next_share**0.5 - kept * share**0.5)
+
+
+def clean_prediction(scheduler: Any, predicted: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """Return the clean latents that a prediction means, whatever the model predicts."""
+    clean: Tensor = scheduler.step(predicted, timestep, latents).pred_original_sample
+    return clean
+
+
+def student_loss(
+    unet: UNet, words: Mapping[str, Any], way: Way, step: int, n_steps: int, device: torch.device
+) -> Tensor:
+    """Return how far the student's step number `step` is from the teacher's, in what the model predicts.
+
+    In clean latents, but for a model of the noise where there is more noise than picture: there in units of the noise,
+    or the noisiest step would outweigh all others (Salimans and Ho's truncated weighting is for the same).
+    """
+    scheduler = make_scheduler(scheduler_words(words), "ddim", n_steps)
+    timestep, latents = scheduler.timesteps[step], way.states[step].to(device, torch.float32)
+    channels, audio = (t.to(device, torch.float32) for t in (way.conditioning.channels, way.conditioning.audio))
+    sample = torch.cat((latents, channels), dim=1)
+    predicted = unet(sample, timestep.to(device), audio, way.conditioning.num_frames).float()
+    found = clean_prediction(scheduler, predicted, timestep, latents)
+    share, unit = float(scheduler.alphas_cumprod[int(timestep)]), 1.0
+    if scheduler.config.prediction_type == "epsilon":
+        unit = min(1.0, (share / (1 - share)) ** 0.5)
+    return F.smooth_l1_loss(unit * found, unit * way.targets[step].to(device), beta=_BETA)
+
+
+def distill(
+    model: str | Path,
+    paths: ModelPaths,
+    ways: Sequence[Way],
+    folder: Path,
+    settings: DistillSettings,
+    loop: LoopSettings,
+    device: torch.device,
+    report: Report | None = None,
+) -> UNet:
+    """Train a copy of the teacher's U-Net on its ways, or go on; return the averaged student.
+
+    folder: of the run: checkpoint and log. Raises ModelError for weights that are not the model's.
+    """
+    config, _ = read_config(model)
+    unet, tensors = read_unet(config, paths)
+    fill(unet, tensors, paths.unet, device, torch.float32)
+    run = Run(folder, unet.requires_grad_(True), loop, device)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        way = ways[int(torch.randint(len(ways), (), generator=generator))]
+        at = int(torch.randint(settings.student_steps, (), generator=generator))
+        student: Any = run.module
+        return {"loss": student_loss(student, config.scheduler, way, at, settings.student_steps, device)}
+
+    run.train(loss, report)
+    average: Any = run.average
+    return average
+
+
+def write_student(model: str | Path, paths: ModelPaths, unet: UNet, settings: DistillSettings, folder: Path) -> None:
+    """Write the student as a model folder for `sync --model FOLDER`: its U-Net, and the teacher's other networks.
+
+    Raises SettingsError where the folder exists.
+    """
+    if folder.exists():
+        raise SettingsError("it already exists", file=folder, fix="choose another folder with -o")
+    words, _, _ = read_words(model)
+    words |= {
+        "name": f"{words['name']}-{settings.student_steps}-steps",
+        "num_inference_steps": settings.student_steps,
+        "guidance_scale": 1.0,
+        "scheduler": scheduler_words(words["scheduler"]),
+        "files": {
+            "unet": "unet.safetensors",
+            "audio_encoder": f"audio_encoder{paths.audio_encoder.suffix}",
+            "vae": "vae",
+        },
+        "hub": None,
+    }
+    temporary = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "vae").mkdir(parents=True)
+    shutil.copyfile(paths.audio_encoder, temporary / words["files"]["audio_encoder"])
+    shutil.copyfile(paths.vae_config, temporary / "vae" / "config.json")
+    shutil.copyfile(paths.vae_weights, temporary / "vae" / "diffusion_pytorch_model.safetensors")
+    weights = {name: t.detach().to("cpu", torch.float16).contiguous() for name, t in unet.state_dict().items()}
+    save_file(weights, temporary / "unet.safetensors")
+    (temporary / "unet.safetensors").chmod(0o644)
+    (temporary / "lipstream.json").write_text(json.dumps(words) + "\n")
+    temporary.rename(folder)

@@ -1,0 +1,1 @@
+"""Search for the fastest settings that keep a clip's quality above given floors."""
