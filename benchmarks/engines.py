@@ -104,10 +104,10 @@ def report(args: argparse.Namespace, times: dict[str, list[float]], crops: dict[
         for text, seconds in times.items():
             wall_s, spread_s = statistics.median(seconds), max(seconds) - min(seconds)
             psnr_db = psnr(first, crops[text])
-            told = f"{text}; {base_s / wall_s:.2f} times the first; {psnr_db:.1f} dB; spread {spread_s:.2f} s"
-            print(f"{wall_s:8.3f} s  {told}", flush=True)
+            summary = f"{text}; {base_s / wall_s:.2f} times the first; {psnr_db:.1f} dB; spread {spread_s:.2f} s"
+            print(f"{wall_s:8.3f} s  {summary}", flush=True)
             name = Path(args.model).name
-            values = row("networks by engine", name, told, args.frames, wall_s, None, torch.device("cpu"))
+            values = row("networks by engine", name, summary, args.frames, wall_s, None, torch.device("cpu"))
             csv.DictWriter(file, values.keys()).writerow(values)
 
 

@@ -38,7 +38,7 @@ from lipstream_lab.train.videos import Video, find_videos
 from mouths import FRAME_RATE_HZ, RATE_HZ, SAMPLES, Cutter, Faces, Floats, Region, correlation, loudness
 
 BESIDES = ("other", "silence")
-MOUTH = (slice(110, 182), slice(76, 180))  # rows and columns of a crop of 256 px
+MOUTH = (slice(122, 194), slice(76, 180))  # rows and columns of a crop of 256 px
 LIPS = (61, 291, 78, 308, 0, 17, 13, 14, 37, 267, 84, 314, 82, 312, 87, 317, 80, 310, 88, 318)
 
 Sync = Callable[[Path, Path, Path], None]

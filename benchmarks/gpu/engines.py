@@ -64,12 +64,12 @@ def measure(folder: Path, resolution: int, args: argparse.Namespace) -> None:
     first = results[args.engines[0]]
     for name, taken in seconds.items():
         distance = float((results[name] - first).norm() / first.norm())
-        told = f"{name}, {args.steps} steps, guided, batch {args.windows}, and decoding; {min(taken):.4g} to"
-        told += f" {max(taken):.4g} s; relative L2 {distance:.2g} from {args.engines[0]}"
+        summary = f"{name}, {args.steps} steps, guided, batch {args.windows}, and decoding; {min(taken):.4g} to"
+        summary += f" {max(taken):.4g} s; relative L2 {distance:.2g} from {args.engines[0]}"
         title = f"engines, full size {resolution} px{', narrow' if args.narrow else ''}"
         frames = len(first)
-        values = row(title, "random weights", told, frames, statistics.median(taken), peaks_mb[name], device)
-        print(f"{title}: {values['frames_per_s']} frames/s, peak {values['peak_mb']} MB; {told}", flush=True)
+        values = row(title, "random weights", summary, frames, statistics.median(taken), peaks_mb[name], device)
+        print(f"{title}: {values['frames_per_s']} frames/s, peak {values['peak_mb']} MB; {summary}", flush=True)
         if not args.no_row:
             add_row(values)
 

@@ -106,7 +106,7 @@ def test_what_tensorrt_refuses_is_one_error(
         session({"pixels": torch.zeros(9, 3, 64, 64)})
 
 
-def test_a_damaged_plan_and_a_cache_that_is_a_file_are_told(
+def test_a_damaged_plan_and_a_cache_that_is_a_file_are_named(
     exported: Path, library: SimpleNamespace, cache: Path
 ) -> None:
     engine = OnCpu(LENGTHS, cache / "small-tensorrt")

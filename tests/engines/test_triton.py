@@ -1,4 +1,4 @@
-"""The networks in a real Triton server on loopback, and what is told of a server that is away, wrong or killed."""
+"""The networks in a real Triton server on loopback, and the errors of a server that is away, wrong or killed."""
 
 from __future__ import annotations
 

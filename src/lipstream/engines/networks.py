@@ -102,7 +102,7 @@ class EngineAutoencoder:
         return SimpleNamespace(sample=self._run(VAE_DECODER, "latents", latents, "pixels"))
 
     def _run(self, graph: str, name: str, images: Tensor, result: str) -> Tensor:
-        """Fill up to the number of images of earlier calls: engines prepare themselves for each number anew.
+        """Fill up to the number of images of earlier calls: engines prepare themselves for each number again.
 
         Each image is computed by itself, so that the others do not change it.
         """

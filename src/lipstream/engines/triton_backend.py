@@ -1,7 +1,8 @@
 """Runs a graph with ONNX Runtime inside Triton's Python backend, for servers without the ONNX Runtime backend.
 
 `lipstream export triton --backend python` copies this file as a model's model.py. It runs in the server's Python, which
-needs numpy and onnxruntime, not lipstream.
+needs numpy and onnxruntime, not lipstream. Tensors pass through DLPack: as_numpy() and pb_utils.Tensor(name, array) of
+servers built for numpy 1 (24.10 is one) take the size of numpy 2's elements for 0, and give wrong values.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests that the server's batcher put together as one batch, and answer each."""
         given = {
-            name: [pb_utils.get_input_tensor_by_name(one, name).as_numpy() for one in requests] for name in self._inputs
+            name: [np.from_dlpack(pb_utils.get_input_tensor_by_name(one, name)) for one in requests]
+            for name in self._inputs
         }
         feeds = {name: np.concatenate(arrays) for name, arrays in given.items()}
         try:
             results = self._session.run(self._outputs, feeds)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the clients are to be told)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the clients are to see it)
             failed = pb_utils.TritonError(str(error))
             return [pb_utils.InferenceResponse(error=failed) for _ in requests]
         ends = np.cumsum([len(array) for array in given[self._inputs[0]]])[:-1]
@@ -53,8 +55,7 @@ class TritonPythonModel:
 def _tensor(name: str, array: Any) -> Any:
     """Return the server's tensor of an array.
 
-    Through DLPack, because servers before 25.01 find arrays of numpy 2 empty. They leave a name on the capsule that
-    numpy complains of when the capsule goes; the standard's own takes its place.
+    The server leaves a name on the capsule that numpy complains of in the end; the standard's own takes its place.
     """
     capsule = np.ascontiguousarray(array).__dlpack__()
     tensor = pb_utils.Tensor.from_dlpack(name, capsule)

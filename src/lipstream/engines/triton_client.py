@@ -63,7 +63,7 @@ class TritonServer:
                 fix="give it as tritonserver shows it, such as localhost:8001",
                 setting="triton_url",
             )
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told by the exceptions
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the exceptions say what goes wrong
         self._grpc: Any = needs("tritonclient.grpc", _EXTRA, "--engine triton")
         self._failure: type[Exception] = needs("tritonclient.utils", _EXTRA, "--engine triton").InferenceServerException
         self._url = url
