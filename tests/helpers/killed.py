@@ -1,7 +1,7 @@
 """A program that lip-syncs a clip in segments, kills itself at random moments, and goes on until the output is there.
 
-python -m helpers.killed MODEL VIDEO SPEECH FOLDER KILLS: prints the digests of an undisturbed output and of the one whose run
-was killed KILLS times, and how many pieces were there after each kill.
+python -m helpers.killed MODEL VIDEO SPEECH FOLDER KILLS: prints the digests of an undisturbed output and of the one
+whose run was killed KILLS times, and how many pieces were there after each kill.
 """
 
 from __future__ import annotations
