@@ -250,10 +250,10 @@ class LipSync:
     ) -> Generator[GeneratedCrop, None, None]:
         """Yield the generated face of each frame and its affine matrix in place of whole frames; else as `frames`.
 
-        The crops are as generated: `settings.texture` is not used.
+        The crops are as generated: `settings.texture` and `settings.match_color` are not used.
         """
         _check_rate(frame_rate_hz)
-        settings = replace(settings or SyncSettings(), texture="generated")
+        settings = replace(settings or SyncSettings(), texture="generated", match_color="off")
         return self._add(
             self._in_memory(generated_crops, images, samples, sample_rate_hz, settings, on_progress, cancel, face)
         )
