@@ -34,6 +34,7 @@ from lipstream.pipeline.generate import FaceGenerator
 from lipstream.pipeline.line import align
 from lipstream.pipeline.records import Components, Window
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.pipeline.track import Tracked
 from lipstream.pipeline.windows import batches, gather
 from lipstream.runtime.device import torch_device
 from lipstream.runtime.device_stream import DeviceStream
@@ -83,7 +84,7 @@ def windows_of(components: Components, detector: Detector, n_frames: int) -> lis
     for frame in read_looped(sample.VIDEO, n_frames, "pingpong"):
         found = detector.detect(frame.image)
         landmarks = None if found is None else found.landmarks
-        tracked.append((frame, track.update(frame.source_index, frame.is_repeat, landmarks)))
+        tracked.append(Tracked(frame, track.update(frame.source_index, frame.is_repeat, landmarks)))
     rows = feature_rows(lambda: read_mono(sample.SPEECH), components.model.audio_encoder)
     aligned = align(resolution, DeviceStream(torch.device("cpu")), tracked)
     windows = gather(aligned, frame_windows(rows, n_frames), components.model.config.num_frames)

@@ -86,7 +86,7 @@ def search(detector: Detector, frames: Sequence[Frame], every: int, threads: int
     stretches = [Segment(index - index % every) for index in range(0, len(frames), every)]
 
     def find(index: int) -> Face | None:
-        return stretches[index // every].find(detector, index, frames[index].image)
+        return next(iter(stretches[index // every].find(detector, index, frames[index].image)), None)
 
     with ThreadGroup() as group:
         return list(group.ordered_map(find, range(len(frames)), threads, StageClock("detect")))

@@ -38,9 +38,9 @@ def exported(model: Path, shared: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a cache of its own, which is not made yet."""
-    folder = tmp_path / "cache"
+    folder = tmp_path_factory.mktemp("lipstream") / "cache"
     monkeypatch.setenv("LIPSTREAM_CACHE", str(folder))
     return folder
 

@@ -24,11 +24,15 @@ LENGTHS = {"windows": 2, "frames": 16, "images": 4}
 
 
 class OnCpu(TensorRt):
-    """Runs where there is no CUDA, with the stand-in."""
+    """Runs sessions where there is no CUDA, with the stand-in."""
 
     def __init__(self, lengths: dict[str, int], cache: Path | None) -> None:
         super().__init__(CUDA, lengths, cache)
-        self._device = torch.device("cpu")
+
+    def open(self, path: Path) -> Any:
+        session: Any = super().open(path)
+        session._device = torch.device("cpu")
+        return session
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_plans_and_timings_are_kept_by_version_device_and_lengths(
     OnCpu({**LENGTHS, "images": 8}, cache / "small-tensorrt").open(graph(exported, "vae_encoder"))
     assert made(library, "timing_cache") == [b"", b"t"]
     (entry,) = entries()
-    assert entry.name == "small-tensorrt-11.4.0-NVIDIA_Stand_in_9000"
+    assert entry.name == "small-tensorrt-11.4.0_NVIDIA_Stand_in_9000"
     names = sorted(path.name for path in entry.path.iterdir())
     assert names == [
         "timings.cache",

@@ -220,7 +220,7 @@ def test_a_server_that_is_away_is_one_line(model: Path, tmp_path: Path) -> None:
     done = run("sync", clip, speech, "-o", out, "--model", model, "--engine", "triton", "--triton-url", url)
     line = error_line(done, 5)
     assert url in line and "does not answer" in line and "Fix: start tritonserver" in line
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "speech.wav"]
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 @pytest.mark.parametrize("url", ["localhost", "http://localhost:8001", "localhost:grpc", ":8001"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +60,7 @@ def serving(repository: Path, folder: Path) -> Iterator[Running]:
     backend = shutil.copytree(files / "backends" / "python", folder / "backends" / "python", dirs_exist_ok=True)
     stub = shutil.copy(files / "python_backend_stubs" / _version() / "triton_python_backend_stub", backend)
     Path(stub).chmod(0o755)
-    url = free_url()
+    url, name = free_url(), f"lipstream-test-{uuid.uuid4().hex[:16]}"
     words = [
         str(files / "bin" / "tritonserver"),
         f"--model-repository={repository}",
@@ -66,6 +69,7 @@ def serving(repository: Path, folder: Path) -> Iterator[Running]:
         f"--grpc-port={url.rpartition(':')[2]}",
         "--allow-http=false",
         "--allow-metrics=false",
+        f"--backend-config=python,shm-region-prefix-name={name}",
     ]
     # The stub is an interpreter that takes the environment whose python is first in the path.
     libraries = [str(files.parent.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
@@ -75,13 +79,16 @@ def serving(repository: Path, folder: Path) -> Iterator[Running]:
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
     }
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             _wait(url, process, folder / "server.log")
             yield Running(url, process)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the stubs too, which may outlive a server that was killed
             process.wait()
+            for left in Path("/dev/shm").glob(f"{name}*"):
+                left.unlink()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

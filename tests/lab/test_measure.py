@@ -108,7 +108,7 @@ def test_the_calls_of_every_thread_are_in_the_profile(profile: Path) -> None:
     # Of the writing thread, of both face stages' and compositing's workers, and of the denoising thread.
     assert calls["write"] >= N_FRAMES
     assert calls["crop_faces"] == calls["paste_faces"] == N_FRAMES
-    assert calls["detect"] == 1 + N_FRAMES  # the first frame is searched before the rest
+    assert calls["detect_all"] == 1 + N_FRAMES  # the first frame is searched before the rest
     assert calls["_denoise"] == 2
 
 

@@ -294,7 +294,7 @@ def test_a_run_with_the_list_generates_what_the_search_saw(
     whole, detector = load_model("tiny", CPU, torch.float32), make_detector("mediapipe", CPU)
     lesser = load_model("tiny", CPU, torch.float32, pruned=tmp_path / "list.json")
     seen = make_sampling(setting, Parts(whole, detector), inputs).pictures(without(whole.unet, pruned.prune_list.names))
-    settings = SyncSettings(texture="generated")
+    settings = SyncSettings(texture="generated", match_color="off")
     result = LipSync(lesser, detector, runtime)(sample.VIDEO, inputs.speech, tmp_path / "out.mp4", settings)
     detector.close()
     assert result.settings["pruned_layers"] == len(pruned.prune_list.dropped)

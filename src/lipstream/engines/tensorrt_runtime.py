@@ -84,7 +84,7 @@ def build_plan(path: Path, lengths: Mapping[str, int], device: torch.device, tim
     timings: a file of timings of earlier builds, read and written, which makes the next build shorter. Raises
     ModelError.
     """
-    trt = check_tensorrt(device, "a TensorRT plan")
+    trt = needs("tensorrt", _EXTRA, "a TensorRT plan")
     log = _log(trt)
     with torch.cuda.device(device):
         builder = trt.Builder(log)

@@ -25,6 +25,8 @@ class TritonPythonModel:
         """Open the graph, on CUDA where onnxruntime has a provider for it."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Idle threads that spin would take the cores from the other graphs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         path = Path(__file__).with_name("model.onnx")

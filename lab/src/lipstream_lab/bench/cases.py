@@ -35,8 +35,9 @@ from lipstream.models.upsample_conv import pays_on
 from lipstream.pipeline.build import make_denoiser
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.line import align, by_groups, composite
-from lipstream.pipeline.records import Aligned, Matrix, Repainted
+from lipstream.pipeline.records import Aligned, Repainted
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.pipeline.track import Tracked
 from lipstream.profiling.clips import Clip, Inputs, untouched
 from lipstream.runtime.device import face_geometry, face_threads, torch_device
 from lipstream.runtime.device_stream import DeviceStream
@@ -136,7 +137,7 @@ def _detect(setting: Setting, parts: Parts, frames: list[Frame]) -> Case:
 
 def _align(setting: Setting, parts: Parts, faces: list[Aligned]) -> Case:
     crop_all = _cropper(setting, parts)
-    tracked = [(face.frame, face.affine_matrix) for face in faces]
+    tracked = [Tracked(face.frame, face.affine_matrix) for face in faces]
 
     def run() -> list[Aligned]:
         return crop_all(tracked)
@@ -276,18 +277,18 @@ def _align_all(setting: Setting, parts: Parts, frames: list[Frame]) -> list[Alig
     for index, found in enumerate(_mapped(parts.detector.detect, [frame.image for frame in frames], setting, "detect")):
         affine_matrix = track.update(index, False, None if found is None else found.landmarks)
         if affine_matrix is not None:
-            tracked.append((frames[index], affine_matrix))
+            tracked.append(Tracked(frames[index], affine_matrix))
     if not tracked:
         raise NoFaceError(f"no usable face in the {len(frames)} frames of the benchmark", fix="give another video")
     return _cropper(setting, parts)(tracked)
 
 
-def _cropper(setting: Setting, parts: Parts) -> Callable[[Iterable[tuple[Frame, Matrix | None]]], list[Aligned]]:
+def _cropper(setting: Setting, parts: Parts) -> Callable[[Iterable[Tracked]], list[Aligned]]:
     """Return a function that crops the faces of frames, as the pipeline does."""
     geometry = face_geometry(setting.runtime)
     crop = partial(align, _resolution(setting, parts), DeviceStream(geometry.device))
 
-    def crop_all(tracked: Iterable[tuple[Frame, Matrix | None]]) -> list[Aligned]:
+    def crop_all(tracked: Iterable[Tracked]) -> list[Aligned]:
         with ThreadGroup() as threads:
             return list(by_groups(crop, tracked, geometry, StageClock("align"), threads))
 
