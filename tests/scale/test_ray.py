@@ -27,10 +27,10 @@ from lipstream.scale.ray_nodes import RaySettings
 from lipstream.scale.segments import run_in_segments, sync_in_segments
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
-# Nodes are started and killed, for minutes on two cores.
-pytestmark = pytest.mark.skipif("LIPSTREAM_TEST_RAY" not in os.environ, reason="set LIPSTREAM_TEST_RAY=1")
 
-pytestmark = [
+# Nodes are started and killed, for minutes on two cores.
+_IS_ASKED_FOR = pytest.mark.skipif("LIPSTREAM_TEST_RAY" not in os.environ, reason="set LIPSTREAM_TEST_RAY=1")
+pytestmark = [_IS_ASKED_FOR, ]
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(280),
 ]
