@@ -30,7 +30,8 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
 
 # Nodes are started and killed, for minutes on two cores.
 _IS_ASKED_FOR = pytest.mark.skipif("LIPSTREAM_TEST_RAY" not in os.environ, reason="set LIPSTREAM_TEST_RAY=1")
-pytestmark = [_IS_ASKED_FOR, ]
+pytestmark = [
+    _IS_ASKED_FOR,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(280),
 ]
