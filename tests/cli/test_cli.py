@@ -162,7 +162,7 @@ def test_a_signal_ends_a_run_in_order(tmp_path: Path, sent: signal.Signals, exit
     begun_s = time.monotonic()
     process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=120)
-    assert time.monotonic() - begun_s < 60  # 2 s on an idle machine; a busy one may take much longer
+    assert time.monotonic() - begun_s < 10  # 2 s, with room for a busy machine
     assert process.returncode == exit_code, stderr
     assert stdout == ""
     assert stderr.splitlines()[-1] == "lipstream: error: interrupted; no unfinished file is left behind"
