@@ -97,7 +97,8 @@ class Worker:
                 failed = _described(error, folder)
                 self._leases.fail(lease, **failed)
                 is_ours = isinstance(error, LipstreamError)
-                logger.error("failed", extra={**job, **failed}, exc_info=None if is_ours else error)
+                about = {**job, "code": failed["code"], "reason": failed["message"]}
+                logger.error("failed", extra=about, exc_info=None if is_ours else error)
         logger.debug("took %.2f s", time.perf_counter() - begun_s, extra=job)
 
     def report(self, job: str | None) -> None:
