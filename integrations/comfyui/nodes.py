@@ -147,7 +147,7 @@ class SaveAsIs(io.ComfyNode):
             node_id="LipstreamSaveVideo",
             display_name="Save Video As It Is",
             category=CATEGORY,
-            description="Save Video writes the file anew, without XMP and C2PA manifest; this node keeps them.",
+            description="Save Video writes the file again, without XMP and C2PA manifest; this node keeps them.",
             inputs=[io.Video.Input("video"), io.String.Input("filename_prefix", default="video/lipstream")],
             outputs=[],
             is_output_node=True,

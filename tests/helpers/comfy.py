@@ -129,7 +129,7 @@ def install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget(prefix: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let a package be imported anew, and be forgotten after the test."""
+    """Let a package be imported again, and be forgotten after the test."""
     for name in [name for name in sys.modules if name.split(".")[0] == prefix]:
         monkeypatch.delitem(sys.modules, name)
 
