@@ -183,6 +183,7 @@ class LipSync(SegmentWorker):
                 stages=stage_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
+                spans_without=tuple(counts.spans_without),
                 settings=settings_used(components, settings, self._runtime)
                 | {"frame_rate": float(job.frame_rate)}
                 | ({} if table is None else {"detector": table.detector}),

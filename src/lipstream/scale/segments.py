@@ -148,6 +148,7 @@ def run_in_segments(
         stages=stage_times(clocks),
         frames_with_face=run.faces,
         frames_without=run.n_frames - run.faces,
+        spans_without=run.spans_without,
         settings=used if table is None else used | {"detector": table.detector},
         retries=retries,
     )
