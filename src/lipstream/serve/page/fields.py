@@ -33,23 +33,21 @@ def component(f: Field[Any]) -> Any:
     hint, meta = _HINTS[f.name], f.metadata
     default: Any = f.default
     label = flag(f).removeprefix("--").replace("-", " ")
-    unset = f" (empty: {meta['unset']})" if f.default is None else ""
-    about: dict[str, Any] = {"label": label[0].upper() + label[1:], "info": meta["help"] + unset, "elem_id": f.name}
+    about: dict[str, Any] = {"label": label[0].upper() + label[1:], "info": meta["help"], "elem_id": f.name}
     literals = choices(hint)
     if literals:
         values: list[Any] = [(one, one) for one in literals]
         if f.default is None:
-            values.insert(0, (f"{meta['unset']}", _UNSET))
-            about["info"] = meta["help"]
+            values.insert(0, (meta["unset"], _UNSET))
         return gr.Dropdown(values, value=default or _UNSET, filterable=False, **about)
     if hint is bool:
         return gr.Checkbox(default, **about)
     kind = alternatives(hint)[0]
-    if kind in (int, float):
+    if default is not None and kind in (int, float):
         bounds = {"minimum": meta["low"], "maximum": meta["high"], "step": meta["multiple_of"] or None}
         given = {name: bound for name, bound in bounds.items() if bound is not None}
         return gr.Number(default, precision=0 if kind is int else None, **given, **about)
-    return gr.Textbox("", placeholder=meta["metavar"], **about)
+    return gr.Textbox("", placeholder=meta["unset"], **about)  # an empty number would be shown as 0
 
 
 def settings_from(given: Iterable[tuple[Field[Any], Any]], **more: Any) -> SyncSettings:
@@ -58,9 +56,19 @@ def settings_from(given: Iterable[tuple[Field[Any], Any]], **more: Any) -> SyncS
 
 
 def _value(f: Field[Any], value: Any) -> Any:
+    if isinstance(value, str):
+        value = value.strip()
     if value is None or value == _UNSET:
         return f.default
-    if get_origin(alternatives(_HINTS[f.name])[0]) is tuple:
-        parts = str(value).split(",")
-        return tuple(float(part) if part.strip().replace(".", "", 1).isdigit() else part for part in parts)
-    return value.strip() if isinstance(value, str) else value
+    kind = alternatives(_HINTS[f.name])[0]
+    if get_origin(kind) is tuple:
+        return tuple(_number(part) for part in str(value).split(","))
+    return _number(value) if kind in (int, float) else value
+
+
+def _number(value: Any) -> Any:
+    """Return the number that a text is; another text as it is, for the settings to refuse."""
+    try:
+        return float(value)
+    except ValueError:
+        return value

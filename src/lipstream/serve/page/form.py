@@ -62,7 +62,7 @@ def build_form(service: Service) -> None:
                 use_sample = gr.Button("Use the sample", size="sm", elem_id="sample", min_width=140)
     facts = gr.HTML("", elem_id="facts")
     face = gr.Radio([_LARGEST], value=_LARGEST, label="Person to change", visible=False, elem_id="face")
-    with gr.Row():
+    with gr.Row(elem_id="choices"):
         model = gr.Dropdown(
             models,
             value=models[0],
