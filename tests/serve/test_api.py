@@ -190,7 +190,9 @@ def test_limits_have_each_their_status(make_service: MakeService, inputs: Inputs
         assert "30 KB" in refused(post(client, (inputs[0], write_inputs(long, speech_s=1)[1])), 413, "too_large")
         wide = tmp_path / "wide"
         wide.mkdir()
-        assert "128 x 128" in refused(post(client, (write_inputs(wide, side=128)[0], inputs[1])), 422, "too_many_pixels")
+        assert "128 x 128" in refused(
+            post(client, (write_inputs(wide, side=128)[0], inputs[1])), 422, "too_many_pixels"
+        )
         for seed in range(3):
             assert post(client, inputs, settings={"seed": seed}).status_code == 202
         too_many = post(client, inputs, settings={"seed": 9})
@@ -269,7 +271,7 @@ def test_what_is_not_a_job(client: httpx.Client, content: dict[str, Any], status
     [
         "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile {path}\n",
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>{path}</BaseURL></Period></MPD>',
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{path}</BaseURL></MPD>',
         "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nm=video 5004 RTP/AVP 96\r\n",
         "plain text",
     ],
