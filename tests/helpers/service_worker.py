@@ -1,4 +1,7 @@
-"""A worker without a model, as a process that can be killed: python -m helpers.service_worker DATABASE DATA LEASE SECONDS."""
+"""A worker without a model, as a process that can be killed.
+
+python -m helpers.service_worker DATABASE DATA LEASE SECONDS
+"""
 
 from __future__ import annotations
 

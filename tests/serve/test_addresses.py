@@ -24,7 +24,8 @@ MakeService = Callable[..., Service]
     "address",
     [
         "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1",
-        "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1",
+        "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1",
+        "224.0.0.1", "240.0.0.1",
         "255.255.255.255", "::", "::1", "fe80::1", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1",
         "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a00:1",
         "2002:7f00:1::1", "2002:a00:1::", "2001:0:4136:e378:8000:63bf:3fff:fdd2",
@@ -45,7 +46,8 @@ def test_addresses_that_are_public(address: str) -> None:
     "url",
     [
         "file:///etc/passwd", "ftp://example.org/a", "gopher://x", "//example.org", "http://", "http:///a",
-        "/etc/passwd", "http://user:secret@example.org/", "http://example.org:0/", "http://example.org:99999/", "http://exa mple.org/",
+        "/etc/passwd", "http://user:secret@example.org/", "http://example.org:0/", "http://example.org:99999/",
+        "http://exa mple.org/",
         "http://example.org/\r\nHost: x", "http://[::1", "https://example.org/" + "a" * 2000, "s3://bucket/key",
     ],
 )  # fmt: skip

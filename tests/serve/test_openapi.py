@@ -19,6 +19,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not i
 
 def test_the_interface_keeps_what_it_describes(make_service: Callable[..., Service], inputs: tuple[Path, Path]) -> None:
     from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
 
     with serving(make_service(max_queue=1000, max_client_jobs=1000), FakeRender()) as client:
         job_id = client.post("/jobs", files={"video": inputs[0].read_bytes(), "audio": inputs[1].read_bytes()}).json()[
@@ -34,17 +35,19 @@ def test_the_interface_keeps_what_it_describes(make_service: Callable[..., Servi
             n_operations += 1
 
             @settings(
-                max_examples=15, deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
-                suppress_health_check=list(HealthCheck),
+                max_examples=15, deadline=None, database=None, derandomize=True,
+                phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
             )  # fmt: skip
             @given(case=operation.as_strategy())
             def check(case: Any) -> None:
+                # No description of a form can say which files are media, or which addresses are public.
+                excluded = [positive_data_acceptance] if case.method == "POST" else []
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    case.call_and_validate(base_url=root, timeout=30)
+                    case.call_and_validate(base_url=root, timeout=30, excluded_checks=excluded)
 
             check()
-        assert n_operations == 8
+        assert n_operations == 7
         assert client.get(f"/jobs/{job_id}/result").status_code == 200  # nobody could delete what they do not know
 
 

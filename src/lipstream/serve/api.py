@@ -146,10 +146,9 @@ async def get_events(job_id: JobId, service: Given, client: Client, request: Req
     return StreamingResponse(_events(service, client, job, request), media_type="text/event-stream", headers=headers)
 
 
-@router.api_route(
+@router.head("/jobs/{job_id}/result", include_in_schema=False)
+@router.get(
     "/jobs/{job_id}/result",
-    methods=["GET", "HEAD"],
-    operation_id="result",
     response_class=StreamingResponse,
     responses={
         200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
