@@ -83,7 +83,7 @@ def test_files_of_an_upload_whose_server_was_killed_are_deleted(service: Service
     for one in (old, new):
         service.files.put(one, "video", inputs[0])
     (Path(str(service.settings.data)) / "somebody's folder").mkdir()
-    once(service)
+    upkeep.delete_unknown(service.database, service.files)
     assert folders(service) == {job_id, new, "somebody's folder"}
 
 
