@@ -35,9 +35,8 @@ from lipstream.media.reader import read_frames
 from lipstream.media.writer import VideoWriter
 from lipstream.results import Progress, StageTime, SyncResult
 from lipstream.serve.app import create_app
-from lipstream.serve.render import ModelRenderer, Renderer, Work
+from lipstream.serve.render import Work
 from lipstream.serve.settings import ServiceSettings
-from lipstream.settings import RuntimeSettings
 
 _SAMPLE_EVERY_S = 0.5
 _TOLERATED_GROWTH = 0.05
@@ -81,18 +80,25 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def serve(data: str, database: str, render: str, workers: int) -> None:
-    """Run the server until it is killed; print its port."""
+def serve_copies(data: str, database: str, workers: int) -> None:
+    """Run a server whose workers only copy, until it is killed; print its address."""
     import uvicorn
 
-    settings = ServiceSettings(database=database, data=data, max_client_jobs=10_000, max_queue=10_000, keep="1h")
-    runtime = RuntimeSettings(device="cpu", detector="mediapipe")
-    renderers: list[Renderer] = [
-        Copy() if render == "copy" else ModelRenderer({"tiny": "tiny"}, runtime) for _ in range(workers)
-    ]
+    settings = ServiceSettings(database=database, data=data, max_client_jobs=10_000, max_queue=10_000)
+    app = create_app(settings, [Copy() for _ in range(workers)])
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(uvicorn.Config(create_app(settings, renderers), log_config=None)).run(sockets=[listener])
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+
+
+def server_command(options: argparse.Namespace, data: str) -> list[str]:
+    """Return what starts the server: `lipstream serve` for a model."""
+    place = ["--database", options.database]
+    if options.render == "copy":
+        return [sys.executable, __file__, *place, "--workers", str(options.workers), "--serve-copies", data]
+    limits = ["--max-client-jobs", "10000", "--max-queue", "10000"]
+    command = [sys.executable, "-m", "lipstream", "serve", *place, "--data", data, "--port", "0", *limits]
+    return [*command, "--model", options.render, "--device", "cpu", "--detector", "mediapipe"]
 
 
 def one_client(number: int, url: str, files: dict[str, bytes], end_s: float, seen: Seen, render: str) -> None:
@@ -181,7 +187,7 @@ def load(url: str, options: argparse.Namespace, files: dict[str, bytes]) -> dict
         "requests_repeated": seen.again,
         "median_s": round(times_s[len(times_s) // 2], 3),
         "slowest_s": round(times_s[-1], 3),
-        "memory_mb": [round(early / 1e6, 1), round(late / 1e6, 1)],
+        "memory_mb": [round(one / 1e6) for one in memory_bytes[:: max(1, len(memory_bytes) // 12)]],
         "wrong": seen.wrong[:20],
     }
 
@@ -206,23 +212,22 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--duration", type=float, default=120.0, metavar="S")
     parser.add_argument("--render", choices=["copy", "tiny"], default="copy")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="that copy; a model has one")
     parser.add_argument("--database", help="an empty database [SQLite in a temporary folder]")
-    parser.add_argument("--serve", metavar="DATA", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-copies", metavar="DATA", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(options.serve, options.database, options.render, options.workers)
+    if options.serve_copies:
+        serve_copies(options.serve_copies, options.database, options.workers)
         return 0
     with tempfile.TemporaryDirectory(prefix="lipstream-load-") as folder:
         options.database = options.database or f"sqlite:///{folder}/jobs.sqlite"
         files = small_inputs(Path(folder))
-        words = ["--serve", f"{folder}/files", "--database", options.database, "--render", options.render]
-        command = [sys.executable, __file__, *words, "--workers", str(options.workers)]
+        command = server_command(options, f"{folder}/files")
         with (Path(folder) / "log").open("w") as log:
             server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert server.stdout is not None
         try:
-            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            url = server.stdout.readline().strip()
             while httpx.get(f"{url}/readyz", timeout=60).status_code != 200:
                 time.sleep(0.2)
             found = load(url, options, files)
@@ -230,7 +235,7 @@ def main() -> int:
             server.terminate()
             server.wait(60)
             server.stdout.close()
-        if (Path(folder) / "log").stat().st_size:
+        if found["wrong"]:
             found["log"] = (Path(folder) / "log").read_text()[-2000:]
     print(json.dumps(found))
     return 1 if found["wrong"] else 0

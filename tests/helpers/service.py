@@ -83,7 +83,7 @@ def write_inputs(folder: Path, speech_s: float = 0.2, side: int = 64) -> tuple[P
     return write_clip(folder / "in.mp4", [image] * 3), write_speech(folder / "in.wav", speech_s, 16000)
 
 
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
     """Return what `condition` returns once that is true. Fails after a time."""
     end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:
@@ -103,7 +103,7 @@ def serving(service: Service, *renderers: Any) -> Iterator[httpx.Client]:
     thread.start()
     try:
         until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1", timeout=180) as client:
             yield client
     finally:
         app.state.stopping.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -167,3 +169,23 @@ def test_a_job_by_addresses(make_service: MakeService, inputs: tuple[Path, Path]
             assert client.get(url).content.startswith(b"tiny 3 ")
         with serving(make_service(allow_urls=True, is_allowed=loopback_too, max_upload="1KB")) as client:
             assert client.post("/jobs", json=body).status_code == 413
+
+
+def test_a_machine_that_sends_a_byte_now_and_then_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stop = threading.Event()
+
+        def drip() -> None:
+            with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Header: ")
+                while not stop.wait(0.05):
+                    connection.sendall(b"a")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(Refused, match="cannot be reached"):
+                fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/", tmp_path / "f", 100, loopback_too, most_s=0.6)
+        finally:
+            stop.set()
+            thread.join(20)
