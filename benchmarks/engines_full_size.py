@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,13 @@ def main() -> None:
 
 
 def measure(work: Path, part: str, narrow: bool) -> None:
-    """Export; or open one window's networks in an engine and compute them twice, the second time measured."""
+    """Export; or open the networks in an engine and compute each twice for one window, both times measured."""
     begun_s = time.perf_counter()
     model = make_folder(work, RESOLUTION, narrow=narrow, device="cpu")
     if part == "make":
         command = ["export", "onnx", str(model), "-o", str(work / "onnx")]
         subprocess.run([sys.executable, "-m", "lipstream", *command], check=True)
-        note(work, "exported", time.perf_counter() - begun_s, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+        note("exported", time.perf_counter() - begun_s, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
         return
     runtime = RuntimeSettings(device="cpu", engine=part)  # type: ignore[arg-type]
     model = model if part == "torch" else work / "onnx"
@@ -74,8 +73,7 @@ def measure(work: Path, part: str, narrow: bool) -> None:
             begun_s = time.perf_counter()
             with torch.inference_mode():
                 results[name] = call().float().numpy()
-            if turn == "second":
-                note(work, f"{part} {name}", time.perf_counter() - begun_s, peak_kb())
+            note(f"{part} {name} {turn}", time.perf_counter() - begun_s, peak_kb())
     np.savez(work / f"{part}.npz", **results)
 
 
@@ -95,12 +93,11 @@ def calls(networks: Any, denoiser: Denoiser) -> dict[str, Callable[[], Tensor]]:
     mel, timestep = draw(1, encoder.n_mels, 2 * encoder.n_audio_ctx), torch.tensor(TIMESTEP)
     conditioning = Conditioning(channels, audio, frames)
 
-    def step(guided: bool) -> Tensor:
-        return denoiser(latents, timestep, denoiser.prepare(conditioning), guided)[0]
+    def guided_step() -> Tensor:
+        return denoiser(latents, timestep, denoiser.prepare(conditioning), True)[0]
 
     return {
-        "U-Net step": partial(step, False),
-        "U-Net guided step": partial(step, True),
+        "U-Net guided step": guided_step,
         "VAE encode": lambda: encode(networks.vae, pixels),
         "VAE decode": lambda: decode(networks.vae, latents[:1]),
         "audio encoder": lambda: networks.audio_encoder(mel),
@@ -111,7 +108,7 @@ def peak_kb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def note(work: Path, summary: str, wall_s: float, peak: int) -> None:
+def note(summary: str, wall_s: float, peak: int) -> None:
     """Print one measured call and append its row."""
     print(f"{wall_s:8.2f} s {peak / 1024:8.0f} MB  {summary}", flush=True)
     values = row("engines at full size", f"random weights {RESOLUTION} px", summary, FRAMES, wall_s, peak / 1024, CPU)
