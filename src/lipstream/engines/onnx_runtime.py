@@ -47,6 +47,8 @@ class OnnxRuntime:
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        # The arena keeps twice what it was ever asked for: 8 GB of a full-size step. Without it 2 % slower, if at all.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         # Idle threads that spin take the core from the other stages.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
