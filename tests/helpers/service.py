@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +83,7 @@ def write_inputs(folder: Path, speech_s: float = 0.2, side: int = 64) -> tuple[P
     return write_clip(folder / "in.mp4", [image] * 3), write_speech(folder / "in.wav", speech_s, 16000)
 
 
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
     """Return what `condition` returns once that is true. Fails after a time."""
     end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:
@@ -101,7 +103,7 @@ def serving(service: Service, *renderers: Any) -> Iterator[httpx.Client]:
     thread.start()
     try:
         until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1", timeout=180) as client:
             yield client
     finally:
         app.state.stopping.set()
@@ -112,27 +114,39 @@ def serving(service: Service, *renderers: Any) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Yield the URL of a PostgreSQL server's database, started for the block as another user than root."""
-    as_user: list[str] = []
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres")
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        for parent in folder.parents:  # pytest's folders are closed to others
-            if parent.stat().st_mode & 0o5 != 0o5 and parent.owner() == "root":
-                parent.chmod(parent.stat().st_mode | 0o055)
+def postgres() -> Iterator[str]:
+    """Yield the URL of a PostgreSQL server's database, started for the block, by another user than root."""
+    # Not below pytest's folders, which are closed to other users.
+    with tempfile.TemporaryDirectory(prefix="lipstream-postgres-") as folder:
+        as_user: list[str] = []
+        if os.getuid() == 0:
+            shutil.chown(folder, "postgres", "postgres")
+            as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        with _postgres(Path(folder), as_user) as url:
+            yield url
+
+
+@contextmanager
+def _postgres(folder: Path, as_user: list[str]) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
-    def run(program: str, *words: str) -> None:
-        command = [*as_user, str(POSTGRES / program), *words]
-        subprocess.run(command, check=True, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    def command(program: str, *words: object) -> list[str]:
+        return [*as_user, str(POSTGRES / program), *map(str, words)]
+
+    def is_ready() -> bool:
+        asked = command("pg_isready", "-h", "127.0.0.1", "-p", port)
+        return subprocess.run(asked, cwd="/", capture_output=True, check=False).returncode == 0
 
     data = folder / "data"
-    run("initdb", "-D", str(data), "-A", "trust", "-U", "lipstream", "--no-sync", "-E", "UTF8", "--locale=C")
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={folder} -c fsync=off"
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    made = command("initdb", "-D", data, "-A", "trust", "-U", "lipstream", "--no-sync", "-E", "UTF8", "--locale=C")
+    subprocess.run(made, check=True, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=240)
+    options = ("-h", "127.0.0.1", "-p", port, "-k", folder, "-F")
+    started = command("postgres", "-D", data, *options)
+    server = subprocess.Popen(started, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        until(is_ready, within_s=120)
         yield f"postgresql+psycopg://lipstream@127.0.0.1:{port}/postgres"
     finally:
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+        server.wait(60)

@@ -8,23 +8,24 @@ from typing import Any
 
 import pytest
 
-for _package in ("fastapi", "sqlalchemy", "alembic", "uvicorn", "prometheus_client", "python_multipart"):
+_PACKAGES = ("fastapi", "sqlalchemy", "alembic", "uvicorn", "prometheus_client", "python_multipart")
+for _package in _PACKAGES:
     pytest.importorskip(_package, reason="the extra web is not installed")
 
-from helpers.service import POSTGRES, postgres, write_inputs
-from lipstream.serve.database import Database
-from lipstream.serve.service import Service
-from lipstream.serve.settings import ServiceSettings
+from helpers.service import POSTGRES, postgres, write_inputs  # noqa: E402
+from lipstream.serve.database import Database  # noqa: E402
+from lipstream.serve.service import Service  # noqa: E402
+from lipstream.serve.settings import ServiceSettings  # noqa: E402
 
 _n_databases = 0
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     if not (POSTGRES / "initdb").exists():
         pytest.skip("PostgreSQL 15 is not installed")
     pytest.importorskip("psycopg", reason="the extra web-postgres is not installed")
-    with postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with postgres() as url:
         yield url
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -162,6 +163,7 @@ def test_a_repeated_request_with_its_key_is_one_job(client: httpx.Client, inputs
         ({"settings": {"resolution": 100}}, "request", "settings.resolution"),
         ({"settings": {"face": "nobody"}}, "settings", "face"),
         ({"settings": {"guidance_interval": [0.5, 0.1]}}, "settings", "guidance_interval"),
+        ({"settings": {"resolution": 4096}}, "settings", "resolution"),
         ({"model": "latentsync-1.6"}, "model", "latentsync-1.6"),
         ({"model": "../../etc"}, "model", "etc"),
         ({"output": "/tmp/x"}, "request", "output"),
@@ -190,7 +192,9 @@ def test_limits_have_each_their_status(make_service: MakeService, inputs: Inputs
         assert "30 KB" in refused(post(client, (inputs[0], write_inputs(long, speech_s=1)[1])), 413, "too_large")
         wide = tmp_path / "wide"
         wide.mkdir()
-        assert "128 x 128" in refused(post(client, (write_inputs(wide, side=128)[0], inputs[1])), 422, "too_many_pixels")
+        assert "128 x 128" in refused(
+            post(client, (write_inputs(wide, side=128)[0], inputs[1])), 422, "too_many_pixels"
+        )
         for seed in range(3):
             assert post(client, inputs, settings={"seed": seed}).status_code == 202
         too_many = post(client, inputs, settings={"seed": 9})
@@ -269,7 +273,7 @@ def test_what_is_not_a_job(client: httpx.Client, content: dict[str, Any], status
     [
         "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
         "ffconcat version 1.0\nfile {path}\n",
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><BaseURL>{path}</BaseURL></Period></MPD>',
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{path}</BaseURL></MPD>',
         "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nm=video 5004 RTP/AVP 96\r\n",
         "plain text",
     ],
@@ -346,3 +350,28 @@ def test_a_line_of_the_log_is_one_object_with_the_jobs_id(
     assert {"queued", "begun", "failed"} <= set(mine)
     assert mine["failed"]["level"] == "error" and "boom" in mine["failed"]["traceback"]
     assert all(set(line) >= {"time", "level", "logger", "message"} for line in lines)
+
+
+def test_the_documented_client(
+    service: Service, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "service.md").read_text("utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) == 3
+    monkeypatch.chdir(tmp_path)
+    inputs[1].rename("speech.wav")
+    with serving(service, FakeRender()) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of files that the three lines leave to be closed
+        exec(code, {"client": client, "Path": Path})
+    assert Path("out.mp4").read_bytes().startswith(b"tiny 1247 ")
+
+
+def test_a_result_that_grows_too_large_is_stopped(make_service: MakeService, inputs: Inputs) -> None:
+    class Endless(FakeRender):
+        def __call__(self, work: Any, on_progress: Any, cancel: threading.Event) -> Any:
+            work.output.with_name(".unfinished").write_bytes(bytes(300_000))
+            return super().__call__(work, on_progress, cancel)
+
+    with serving(make_service(max_disk="200KB", lease="0.6s"), Endless(duration_s=60)) as client:
+        job = ended(client, post(client, inputs).json()["id"])
+        assert (job["state"], job["error"]["code"]) == ("failed", "disk_full")

@@ -159,7 +159,9 @@ def test_a_worker_does_jobs_and_a_long_one_keeps_its_lease(make_service: MakeSer
         job_id = submitted(service, inputs, seed=7)
         until(lambda: (service.job(job_id).progress or {}).get("frames"))
         found = service.job(job_id).progress
-        assert found is not None and found["n_frames"] == 10 and [s["name"] for s in found["stages"]] == ["read", "write"]
+        assert (
+            found is not None and found["n_frames"] == 10 and [s["name"] for s in found["stages"]] == ["read", "write"]
+        )
         done = until(lambda: (job := service.job(job_id)).state is State.DONE and job)
         assert done.attempts == 1 and done.result["frames"] == 10 and "output" not in done.result
         with service.local_files(job_id) as (video, result):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
@@ -25,7 +26,7 @@ IsAllowed = Callable[[Address], bool]
 _MOST_REDIRECTS = 5
 _MOST_URL = 2000
 _STEP_TIMEOUT_S = 10.0
-_TOTAL_TIMEOUT_S = 120.0
+_POST_S = 15.0
 _NAT64 = IPv6Network("64:ff9b::/96")
 _PORTS = {"http": 80, "https": 443}
 
@@ -74,10 +75,10 @@ def resolved(host: str, port: int, is_allowed: IsAllowed = is_public) -> str:
 
 
 class _Network(httpcore.SyncBackend):
-    """Connects to addresses that were checked, and to no other."""
+    """Connects to addresses that were checked, and to no other. end_s: on time.monotonic, when all has to be over."""
 
-    def __init__(self, is_allowed: IsAllowed) -> None:
-        self._is_allowed = is_allowed
+    def __init__(self, is_allowed: IsAllowed, end_s: float) -> None:
+        self._is_allowed, self._end_s = is_allowed, end_s
 
     def connect_tcp(
         self,
@@ -88,7 +89,7 @@ class _Network(httpcore.SyncBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         address = resolved(host, port, self._is_allowed)
-        return super().connect_tcp(address, port, timeout, local_address, socket_options)
+        return _Stream(super().connect_tcp(address, port, timeout, local_address, socket_options), self._end_s)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
@@ -96,13 +97,48 @@ class _Network(httpcore.SyncBackend):
         raise _refused("it is not an http(s) address")
 
 
-def fetch(url: str, target: Path, most_bytes: int, is_allowed: IsAllowed = is_public) -> int:
-    """Write what an address holds to a new file; return its size in bytes.
+class _Stream(httpcore.NetworkStream):
+    """A connection that ends after a time: a machine that sends a byte now and then holds nobody."""
+
+    def __init__(self, stream: httpcore.NetworkStream, end_s: float) -> None:
+        self._stream, self._end_s = stream, end_s
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._left_s(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._left_s(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._left_s(timeout)), self._end_s)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def _left_s(self, timeout: float | None) -> float:
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise httpcore.ReadTimeout("the whole took too long")
+        return left_s if timeout is None else min(timeout, left_s)
+
+
+def fetch(
+    url: str,
+    target: Path,
+    most_bytes: int,
+    is_allowed: IsAllowed = is_public,
+    most_s: float = 120.0,
+) -> int:
+    """Write what an address holds to a new file; return its size in bytes. most_s: how long all may take.
 
     Raises Refused: 422 where it cannot be fetched or is not public, 413 where it holds more than `most_bytes`.
     """
-    end_s = time.monotonic() + _TOTAL_TIMEOUT_S
-    with _pool(is_allowed) as pool:
+    with _pool(is_allowed, most_s) as pool:
         for _ in range(_MOST_REDIRECTS + 1):
             check_address(url)
             try:
@@ -113,7 +149,7 @@ def fetch(url: str, target: Path, most_bytes: int, is_allowed: IsAllowed = is_pu
                         continue
                     if response.status != 200:
                         raise _refused(f"it answered {response.status}")
-                    return _save(response, target, most_bytes, end_s)
+                    return _save(response, target, most_bytes)
             except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, ssl.SSLError) as error:
                 raise _refused(f"it cannot be reached ({type(error).__name__})") from error
     raise _refused(f"it redirects more than {_MOST_REDIRECTS} times")
@@ -122,7 +158,7 @@ def fetch(url: str, target: Path, most_bytes: int, is_allowed: IsAllowed = is_pu
 def post(url: str, body: bytes, headers: Mapping[str, str], is_allowed: IsAllowed = is_public) -> int:
     """Send a body to an address, following no redirect; return the answer's status. Raises Refused."""
     check_address(url)
-    with _pool(is_allowed) as pool:
+    with _pool(is_allowed, _POST_S) as pool:
         try:
             with pool.stream(
                 "POST", url, headers=[*_headers(url).items(), *headers.items()], content=body, extensions=_timeouts()
@@ -132,19 +168,18 @@ def post(url: str, body: bytes, headers: Mapping[str, str], is_allowed: IsAllowe
             raise _refused(f"it cannot be reached ({type(error).__name__})") from error
 
 
-def _pool(is_allowed: IsAllowed) -> httpcore.ConnectionPool:
-    return httpcore.ConnectionPool(ssl_context=ssl.create_default_context(), network_backend=_Network(is_allowed))
+def _pool(is_allowed: IsAllowed, most_s: float) -> httpcore.ConnectionPool:
+    network = _Network(is_allowed, time.monotonic() + most_s)
+    return httpcore.ConnectionPool(ssl_context=ssl.create_default_context(), network_backend=network)
 
 
-def _save(response: httpcore.Response, target: Path, most_bytes: int, end_s: float) -> int:
+def _save(response: httpcore.Response, target: Path, most_bytes: int) -> int:
     n_bytes = 0
     with target.open("xb") as file:
         for block in response.iter_stream():
             n_bytes += len(block)
             if n_bytes > most_bytes:
                 raise Refused("the files are too large", status=413, code="too_large", fix="name smaller files")
-            if time.monotonic() > end_s:
-                raise _refused(f"it took longer than {_TOTAL_TIMEOUT_S:g} s")
             file.write(block)
     return n_bytes
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
@@ -103,11 +104,12 @@ async def post_job(request: Request, response: Response, service: Given, client:
     if kind == "multipart/form-data":
         async with received_files(request, service, client) as (video, audio, text):
             asked, _ = read_request(JobModel, text, key)
-            job = await run_in_threadpool(service.submit, asked, video, audio, client)
+            job = await to_thread.run_sync(service.submit, asked, video, audio, client, limiter=_limiter(request))
     elif kind == "application/json":
         asked, addresses = read_request(AddressesModel, await _small_body(request), key)
         assert isinstance(addresses, AddressesModel)
-        job = await run_in_threadpool(service.submit_addresses, asked, addresses.video, addresses.audio, client)
+        files = (addresses.video, addresses.audio)
+        job = await to_thread.run_sync(service.submit_addresses, asked, *files, client, limiter=_limiter(request))
     else:
         fix = "send multipart/form-data with video and audio, or JSON with their addresses"
         raise Refused(f"the content type {kind!r} is not taken", status=415, code="content_type", fix=fix)
@@ -146,10 +148,9 @@ async def get_events(job_id: JobId, service: Given, client: Client, request: Req
     return StreamingResponse(_events(service, client, job, request), media_type="text/event-stream", headers=headers)
 
 
-@router.api_route(
+@router.head("/jobs/{job_id}/result", include_in_schema=False)
+@router.get(
     "/jobs/{job_id}/result",
-    methods=["GET", "HEAD"],
-    operation_id="result",
     response_class=StreamingResponse,
     responses={
         200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}},
@@ -222,6 +223,12 @@ async def _events(service: Service, client: str, job: Job, request: Request) -> 
             job = await run_in_threadpool(service.job, job.id, client)
         except Refused:  # deleted
             return
+
+
+def _limiter(request: Request) -> CapacityLimiter:
+    """Return what bounds the threads that look at files or fetch them, so that others are left to answer."""
+    limiter: CapacityLimiter = request.app.state.submitting
+    return limiter
 
 
 async def _small_body(request: Request, most_bytes: int = 100_000) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
@@ -32,6 +33,8 @@ from lipstream.serve.settings import ServiceSettings
 from lipstream.version import __version__
 
 logger = logging.getLogger(__name__)
+
+_SUBMITTING_THREADS = 8
 
 
 def create_app(
@@ -68,6 +71,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service, app.state.stopping = opened, threading.Event()
+    app.state.submitting = CapacityLimiter(_SUBMITTING_THREADS)
     app.add_middleware(Access, database=opened.database, settings=settings)
     app.include_router(router)
     _add_health(app, opened)

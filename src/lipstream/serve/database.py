@@ -18,6 +18,7 @@ from lipstream.errors import SettingsError
 from lipstream.serve.tables import locks
 
 _BUSY_TIMEOUT_S = 30
+_POOL: dict[str, Any] = {"pool_size": 5, "max_overflow": 60}  # more than a server has threads
 _MIGRATION_LOCK = 0x6C6970  # of PostgreSQL's advisory locks: any number that nobody else takes
 _FIX = "check the URL, as in sqlite:///jobs.sqlite or postgresql+psycopg://user@host/name"
 
@@ -30,7 +31,8 @@ class Database:
             parsed = make_url(url)
             self.shown_url = parsed.render_as_string(hide_password=True)
             self.dialect = parsed.get_backend_name()
-            self._engine = _sqlite_engine(url) if self.dialect == "sqlite" else create_engine(url, pool_pre_ping=True)
+            is_sqlite = self.dialect == "sqlite"
+            self._engine = _sqlite_engine(url) if is_sqlite else create_engine(url, pool_pre_ping=True, **_POOL)
         except ArgumentError as error:
             raise SettingsError("database: not an SQLAlchemy URL", setting="database", fix=_FIX) from error
         except (NoSuchModuleError, ImportError) as error:
@@ -93,7 +95,7 @@ class Database:
 
 
 def _sqlite_engine(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **_POOL)
 
     @event.listens_for(engine, "connect")
     def _(connection: Any, record: Any) -> None:

@@ -1,4 +1,4 @@
-"""The threads of a server or a worker's process: one for each worker, and one for the upkeep."""
+"""The threads of a server or a worker's process: one for each worker, and those of the upkeep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lipstream.serve.database import Database
 from lipstream.serve.files import Files
 from lipstream.serve.render import Renderer
 from lipstream.serve.settings import WorkSettings
-from lipstream.serve.upkeep import Upkeep
+from lipstream.serve.upkeep import keepers
 from lipstream.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class Running:
         self.errors: list[LipstreamError] = []
         self._workers = [Worker(database, files, settings, one) for one in renderers]
         self._threads = [threading.Thread(target=self._work, args=(one,), daemon=True) for one in self._workers]
-        self._upkeep = Upkeep(database, files, settings, is_allowed)
-        for thread in (*self._threads, self._upkeep):
+        self._keepers = keepers(database, files, settings, is_allowed)
+        for thread in (*self._threads, *self._keepers):
             thread.start()
 
     @property
@@ -49,7 +49,8 @@ class Running:
             worker.stop.set()
         for thread in self._threads:
             thread.join(_STOP_S)
-        self._upkeep.stop()
+        for keeper in self._keepers:
+            keeper.stop()
 
     def _work(self, worker: Worker) -> None:
         try:

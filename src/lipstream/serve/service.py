@@ -109,6 +109,9 @@ class Service:
     def submit(self, request: JobRequest, video: Path, audio: Path, client: str) -> Job:
         """Check two local files and queue a job with copies of them. client: who it belongs to."""
         model = self._model(request.model)
+        if (request.settings.resolution or 0) > self.settings.max_resolution:
+            message = f"settings.resolution is more than {self.settings.max_resolution}"
+            raise Refused(message, status=422, code="settings", fix="ask for less")
         if request.webhook is not None:
             self._check_urls_allowed()
             check_address(request.webhook.url)

@@ -133,6 +133,9 @@ class ServiceSettings(WorkSettings):
     max_pixels: int = setting(
         3840 * 2160, "pixels of a frame", group="limits", metavar="N", low=64 * 64, high=8192 * 8192
     )
+    max_resolution: int = setting(
+        1024, "side of the crop that a job may ask for, px", group="limits", metavar="PX", low=64, high=8192
+    )
     max_client_jobs: int = setting(
         10, "jobs of a client that wait or run", group="limits", metavar="N", low=1, high=100_000
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError
 
 from lipstream.errors import LipstreamError
-from lipstream.serve.addresses import IsAllowed, is_public
+from lipstream.serve.addresses import IsAllowed
 from lipstream.serve.database import Database
 from lipstream.serve.files import Files
 from lipstream.serve.jobs import made_s
@@ -23,18 +24,16 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN_FILES_S = 3600.0
 """Files of no job are deleted when they are so old: those of an upload whose server was killed."""
+_UNKNOWN_EVERY_S = 600.0
 _SILENT_WORKER_S = 600.0
 
 
-class Upkeep(threading.Thread):
-    """Does the upkeep every few seconds until it is stopped. is_allowed: where reports may be sent."""
+class Repeated(threading.Thread):
+    """Does something every few seconds until it is stopped, whatever becomes of the database in the meantime."""
 
-    def __init__(
-        self, database: Database, files: Files, settings: WorkSettings, is_allowed: IsAllowed = is_public
-    ) -> None:
-        super().__init__(name="upkeep", daemon=True)
-        self._database, self._files, self._settings, self._is_allowed = database, files, settings, is_allowed
-        self._every_s = min(5.0, settings.keep_s / 2, settings.lease_s / 2)
+    def __init__(self, name: str, task: Callable[[], object], every_s: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self._task, self._every_s = task, every_s
         self._stop_asked = threading.Event()
 
     def stop(self) -> None:
@@ -45,21 +44,32 @@ class Upkeep(threading.Thread):
     def run(self) -> None:
         while not self._stop_asked.wait(self._every_s):
             try:
-                once(self._database, self._files, self._settings, self._is_allowed)
+                self._task()
             except DBAPIError as error:
                 logger.warning("database: %s", type(error.orig).__name__)
             except (LipstreamError, OSError) as error:
-                logger.warning("upkeep: %s", error)
+                logger.warning("%s: %s", self.name, error)
 
 
-def once(database: Database, files: Files, settings: WorkSettings, is_allowed: IsAllowed = is_public) -> None:
-    """Do all of the upkeep once."""
+def keepers(database: Database, files: Files, settings: WorkSettings, is_allowed: IsAllowed) -> list[Repeated]:
+    """Return the threads that do the upkeep, not started yet. is_allowed: the machines that reports may be sent to.
+
+    Reports have one of their own: a client's slow machine delays nothing else.
+    """
+    every_s = min(5.0, settings.keep_s / 2, settings.lease_s / 2)
+    return [
+        Repeated("upkeep", lambda: once(database, files, settings), every_s),
+        Repeated("webhooks", lambda: deliver_due(database, is_allowed), every_s),
+        Repeated("unknown files", lambda: delete_unknown(database, files), _UNKNOWN_EVERY_S),
+    ]
+
+
+def once(database: Database, files: Files, settings: WorkSettings) -> None:
+    """Release lapsed leases, expire jobs and delete what is left of expired ones."""
     Leases(database, settings).release_lapsed()
-    deliver_due(database, is_allowed)
     _expire(database, settings)
     _delete_files(database, files)
     _forget(database, settings)
-    _delete_unknown(database, files)
 
 
 def _expire(database: Database, settings: WorkSettings) -> None:
@@ -101,7 +111,7 @@ def _forget(database: Database, settings: WorkSettings) -> None:
         connection.execute(delete(workers).where(gone))
 
 
-def _delete_unknown(database: Database, files: Files) -> None:
+def delete_unknown(database: Database, files: Files) -> None:
     """Delete files of jobs that are not in the database, once they are old: an id says when it was made."""
     with database.reading() as connection:
         now_s = database.now_s(connection)

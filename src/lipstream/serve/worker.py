@@ -20,6 +20,7 @@ from lipstream.results import Progress
 from lipstream.serve.database import Database
 from lipstream.serve.files import AUDIO, VIDEO, Files
 from lipstream.serve.leases import Lease, Leases, WorkerRecord
+from lipstream.serve.quantities import shown_bytes
 from lipstream.serve.render import Renderer, Work
 from lipstream.serve.settings import WorkSettings
 
@@ -72,9 +73,9 @@ class Worker:
         """Do a job, and publish what became of it if its lease is still ours."""
         job = {"job": lease.job_id}
         logger.info("begun", extra={**job, "attempt": lease.attempt, "worker": self.id})
-        keeper = _Keeper(self, self._leases, lease, self._settings)
         begun_s = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="lipstream-") as folder:
+            keeper = _Keeper(self, self._leases, lease, self._settings, Path(folder))
             try:
                 with keeper, self._files.local(lease.job_id, VIDEO, AUDIO) as (video, audio):
                     work = Work(lease.model, lease.settings, video, audio, Path(folder) / "result.mp4")
@@ -114,17 +115,17 @@ class Worker:
 
 
 class _Keeper(threading.Thread):
-    """Renews a lease while a job is at work, stores its progress, and stops it: lost lease, wall time, or worker's end.
+    """Renews a lease while a job is at work, stores its progress, and stops it: lost lease, limits, worker's end.
 
-    A context manager. cancel: what the job watches.
+    A context manager. cancel: what the job watches. folder: where it writes.
     """
 
-    def __init__(self, worker: Worker, leases: Leases, lease: Lease, settings: WorkSettings) -> None:
+    def __init__(self, worker: Worker, leases: Leases, lease: Lease, settings: WorkSettings, folder: Path) -> None:
         super().__init__(name="lease", daemon=True)
         self.cancel, self.is_lost = threading.Event(), False
         self._worker, self._leases, self._lease = worker, leases, lease
         self._every_s = min(1.0, settings.lease_s / 3)
-        self._wall_s, self._lease_s = settings.max_wall_s, settings.lease_s
+        self._settings, self._folder = settings, folder
         self._ended = threading.Event()
         self._estimate = Estimate()
         self._progress: Mapping[str, Any] | None = None
@@ -156,9 +157,8 @@ class _Keeper(threading.Thread):
             now_s = time.monotonic()
             try:
                 self._worker.report(self._lease.job_id)
-                if now_s - begun_s > self._wall_s:
-                    message = f"it took longer than {self._wall_s:g} s"
-                    self._leases.fail(self._lease, "wall_time", message, "send a shorter clip, or a faster preset")
+                if (broken := self._broken_limit(now_s - begun_s)) is not None:
+                    self._leases.fail(self._lease, *broken)
                     self.is_lost = True
                 elif self._leases.renew(self._lease, self._progress):
                     renewed_s = now_s
@@ -166,11 +166,20 @@ class _Keeper(threading.Thread):
                     self.is_lost = True
             except DBAPIError as error:
                 logger.warning("database: %s", type(error.orig).__name__, extra={"job": self._lease.job_id})
-                self.is_lost = now_s - renewed_s > self._lease_s
+                self.is_lost = now_s - renewed_s > self._settings.lease_s
             if self.is_lost or self._worker.stop.is_set():
                 self.cancel.set()
             if self.is_lost:
                 return
+
+    def _broken_limit(self, time_s: float) -> tuple[str, str, str] | None:
+        """Return code, message and fix for a job that takes too long or writes too much."""
+        most_s, most_bytes = self._settings.max_wall_s, self._settings.max_disk_bytes
+        if time_s > most_s:
+            return "wall_time", f"it took longer than {most_s:g} s", "send a shorter clip, or a faster preset"
+        if sum(path.stat().st_size for path in self._folder.iterdir()) > most_bytes:
+            return "disk_full", f"its result is larger than {shown_bytes(most_bytes)}", "ask for a higher crf"
+        return None
 
 
 def _described(error: Exception, folder: str) -> dict[str, Any]:
