@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ from lipstream.results import Progress, SyncResult
 from lipstream.serve.render import ModelRenderer, Work
 from lipstream.serve.service import JobRequest, Service
 from lipstream.settings import RuntimeSettings, SyncSettings
+
+# Gradio's own figures of its queue meet warnings of pandas.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword).*")
 
 CHROMIUM = Path("/usr/bin/chromium")
 HERE = "127.0.0.1"
@@ -93,8 +97,8 @@ def begin(page: Any, video: Path = sample.VIDEO, speech: Path = sample.SPEECH) -
 
 def states(page: Any) -> dict[str, Any]:
     return page.evaluate(
-        """() => { const [after, before] = document.querySelectorAll('#ls-result video');
-        return {after: after.currentTime, before: before.currentTime, paused: after.paused, ready: before.readyState}; }"""
+        """() => { const [after, before] = document.querySelectorAll('#ls-result video'); return {
+        after: after.currentTime, before: before.currentTime, paused: after.paused, ready: before.readyState}; }"""
     )
 
 
@@ -186,7 +190,7 @@ def test_what_is_missing_or_wrong_is_said_where_the_eye_is(browser: Any, service
 
 
 def test_another_person_is_chosen_in_the_picture(browser: Any, service: Service, tmp_path: Path) -> None:
-    images = [np.concatenate([frame.image, frame.image], 1) for _, frame in zip(range(3), read_frames(sample.VIDEO))]  # noqa: B905
+    images = [np.concatenate([one.image, one.image], 1) for one in itertools.islice(read_frames(sample.VIDEO), 3)]
     two = write_clip(tmp_path / "two.mp4", images)
     with serving(service, Rendered()) as client, opened(browser, client) as page:
         fill(page, two, write_speech(tmp_path / "speech.wav", 1.0))
@@ -226,14 +230,14 @@ def test_advanced_settings_reach_the_job(browser: Any, service: Service) -> None
 
 
 def test_the_page_fits_a_phone(browser: Any, service: Service) -> None:
-    with serving(service, Rendered()) as client:
-        with opened(browser, client, viewport={"width": 360, "height": 740}, has_touch=True) as page:
-            page.click("#more button")
-            begin(page)
-            page.wait_for_selector("#ls-result")
-            page.click("#ls-result summary")
-            assert page.evaluate("document.documentElement.scrollWidth") <= 360
-            assert page.locator(".ls-stage").bounding_box()["width"] <= 360
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True}
+    with serving(service, Rendered()) as client, opened(browser, client, **phone) as page:
+        page.click("#more button")
+        begin(page)
+        page.wait_for_selector("#ls-result")
+        page.click("#ls-result summary")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.locator(".ls-stage").bounding_box()["width"] <= 360
 
 
 def test_light_and_dark(browser: Any, service: Service) -> None:
@@ -277,7 +281,7 @@ def test_the_keyboard_suffices(browser: Any, service: Service) -> None:
 
 
 def test_everything_has_a_name_for_screen_readers(browser: Any, service: Service) -> None:
-    nameless = """() => [...document.querySelectorAll('button, input, select, textarea, a, [role=button]')].filter((one) =>
+    nameless = """() => [...document.querySelectorAll('button, input, textarea, a, [role=button]')].filter((one) =>
         one.checkVisibility() && one.type !== 'file' && !(one.ariaLabel || one.textContent.trim() || one.title
         || one.labels?.length || one.closest('label'))).map((one) => one.outerHTML.slice(0, 200))"""
     with serving(service, Rendered()) as client, opened(browser, client) as page:
@@ -333,6 +337,7 @@ def test_no_address_and_no_path_of_a_visitor_is_followed(service: Service, tmp_p
             {"path": address},
             {"path": str(secret), "url": address},
             {"path": str(secret)},
+            {"path": str(secret), "is_stream": True},
             {"path": "x.mp4", "url": address},
         ):
             data = [{**file, "meta": {"_type": "gradio.FileData"}}, None, "tiny", "exact"]
@@ -346,4 +351,5 @@ def test_no_address_and_no_path_of_a_visitor_is_followed(service: Service, tmp_p
         assert page.get(f"/gradio_api/file={secret}").status_code in (403, 404)
     time.sleep(0.2)
     elsewhere.shutdown()
+    elsewhere.server_close()
     assert asked == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from lipstream.bundled import sample
 from lipstream.errors import LipstreamError
@@ -86,11 +87,11 @@ def build_form(service: Service) -> None:
     job = gr.Textbox(visible=False)
 
     def on_change(video: str | None, speech: str | None, model: str, preset: str) -> tuple[Any, ...]:
-        found = understand(service, video, speech, model, preset)
+        found = understand(service, _uploaded(video), _uploaded(speech), model, preset)
         return found.video, found.speech, found.facts, ""
 
     def on_video(video: str | None, speech: str | None, model: str, preset: str) -> tuple[Any, ...]:
-        found = understand(service, video, speech, model, preset)
+        found = understand(service, _uploaded(video), _uploaded(speech), model, preset)
         return found.video, found.speech, found.facts, "", _choices(found.seen)
 
     def on_go(
@@ -103,7 +104,7 @@ def build_form(service: Service) -> None:
         agreed: bool,
         *given: Any,
     ) -> tuple[str, str]:
-        wanted = _missing(video, speech, agreed)
+        wanted = _missing(_uploaded(video), _uploaded(speech), agreed)
         if wanted is not None or video is None or speech is None:
             return _said(wanted or ""), ""
         try:
@@ -165,13 +166,21 @@ def _footer(service: Service) -> str:
 
 
 def _local(file: Any) -> Any:
-    """Let a component take files that were uploaded only: an address in its place would be fetched by the server."""
+    """Keep a component from fetching an address, and from copying a file of this machine, that a visitor names.
+
+    Gradio checks neither in an application that is mounted.
+    """
     move = file.async_move_resource_to_block_cache
 
     async def checked(path: Any) -> Any:
-        if str(path).lower().startswith(("http://", "https://")):
-            raise gr.Error("addresses are not fetched")
-        return await move(path)
+        return await move(path if Path(path) in (sample.VIDEO, sample.SPEECH) else _uploaded(str(path)))
 
     file.async_move_resource_to_block_cache = checked
     return file
+
+
+def _uploaded(path: str | None) -> str | None:
+    """Return the path of a file that a visitor has uploaded. Raises gr.Error for any other."""
+    if path and not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise gr.Error("only uploaded files are taken")
+    return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,13 +31,9 @@ _HEAD = '<script type="module" src="page/page.js"></script><meta name="color-sch
 
 def mount(app: FastAPI, service: Service) -> FastAPI:
     """Mount the page at / of an application. What visitors upload is in a folder that ends with the process."""
-    if _UPLOADS_VARIABLE not in os.environ:  # Gradio's one way to be told
-        folder = tempfile.TemporaryDirectory(prefix="lipstream-page-")
-        app.state.page_uploads = folder
-        os.environ[_UPLOADS_VARIABLE] = folder.name
     most_bytes = service.settings.max_upload_bytes
     app.include_router(page_router(service))
-    app.add_middleware(_Bounded, folder=Path(os.environ[_UPLOADS_VARIABLE]), most_bytes=_UPLOADS_AT_ONCE * most_bytes)
+    app.add_middleware(_Bounded, folder=_uploads(), most_bytes=_UPLOADS_AT_ONCE * most_bytes)
     with gr.Blocks(title="lipstream", analytics_enabled=False, delete_cache=(_FORGET_S // 6, _FORGET_S)) as form:
         build_form(service)
     form.queue(max_size=service.settings.max_queue, default_concurrency_limit=4)
@@ -57,6 +55,15 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
         head=_HEAD,
     )
     return app
+
+
+def _uploads() -> Path:
+    """Return the folder for what visitors upload, which ends with the process; Gradio is told by the environment."""
+    if _UPLOADS_VARIABLE not in os.environ:
+        folder = tempfile.mkdtemp(prefix="lipstream-page-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[_UPLOADS_VARIABLE] = folder
+    return Path(os.environ[_UPLOADS_VARIABLE])
 
 
 class _Bounded:
