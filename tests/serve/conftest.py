@@ -29,21 +29,26 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def postgres_database(postgres_url: str) -> str:
+    """Return the URL of an empty database on PostgreSQL."""
+    from sqlalchemy import create_engine, text
+
+    global _n_databases
+    _n_databases += 1
+    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE test_{_n_databases}"))
+    engine.dispose()
+    return postgres_url.rpartition("/")[0] + f"/test_{_n_databases}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-    from sqlalchemy import create_engine, text
-
-    global _n_databases
-    _n_databases += 1
-    server = str(request.getfixturevalue("postgres_url"))
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE test_{_n_databases}"))
-    engine.dispose()
-    return server.rpartition("/")[0] + f"/test_{_n_databases}"
+    return str(request.getfixturevalue("postgres_database"))
 
 
 @pytest.fixture

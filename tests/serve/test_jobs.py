@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +15,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect
 
-from helpers.service import FakeRender, broken, until
+from helpers.service import FakeRender, broken, until, write_inputs
 from lipstream import SettingsError
 from lipstream.results import SyncResult
 from lipstream.serve.database import Database
 from lipstream.serve.leases import Leases
 from lipstream.serve.refused import Refused
 from lipstream.serve.service import JobRequest, Service
+from lipstream.serve.settings import ServiceSettings
 from lipstream.serve.states import MOVES, State, move
 from lipstream.serve.tables import metadata
 from lipstream.serve.worker import Worker
@@ -264,3 +266,25 @@ def test_an_idempotency_key_gives_the_same_job(service: Service, inputs: Inputs)
     assert len(ids) == 1
     folders = {path.name for path in Path(str(service.settings.data)).iterdir() if path.is_dir()}
     assert folders == {job.id for job in [*service.newest("me"), *service.newest("another")]}  # no copy is left over
+
+
+def test_a_database_that_drops_its_connections_loses_nothing(postgres_database: str, tmp_path: Path) -> None:
+    """As when PostgreSQL starts again: the worker goes on, and so does its job."""
+    service = Service.open(ServiceSettings(database=postgres_database, data=str(tmp_path / "files"), lease="5s"))
+    render = FakeRender(duration_s=3)
+    worker = working(service, render)
+    job_id = submitted(service, write_inputs(tmp_path))
+    assert render.begun.wait(60)
+    other = Database(postgres_database)
+    for _ in range(3):
+        with other.reading() as connection:
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        time.sleep(0.5)
+    until(lambda: service.job(job_id).state is State.DONE)
+    stopped(*worker)
+    assert len(render.runs) == service.job(job_id).attempts == 1
+    other.close()
+    service.close()

@@ -6,6 +6,7 @@ server that answers differently the second time gains nothing.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import time
@@ -62,8 +63,8 @@ def check_address(url: str) -> None:
         raise _refused("it holds a password")
 
 
-def resolved(host: str, port: int, is_allowed: IsAllowed = is_public) -> str:
-    """Return the address to connect to for a name. Raises Refused where one of the name's addresses is not allowed."""
+def resolved(host: str, port: int, is_allowed: IsAllowed = is_public) -> list[str]:
+    """Return the addresses that a name has. Raises Refused where one of them is not allowed."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -71,7 +72,7 @@ def resolved(host: str, port: int, is_allowed: IsAllowed = is_public) -> str:
     addresses = [ip_address(str(one[4][0]).partition("%")[0]) for one in found]
     if not addresses or not all(is_allowed(one) for one in addresses):
         raise _refused("it is not of a public machine")
-    return str(addresses[0])
+    return list(dict.fromkeys(map(str, addresses)))
 
 
 class _Network(httpcore.SyncBackend):
@@ -88,8 +89,11 @@ class _Network(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        address = resolved(host, port, self._is_allowed)
-        return _Stream(super().connect_tcp(address, port, timeout, local_address, socket_options), self._end_s)
+        *others, last = resolved(host, port, self._is_allowed)
+        for address in others:
+            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return _Stream(super().connect_tcp(address, port, timeout, local_address, socket_options), self._end_s)
+        return _Stream(super().connect_tcp(last, port, timeout, local_address, socket_options), self._end_s)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None

@@ -170,7 +170,7 @@ def get_result(job_id: JobId, service: Given, client: Client, request: Request) 
     try:
         asked = asked_range(request.headers.get("range"), result.n_bytes) if is_same else None
     except Refused as error:
-        body = {"error": {"code": error.reason, "message": error.message, "fix": error.fix}}
+        body = {"error": {"code": error.kind, "message": error.message, "fix": error.fix}}
         headers = {"content-range": f"bytes */{result.n_bytes}", "content-type": "application/json"}
         return Response(json.dumps(body), 416, headers)
     begin, end = asked or (0, result.n_bytes)

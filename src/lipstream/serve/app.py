@@ -112,7 +112,7 @@ def _add_errors(app: FastAPI) -> None:
         headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
         if error.status == 413:
             headers["connection"] = "close"  # or else the rest would be read, and thrown away
-        return _answer(error.status, error.reason, error.message, error.fix, headers)
+        return _answer(error.status, error.kind, error.message, error.fix, headers)
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> Response:

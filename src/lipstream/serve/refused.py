@@ -8,7 +8,8 @@ from lipstream.errors import LipstreamError
 class Refused(LipstreamError):
     """Raised for a request that breaks a limit or cannot be carried out.
 
-    status: its HTTP status. code: the word in the answer's JSON. retry_after_s: when to try again, where that is known.
+    status: its HTTP status. code: the word in the answer's JSON, kept as `kind`. retry_after_s: when to try again, if
+    that is known.
     """
 
     exit_code = 2
@@ -17,7 +18,7 @@ class Refused(LipstreamError):
         self, message: str, *, status: int, code: str, fix: str | None = None, retry_after_s: int | None = None
     ) -> None:
         super().__init__(message, fix=fix)
-        self.status, self.reason, self.retry_after_s = status, code, retry_after_s
+        self.status, self.kind, self.retry_after_s = status, code, retry_after_s
 
 
 def not_found() -> Refused:

@@ -73,14 +73,13 @@ class Worker:
         """Do a job, and publish what became of it if its lease is still ours."""
         job = {"job": lease.job_id}
         logger.info("begun", extra={**job, "attempt": lease.attempt, "worker": self.id})
-        begun_s = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="lipstream-") as folder:
             keeper = _Keeper(self, self._leases, lease, self._settings, Path(folder))
             try:
                 with keeper, self._files.local(lease.job_id, VIDEO, AUDIO) as (video, audio):
                     work = Work(lease.model, lease.settings, video, audio, Path(folder) / "result.mp4")
                     result = self._render(work, keeper.note, keeper.cancel)
-                    if keeper.is_lost or self.stop.is_set():
+                    if keeper.is_lost:
                         raise Cancelled("its lease is lost")
                     name = f"result-{lease.token}.mp4"
                     input_bytes = video.stat().st_size + audio.stat().st_size
@@ -100,7 +99,6 @@ class Worker:
                 is_ours = isinstance(error, LipstreamError)
                 about = {**job, "code": failed["code"], "reason": failed["message"]}
                 logger.error("failed", extra=about, exc_info=None if is_ours else error)
-        logger.debug("took %.2f s", time.perf_counter() - begun_s, extra=job)
 
     def report(self, job: str | None) -> None:
         """Note in the database what this worker does, if that is due."""
@@ -177,9 +175,16 @@ class _Keeper(threading.Thread):
         most_s, most_bytes = self._settings.max_wall_s, self._settings.max_disk_bytes
         if time_s > most_s:
             return "wall_time", f"it took longer than {most_s:g} s", "send a shorter clip, or a faster preset"
-        if sum(path.stat().st_size for path in self._folder.iterdir()) > most_bytes:
+        if sum(map(_n_bytes, self._folder.iterdir())) > most_bytes:
             return "disk_full", f"its result is larger than {shown_bytes(most_bytes)}", "ask for a higher crf"
         return None
+
+
+def _n_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # it has just got another name
+        return 0
 
 
 def _described(error: Exception, folder: str) -> dict[str, Any]:
