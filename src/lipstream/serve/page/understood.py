@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from lipstream.errors import LipstreamError
 from lipstream.media.audio import SpeechInfo
@@ -56,7 +56,7 @@ def understand(
             " and is at least 50 pixels wide."
         )
     if sound is not None and is_silent(sound):
-        about_speech = _said("There is nothing to hear in this recording. Record it again, or check the microphone.")
+        about_speech = _said("This recording is silent. Record it again, or check the microphone.")
     if picture is not None and seen is not None:
         facts = _facts(service, picture, seen, sound, model, preset)
     return Understood(about_video, about_speech, facts, seen)
@@ -107,7 +107,7 @@ def _rate(rate_hz: float) -> str:
 
 def _time(service: Service, speech_s: float, model: str, preset: str) -> str:
     factor = _real_time_factor(service, model, preset)
-    waiting = service_queue(service)
+    waiting = _n_waiting(service)
     queue = f", after the {waiting} that wait{'s' if waiting == 1 else ''}" if waiting else ""
     if factor is None:
         return f"not known before the first run here{queue}"
@@ -125,10 +125,8 @@ def _real_time_factor(service: Service, model: str, preset: str) -> float | None
     return sum(result["wall_s"] for result in results) / made_s if made_s else None
 
 
-def service_queue(service: Service) -> int:
+def _n_waiting(service: Service) -> int:
     """Return how many jobs wait."""
-    from sqlalchemy import func
-
     with service.database.reading() as connection:
         waiting = select(func.count()).where(jobs.c.state == State.QUEUED.value)
         return int(connection.scalar(waiting) or 0)
