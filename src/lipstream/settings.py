@@ -289,6 +289,8 @@ class RuntimeSettings(Settings):
     to leave out, as `lipstream prune` writes it. engine: what computes the networks; all but torch need an extra, and
     export the model first. provider: ONNX Runtime's execution provider. vae: the autoencoder; taesd and taesd-decoder
     are for models with Stable Diffusion's latents. triton_url: of the server of engine="triton", HOST:PORT.
+    c2pa_certificate, c2pa_key: PEM files, with which results are signed as C2PA says; None: those that
+    LIPSTREAM_C2PA_CERTIFICATE and LIPSTREAM_C2PA_KEY name, if any.
     """
 
     device: str = setting(
@@ -338,6 +340,21 @@ class RuntimeSettings(Settings):
     frame_memory_mb: int = setting(
         512, "bound of decoded frames in flight", group="hardware", metavar="MB", low=1, high=1_000_000
     )
+    c2pa_certificate: str | Path | None = setting(
+        None,
+        "sign the result with this chain of certificates (PEM), as C2PA says; test: with one made on the spot",
+        group="input and output",
+        metavar="FILE|test",
+        unset="$LIPSTREAM_C2PA_CERTIFICATE, or not at all",
+    )
+    c2pa_key: str | Path | None = setting(
+        None,
+        "private key of --c2pa-certificate (PEM)",
+        group="input and output",
+        metavar="FILE",
+        unset="$LIPSTREAM_C2PA_KEY",
+    )
+    no_c2pa: bool = setting(False, "don't sign, whatever certificate is configured", group="input and output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

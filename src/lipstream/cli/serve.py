@@ -153,9 +153,8 @@ def _renderers(args: argparse.Namespace, settings: WorkSettings) -> Sequence[Ren
 
 
 def _add_settings(parser: argparse.ArgumentParser, record: type[WorkSettings]) -> None:
-    groups = {
-        title: parser.add_argument_group(title) for title in ("service", "limits", "speed", "hardware", "messages")
-    }
+    titles = ("service", "limits", "input and output", "speed", "hardware", "messages")
+    groups = {title: parser.add_argument_group(title) for title in titles}
     options.add_fields(groups, record)
     options.add_runtime_options(groups)
 

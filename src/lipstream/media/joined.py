@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.origin import Origin
 from lipstream.media.output_file import output_errors
 from lipstream.media.sound import Samples
 from lipstream.media.writer import VideoWriter
@@ -46,8 +47,8 @@ class JoinedWriter(VideoWriter):
         n_frames: int,
         speech_samples: Generator[Samples, None, None] | None = None,
         overwrite: bool = False,
-        metadata: Mapping[str, str] | None = None,
         source: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._like = like
         super().__init__(
@@ -60,8 +61,8 @@ class JoinedWriter(VideoWriter):
             n_frames=n_frames,
             speech_samples=speech_samples,
             overwrite=overwrite,
-            metadata=metadata,
             source=source,
+            origin=origin,
         )
 
     def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:

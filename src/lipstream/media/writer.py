@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, to_yuv420p
+from lipstream.media.origin import Origin
 from lipstream.media.output_file import (
     CONTAINERS,
     check_output,
@@ -61,6 +62,7 @@ class VideoWriter:
     most that will be written. `speech_samples`: the speech's samples where they are being read already (see
     SharedSpeech.planar); by default the recording is opened for them. source: the video whose tags, chapters, other
     sound tracks and subtitles are copied as far as the container takes them; `metadata`'s `comment` follows its own.
+    origin: how the file was made, which it says in all ways that its container has.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
@@ -83,6 +85,7 @@ class VideoWriter:
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,
         source: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.path = Path(path)
         check_output(self.path, inputs=[speech.path] if speech else [], overwrite=overwrite)
@@ -92,6 +95,7 @@ class VideoWriter:
         self.n_frames = n_frames
         self.n_written = 0
         self.overwrite = overwrite
+        self._origin = origin
         self._reformatter = VideoReformatter()
         self._speech: _SpeechTrack | None = None
         self._copied: SourceTracks | None = None
@@ -106,7 +110,7 @@ class VideoWriter:
                 if source:
                     self._copied = SourceTracks(source, self._container, self._video, n_frames / self.frame_rate)
                 comment = self._copied.comment if self._copied else None
-                self._container.metadata.update(tags_with(comment, metadata or {}))
+                self._container.metadata.update(tags_with(comment, _metadata(metadata, origin)))
         except BaseException:
             self._abandon()
             raise
@@ -177,6 +181,8 @@ class VideoWriter:
             if self._copied:
                 self._copied.close()
             self._container.close()
+            if self._origin:
+                self._origin.mark(self._temporary, self.path, self._target)
             _to_disk(self._temporary)
             if self.overwrite:
                 self._temporary.replace(self._target)
@@ -267,6 +273,10 @@ class _SpeechTrack:
         frame.pts = self.n_fed
         self.n_fed += samples.shape[1]
         self.container.mux(self.stream.encode(frame))
+
+
+def _metadata(metadata: Mapping[str, str] | None, origin: Origin | None) -> dict[str, str]:
+    return {**(metadata or {}), **({"comment": origin.comment} if origin else {})}
 
 
 def _open_container(path: Path, container_format: str) -> OutputContainer:

@@ -28,6 +28,9 @@ class RuntimeFields(TypedDict, total=False):
     vae: VaeName
     triton_url: str | None
     frame_memory_mb: int
+    c2pa_certificate: str | Path | None
+    c2pa_key: str | Path | None
+    no_c2pa: bool
 
 
 def with_options(runtime: RuntimeSettings, options: dict[str, Any]) -> RuntimeSettings:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from lipstream.lipsync import LipSync
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.origin import signing_for
 from lipstream.media.reader import VideoInfo
 from lipstream.pipeline.analyse import FaceTable, checked_table
 from lipstream.pipeline.caller import POLL_S, Watch, stage_times
@@ -114,6 +115,7 @@ def run_in_segments(
     """Analyse, plan, render and join, in this order. The arguments are those of `sync_in_segments`."""
     begun_s = time.perf_counter()
     check_loop(settings.loop)
+    signing = signing_for(renderers.runtime, output)
     table = None if faces is None else checked_table(faces, inputs.video.path, settings, renderers.runtime)
     folder = WorkFolder(work, renderers.run_key(inputs, settings, None if table is None else table.sha256))
     try:
@@ -130,7 +132,7 @@ def run_in_segments(
         watch.report()
         retries = renderers.render(run, parts, watch)
         used = renderers.settings_used(settings) | {"frame_rate": float(run.frame_rate)}
-        join(run, output, used["model"], overwrite=overwrite, check=watch.tick)
+        join(run, output, used["model"], overwrite=overwrite, signing=signing, check=watch.tick)
         watch.report()
         if not keep_work:
             folder.remove()
@@ -146,6 +148,7 @@ def run_in_segments(
         stages=stage_times(clocks),
         frames_with_face=run.faces,
         frames_without=run.n_frames - run.faces,
+        spans_without=run.spans_without,
         settings=used if table is None else used | {"detector": table.detector},
         retries=retries,
     )

@@ -11,8 +11,8 @@ import av
 import av.error
 
 from lipstream.errors import InputError
-from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, probe_speech
-from lipstream.media.reader import probe
+from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, SpeechInfo, probe_speech
+from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.sound import Samples
 from lipstream.serve.refused import Refused
 from lipstream.serve.settings import ServiceSettings
@@ -44,25 +44,42 @@ class Understood:
 
 def inspect(video: Path, audio: Path, audio_track: int | None, limits: ServiceSettings) -> Understood:
     """Return what two local files hold. Raises Refused (422) for what cannot be used, or is beyond the limits."""
-    try:
-        _check_container(video, "video")
-        _check_container(audio, "recording")
-        seen = probe(video)
-        if seen.width * seen.height > limits.max_pixels:
-            message = f"the video has {seen.width} x {seen.height} pixels, more than {limits.max_pixels}"
-            raise _unusable(message, "too_many_pixels", "make it smaller")
-        speech = probe_speech(audio, _Bounded(limits.max_duration_s), track=audio_track)
-    except InputError as error:
-        noun = "video" if error.file == str(video) else "recording"
-        raise _unusable(f"{noun}: {error.message}", "input", error.fix) from error
+    seen, speech = inspect_video(video, limits), inspect_speech(audio, audio_track, limits)
     return Understood(
         width=seen.width,
         height=seen.height,
         video_s=seen.duration_s,
         frame_rate=round(float(seen.nominal_rate), 3),
         speech_s=round(float(speech.duration_s), 3),
-        is_silent=speech.peak < _SILENT_PEAK,
+        is_silent=is_silent(speech),
     )
+
+
+def is_silent(speech: SpeechInfo) -> bool:
+    """Return whether there is nothing to hear in a recording."""
+    return speech.peak < _SILENT_PEAK
+
+
+def inspect_video(video: Path, limits: ServiceSettings) -> VideoInfo:
+    """Return what a local video is. Raises Refused (422)."""
+    _check_container(video, "video")
+    try:
+        seen = probe(video)
+    except InputError as error:
+        raise _unusable(f"video: {error.message}", "input", error.fix) from error
+    if seen.width * seen.height > limits.max_pixels:
+        message = f"the video has {seen.width} x {seen.height} pixels, more than {limits.max_pixels}"
+        raise _unusable(message, "too_many_pixels", "make it smaller")
+    return seen
+
+
+def inspect_speech(audio: Path, audio_track: int | None, limits: ServiceSettings) -> SpeechInfo:
+    """Return what a local recording is, read to its end. Raises Refused (422)."""
+    _check_container(audio, "recording")
+    try:
+        return probe_speech(audio, _Bounded(limits.max_duration_s), track=audio_track)
+    except InputError as error:
+        raise _unusable(f"recording: {error.message}", "input", error.fix) from error
 
 
 class _Bounded:
