@@ -27,6 +27,7 @@ import torch
 
 from lipstream import __version__
 from lipstream.bundled import sample
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.color import ColorTags
 from lipstream.media.writer import VideoWriter
 
@@ -88,7 +89,13 @@ def make_inputs(folder: Path, duration_s: int, width: int = WIDTH, height: int =
     backdrop = np.linspace(40, 120, width, dtype=np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2)
     video = folder / f"{duration_s}.mp4"
     with VideoWriter(
-        video, width=width, height=height, color=ColorTags(), speech=None, n_frames=duration_s * 25, preset="ultrafast"
+        video,
+        width=width,
+        height=height,
+        color=ColorTags(),
+        speech=None,
+        n_frames=duration_s * 25,
+        encoding=EncodingSettings(x264_preset="ultrafast"),
     ) as writer:
         for index in range(duration_s * 25):
             lap, step = divmod(index, len(faces))

@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.encoder import PictureKind
 from lipstream.media.output_file import output_errors
 from lipstream.media.sound import Samples
 from lipstream.media.writer import VideoWriter
@@ -64,7 +65,7 @@ class JoinedWriter(VideoWriter):
             source=source,
         )
 
-    def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:
+    def _add_video(self, kind: PictureKind) -> VideoStream:
         with _opened(self._like) as container:
             return self._container.add_stream_from_template(container.streams.video[0])
 

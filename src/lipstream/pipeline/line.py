@@ -29,24 +29,22 @@ from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.detector import Face, MultiFaceDetector
-from lipstream.face.keyframes import Segment, faces_in
-from lipstream.face.people import candidates_of
-from lipstream.face.registry import Detector
-from lipstream.face.shots import coarse_picture
+from lipstream.face.detector import MultiFaceDetector
 from lipstream.face.square_pixels import on_square_pixels
 from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
 from lipstream.media.loop import read_looped
+from lipstream.media.picture import Picture
 from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
+from lipstream.pipeline.detect import seen_faces
 from lipstream.pipeline.first_face import find_first_face, no_face_in
 from lipstream.pipeline.generate import FaceGenerator
 from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
 from lipstream.pipeline.records import Aligned, Clip, Components, Counts, KnownFaces, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
-from lipstream.pipeline.track import LOOKAHEAD, Seen, Tracked, tracked
+from lipstream.pipeline.track import LOOKAHEAD, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
@@ -93,8 +91,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
         )
         clip = Clip(
             video.path,
-            video.width,
-            video.height,
+            video.picture_bytes,
             timed(frames, clocks.read),
             speech.mono(),
             recording_maximum(components, job.speech, threads),
@@ -148,7 +145,7 @@ def search_first_face(
         threads,
         frame_rate=frame_rate,
         n_threads=components.threads,
-        frames_in_flight=frames_in_flight(components, video.width, video.height, settings),
+        frames_in_flight=frames_in_flight(components, video.picture_bytes, settings),
     )
 
 
@@ -163,14 +160,14 @@ def recording_maximum(components: Components, speech: SpeechInfo, threads: Threa
     return log_mel_maximum(checked(read_mono(speech), threads), n_mels)
 
 
-def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
+def frames_in_flight(components: Components, picture_bytes: int, settings: SyncSettings) -> int:
     """Return how many frames a run may hold: as its memory allows, but as many as one call's windows need to fill up.
 
     Fewer would wait for one another for ever. A frame counts with its crop before and after.
     """
     resolution = settings.resolution or components.model.config.resolution
     crops = resolution * resolution * (3 + 4 * _FLOAT_BYTES)
-    allowed = components.frame_memory_bytes // (width * height * 3 + crops)
+    allowed = components.frame_memory_bytes // (picture_bytes + crops)
     incomplete_groups = 2 * (components.geometry.frames - 1)
     lookahead = LOOKAHEAD if settings.follows(components.model.config.departs) else 0
     return max(
@@ -181,8 +178,8 @@ def frames_in_flight(components: Components, width: int, height: int, settings: 
 
 def pictures(
     components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup
-) -> Iterator[tuple[NDArray[np.uint8], bool]]:
-    """Yield the output's frames, and whether they have a generated face; each is released when the next is taken."""
+) -> Iterator[tuple[Picture, bool]]:
+    """Yield the output's pictures, and whether they have a generated face; each is released when the next is taken."""
     budget = _budget(components, clip, threads)
     geometry = components.geometry
     ready = generated_faces(components, clip, clocks, threads, budget)
@@ -203,7 +200,7 @@ def crops(components: Components, clip: Clip, clocks: Clocks, threads: ThreadGro
 
 
 def _budget(components: Components, clip: Clip, threads: ThreadGroup) -> FrameBudget:
-    return FrameBudget(threads, frames_in_flight(components, clip.width, clip.height, clip.settings))
+    return FrameBudget(threads, frames_in_flight(components, clip.picture_bytes, clip.settings))
 
 
 def generated_faces(
@@ -228,22 +225,6 @@ def generated_faces(
     return generator.frames(batches(windows, components.batch), clocks)
 
 
-def seen_faces(
-    components: Components,
-    frames: Iterable[Frame],
-    settings: SyncSettings,
-    model_departs: bool,
-    first_face: int,
-    clock: StageClock,
-    threads: ThreadGroup,
-) -> Iterator[Seen]:
-    """Yield frames with the faces that they show. first_face: see Clip."""
-    follows = settings.follows(model_departs)
-    segments = _segments(frames, settings.frames_per_detection(), first_face, finds_all=follows)
-    detect, n_new = partial(_detect, components.detector, follows), partial(_n_new, first_face=first_face)
-    return threads.ordered_map(detect, segments, components.threads, clock, n_new)
-
-
 def _known(frames: Iterable[Frame], clip: Clip, known: KnownFaces, clock: StageClock) -> Iterator[Tracked]:
     """Yield frames with their alignment, which is known."""
     for frame in frames:
@@ -261,38 +242,6 @@ def _known(frames: Iterable[Frame], clip: Clip, known: KnownFaces, clock: StageC
         del frame  # waiting for the next one must not keep this one in memory
 
 
-def _segments(
-    frames: Iterable[Frame], detect_every: int, first_face: int, *, finds_all: bool
-) -> Iterator[tuple[Frame, Segment | None, bool]]:
-    """Yield frames with the segment of `detect_every` that each belongs to, and whether it is to be searched.
-
-    A segment that begins before the first face has no face to go by: None.
-    """
-    segment = None
-    for frame in frames:
-        index = frame.source_index
-        if index % detect_every == 0:
-            segment = Segment(index, finds_all=finds_all) if index >= first_face else None
-        yield frame, segment, not frame.is_repeat and index >= first_face
-
-
-def _n_new(item: tuple[Frame, Segment | None, bool], first_face: int) -> int:
-    """Count a frame of `_segments` unless `find_first_face` has counted it."""
-    frame, _, _ = item
-    return int(frame.index >= first_face)
-
-
-def _detect(detector: Detector, finds_all: bool, item: tuple[Frame, Segment | None, bool]) -> Seen:
-    """Return a frame with its faces; those of a repeated frame are known already."""
-    frame, segment, is_searched = item
-    image, faces = frame.image, list[Face]()
-    if is_searched and segment is None:
-        faces = faces_in(detector, image, finds_all=finds_all)
-    elif is_searched and segment is not None:
-        faces = segment.find(detector, frame.source_index, image)
-    return Seen(frame, candidates_of(image, faces), coarse_picture(image) if finds_all else None)
-
-
 def by_groups(
     function: Callable[[Sequence[T]], Iterable[R]],
     items: Iterable[T],
@@ -308,12 +257,12 @@ def by_groups(
 
 def align(resolution: int, stream: DeviceStream, faces: Sequence[Tracked]) -> Iterable[Aligned]:
     """Crop the faces of frames."""
-    found = [(one.frame.image, one.affine_matrix) for one in faces if one.affine_matrix is not None]
+    found = [(one.frame.picture, one.affine_matrix) for one in faces if one.affine_matrix is not None]
     crops: Iterator[Tensor] = iter(())
     if found:
         with stream.running():
-            images, affine_matrices = zip(*found, strict=True)
-            crops = iter(crop_faces(images, affine_matrices, resolution, stream))
+            pictures, affine_matrices = zip(*found, strict=True)
+            crops = iter(crop_faces(pictures, affine_matrices, resolution, stream))
     return [
         Aligned(
             one.frame,
@@ -355,19 +304,14 @@ def checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iter
         yield block
 
 
-def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
+def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[Picture, bool]]:
     """Return the frames with their generated faces, and whether they have one."""
-    faces = [(one.frame.image, one.face, one.affine_matrix) for one in repainted if one.face is not None]
+    faces = [one for one in repainted if one.face is not None]
     if faces:
         with stream.running():
-            # The frames are the run's own (see Frame) and have been cropped already.
-            images, crops, affine_matrices = zip(*faces, strict=True)
-            as_filmed = [
-                one.frame.image.copy() if one.weight < 1 else None for one in repainted if one.face is not None
-            ]
-            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, stream)
-        weights = [one.weight for one in repainted if one.face is not None]
-        for image, original, weight in zip(images, as_filmed, weights, strict=True):
-            if original is not None:
-                image[:] = np.rint(original + weight * (image.astype(np.float32) - original))
-    return [(one.frame.image, one.face is not None) for one in repainted]
+            # The pictures are the run's own (see Frame) and have been cropped already.
+            crops = torch.stack([one.face for one in faces if one.face is not None])
+            matrices = [one.affine_matrix for one in faces if one.affine_matrix is not None]
+            weights = [one.weight for one in faces]
+            paste_faces([one.frame.picture for one in faces], resize_face(crops), matrices, stream, weights)
+    return [(one.frame.picture, one.face is not None) for one in repainted]

@@ -30,8 +30,7 @@ def memory_clip(
     source = Images(images, speech.n_frames, settings.loop)
     clip = Clip(
         name=_NAME,
-        width=source.width,
-        height=source.height,
+        picture_bytes=source.width * source.height * 3,
         frames=timed(source.frames(), clocks.read),
         samples=[speech.samples],
         log_mel_max=log_mel_maximum([speech.samples], components.model.config.audio_encoder.n_mels),
@@ -49,7 +48,7 @@ def pasted_pictures(
     counts = Counts()
     for picture, has_face in pictures(components, clip, clocks, threads):
         counts.add(has_face)
-        yield picture
+        yield picture.image()
         del picture
     _check(counts, clip)
 

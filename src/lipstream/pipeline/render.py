@@ -95,8 +95,8 @@ def _open_piece(run: SegmentedRun, segment: Segment) -> VideoWriter:
         color=run.video.color,
         speech=None,
         n_frames=len(segment),
-        crf=run.settings.crf,
-        preset=run.settings.x264_preset,
+        encoding=run.settings,
+        layout=run.video.layout,
         sample_aspect_ratio=run.video.sample_aspect_ratio,
         overwrite=True,
     )
@@ -109,8 +109,7 @@ def _clip(components: Components, run: SegmentedRun, start: int, stop: int, cloc
     )
     return Clip(
         name=run.video.path,
-        width=run.video.width,
-        height=run.video.height,
+        picture_bytes=run.video.picture_bytes,
         frames=timed(frames, clocks.read),
         samples=_samples(run.samples),
         log_mel_max=run.log_mel_max,

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 FACES = "faces.safetensors"
 """Name of the table of faces in a run's folder."""
 
-_FORMAT = 1
+_FORMAT = 2
 _OF_THE_MACHINE = ("device", "threads")
 """Settings that change where a run is computed and not what comes out."""
 
@@ -174,8 +174,7 @@ def _clip(
     video = inputs.video
     clip = Clip(
         name=video.path,
-        width=video.width,
-        height=video.height,
+        picture_bytes=video.picture_bytes,
         frames=(),
         samples=read_mono(inputs.speech),
         log_mel_max=recording_maximum(components, inputs.speech, threads),
