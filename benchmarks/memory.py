@@ -1,4 +1,4 @@
-"""Peak memory of a run, which must grow neither with the clip's length nor with the number of threads.
+"""Peak memory and CPU time of a run; the memory must grow neither with the clip's length nor with the number of threads.
 
 Makes a clip with a face (the bundled sample on a larger canvas) and speech, runs `lipstream sync` on it as a process of
 its own and adds a row per run to results.csv: for each length, and for each number of threads.
@@ -52,9 +52,10 @@ def main() -> None:
                 command = ["sync", str(video), str(speech), "-o", str(Path(folder) / "out.mp4"), "--overwrite"]
                 command += ["--model", args.model, "--detector", args.detector, *options]
                 begun_s = time.perf_counter()
-                peak_mb = run(command)
+                peak_mb, cpu_s = run(command)
                 wall_s = time.perf_counter() - begun_s
                 settings = f"exact, {args.detector}" + ("" if threads is None else f", {threads} threads")
+                settings += f", CPU {cpu_s:.1f} s"
                 row = {
                     "date": date.today().isoformat(),
                     "benchmark": f"memory {args.size} {duration_s} s",
@@ -73,13 +74,13 @@ def main() -> None:
                 print(f"{duration_s:4} s of video, {settings}: peak {peak_mb:.0f} MB, {wall_s:.1f} s", flush=True)
 
 
-def run(command: list[str]) -> float:
-    """Run the command line and return its peak memory, MB, as the operating system counted it."""
+def run(command: list[str]) -> tuple[float, float]:
+    """Run the command line; return its peak memory, MB, and CPU seconds, as the operating system counted them."""
     process = subprocess.Popen([sys.executable, "-m", "lipstream.cli", *command])
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"lipstream {' '.join(command)} failed")
-    return usage.ru_maxrss / 1024
+    return usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def make_inputs(folder: Path, duration_s: int, width: int = WIDTH, height: int = HEIGHT) -> tuple[Path, Path]:

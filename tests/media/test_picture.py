@@ -1,4 +1,4 @@
-"""Pictures keep the samples that were decoded: parts become RGB as the whole does, and only what changes is replaced."""
+"""Pictures keep the samples that were decoded: parts become RGB as the whole does, only what changes is replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from helpers.media import smooth_image
 from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.color import ColorTags, YuvColor
-from lipstream.media.picture import FilmedPicture, Rectangle
+from lipstream.media.picture import FilmedPicture, FilmedView, Rectangle
 from lipstream.media.pixel_format import Planes, layout_of
 from lipstream.media.reader import VideoSource, probe
 from lipstream.media.tone import codes_of, levels_of
@@ -46,6 +46,16 @@ def test_a_part_is_converted_as_the_whole(name: str, color: ColorTags) -> None:
     assert np.abs(picture.image() - np.asarray(whole, float)).mean() < (1 if color == HLG else 0.51)
 
 
+@pytest.mark.parametrize("color", [ColorTags(), ColorTags(2, 9, 9, 1), HLG])
+@pytest.mark.parametrize("name", [*FORMATS, "yuv420p12le"])
+def test_what_is_looked_at_is_as_in_the_whole(name: str, color: ColorTags) -> None:
+    picture = noise(name, color=color)
+    view, image = FilmedView(picture), picture.image()
+    assert view.shape == image.shape and np.array_equal(np.asarray(view), image)
+    for key in (np.s_[::3], np.s_[1::2], np.s_[7::10, 3::8], np.s_[20:90, 31:99], np.s_[100:, :5], np.s_[5:5, 2:9]):
+        assert np.array_equal(view[key], image[key])
+
+
 @pytest.mark.parametrize("color", [ColorTags(), HLG])
 @pytest.mark.parametrize("name", FORMATS)
 def test_only_what_changed_is_replaced(name: str, color: ColorTags) -> None:
@@ -54,11 +64,11 @@ def test_only_what_changed_is_replaced(name: str, color: ColorTags) -> None:
     rgb = picture.rgb(part).copy()
     picture.paste(part, rgb)
     assert all(np.array_equal(*pair) for pair in zip(before, picture.planes, strict=True))
-    shared = picture.copy()
+    copied = picture.copy()
     rgb[10:30, 20:40] = 100
     picture.paste(part, rgb)
     for old, new, kept, (across, down) in zip(
-        before, picture.planes, shared.planes, picture.layout.steps(), strict=True
+        before, picture.planes, copied.planes, picture.layout.steps(), strict=True
     ):
         changed = np.argwhere(old != new)
         assert (changed >= (41 // down, 41 // across)).all() and (changed <= (60 // down, 60 // across)).all()

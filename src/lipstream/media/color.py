@@ -113,9 +113,7 @@ def to_rgb(
         interpolation=_SCALING,
         threads=1,
     )
-    image: NDArray[Any] = np.ascontiguousarray(rgb.to_ndarray())
-    # A frame that needed no conversion is the decoder's own memory, which later frames may be built on.
-    return image.copy() if rgb is frame else image
+    return np.ascontiguousarray(rgb.to_ndarray())
 
 
 def to_yuv(image: NDArray[Any], pixel_format: str, color: YuvColor) -> av.VideoFrame:

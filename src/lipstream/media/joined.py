@@ -67,7 +67,11 @@ class JoinedWriter(VideoWriter):
 
     def _add_video(self, kind: PictureKind) -> VideoStream:
         with _opened(self._like) as container:
-            return self._container.add_stream_from_template(container.streams.video[0])
+            like = container.streams.video[0]
+            stream = self._container.add_stream_from_template(like, opaque=True)  # for AV1, libav has another decoder
+            if self._container.format.name != "matroska":
+                stream.codec_context.codec_tag = like.codec_context.codec_tag
+            return stream
 
     def __enter__(self) -> JoinedWriter:
         return self

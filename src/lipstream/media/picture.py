@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.media.color import YuvColor, to_rgb, to_yuv
-from lipstream.media.pixel_format import Layout, Planes, frame_of, planes_of
+from lipstream.media.pixel_format import Layout, Planes, frame_of, layout_of, planes_of
 from lipstream.media.tone import codes_of, is_hdr, levels_of
 
 # Pixels that are converted round a rectangle so that chroma at its borders has its neighbours, a multiple of 4.
 _MARGIN = 8
+
+# Pictures of up to so many pixels across and down are looked at whole.
+_SMALL = 768
 
 
 class Rectangle(NamedTuple):
@@ -36,6 +39,9 @@ class Picture(Protocol):
 
     def image(self) -> NDArray[np.uint8]:
         """Return the whole as uint8 RGB (height, width, 3)."""
+
+    def view(self) -> Any:
+        """Return the whole as an array that gives parts of `image`; only those that are asked for are converted."""
 
     def paste(self, part: Rectangle, rgb: NDArray[Any]) -> None:
         """Replace a part by what is like `rgb` returned it, but for pixels that have not changed."""
@@ -62,6 +68,10 @@ class RgbPicture:
         """Return the image itself."""
         return self._image
 
+    def view(self) -> NDArray[np.uint8]:
+        """Return the image itself."""
+        return self._image
+
     def paste(self, part: Rectangle, rgb: NDArray[Any]) -> None:
         """Replace a part."""
         self.rgb(part)[:] = rgb
@@ -80,11 +90,10 @@ class RgbPicture:
 
 
 class FilmedPicture:
-    """Planes as they were decoded. Pictures may share them: they are copied before the first change."""
+    """Planes as they were decoded, of the picture's own, which are painted on in place."""
 
     def __init__(self, planes: Planes, layout: Layout, color: YuvColor) -> None:
         self.planes, self.layout, self.color = planes, layout, color
-        self._is_own = False
         self.height, self.width = planes[0].shape
         self._is_deep = layout.bits > 8 or is_hdr(color.transfer)
 
@@ -100,10 +109,35 @@ class FilmedPicture:
 
     def image(self) -> NDArray[np.uint8]:
         """Return the whole as uint8 RGB, converted at each call."""
+        return self.levels(Rectangle(0, 0, self.width, self.height))
+
+    def levels(self, part: Rectangle) -> NDArray[np.uint8]:
+        """Return a part as uint8 RGB (h, w, 3), C-contiguous."""
+        around = self._around(part)
         if is_hdr(self.color.transfer):
-            return np.asarray(np.rint(self._rgb(Rectangle(0, 0, self.width, self.height))), np.uint8)
-        whole: NDArray[np.uint8] = to_rgb(frame_of(self.planes, self.layout), self.color)
-        return np.ascontiguousarray(whole[: self.height, : self.width])
+            levels = np.asarray(np.rint(self._rgb(around)), np.uint8)
+        else:
+            levels = to_rgb(frame_of(self._cuts(around), self.layout), self.color)
+        return np.ascontiguousarray(_inner(levels, part, around))
+
+    def rows(self, first: int, step: int) -> NDArray[np.uint8]:
+        """Return every `step`th row of `image`, from `first` on."""
+        if self.layout.bits > 10 or is_hdr(self.color.transfer):
+            return self.image()[first::step]
+        places, finer = np.arange(first, self.height, step), 16 - self.layout.bits
+        luma, *chroma = self.planes
+        # With 16 bits, chroma at a row of luma is as exact as it is inside of the conversion of the whole.
+        if self.layout.down == 2:
+            chroma = [_at_rows(plane, places) << (finer - 2) for plane in chroma]
+        else:
+            chroma = [plane[places].astype(np.uint16) << finer for plane in chroma]
+        layout = layout_of(f"yuv{'444' if self.layout.across == 1 else '422'}p16le")
+        assert layout is not None
+        return FilmedPicture((luma[places].astype(np.uint16) << finer, *chroma), layout, self.color).image()
+
+    def view(self) -> Any:
+        """Return the image, of which only what is looked at is converted where that pays."""
+        return FilmedView(self) if max(self.width, self.height) > _SMALL else self.image()
 
     def paste(self, part: Rectangle, rgb: NDArray[Any]) -> None:
         """Replace the pixels of a part that have changed; all other samples stay as they are, bit for bit."""
@@ -114,8 +148,6 @@ class FilmedPicture:
         changed = (new != old).any(2)
         if not changed.any():
             return
-        if not self._is_own:
-            self.planes, self._is_own = tuple(plane.copy() for plane in self.planes), True
         codes = codes_of(new, self.color.transfer) if self._is_deep else new
         even = np.pad(codes, ((0, around.height % 2), (0, around.width % 2), (0, 0)), "edge")
         converted = planes_of(to_yuv(even, self.layout.name, self.color), self.layout)
@@ -125,9 +157,8 @@ class FilmedPicture:
             np.copyto(cut, plane[:rows, :columns], where=_any_in_blocks(changed, across, down))
 
     def copy(self) -> FilmedPicture:
-        """Return a picture that shares the planes until either of the two changes."""
-        self._is_own = False
-        return FilmedPicture(self.planes, self.layout, self.color)
+        """Return a picture of its own."""
+        return FilmedPicture(tuple(plane.copy() for plane in self.planes), self.layout, self.color)
 
     def mixed(self, other: FilmedPicture, share: float) -> FilmedPicture:
         """Return a picture between this one and another."""
@@ -162,12 +193,42 @@ class FilmedPicture:
         return levels_of(rgb, self.color.transfer) if self._is_deep else rgb
 
 
+class FilmedView:
+    """The image of a filmed picture, (height, width, 3) uint8 RGB, as an array that is converted where it is sliced."""
+
+    def __init__(self, picture: FilmedPicture) -> None:
+        self._picture = picture
+        self.shape = (picture.height, picture.width, 3)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return all of it."""
+        return np.asarray(self._picture.image(), dtype)
+
+    def __getitem__(self, key: slice | tuple[slice, slice]) -> NDArray[np.uint8]:
+        """Return a part: some rows, or some rows and columns."""
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        top, bottom, down = rows.indices(self.shape[0])
+        left, right, across = columns.indices(self.shape[1])
+        if bottom <= top or right <= left:
+            return np.zeros((max(bottom - top, 0), max(right - left, 0), 3), np.uint8)
+        if down == across == 1:
+            return self._picture.levels(Rectangle(left, top, right - left, bottom - top))
+        return self._picture.rows(top, down)[: len(range(top, bottom, down)), left:right:across]
+
+
 DecodedPicture = RgbPicture | FilmedPicture
 """What a video file gives."""
 
 
 def _between(one: NDArray[Any], other: NDArray[Any], share: float) -> NDArray[Any]:
     return np.asarray(np.rint(one + share * (other.astype(np.float32) - one)), one.dtype)
+
+
+def _at_rows(chroma: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[np.uint16]:
+    """Return four times the chroma at some rows of luma, each of which lies nearest to one of two rows of chroma."""
+    near = rows // 2
+    far = (near - 1 + rows % 2 * 2).clip(0, len(chroma) - 1)
+    return np.asarray(3 * chroma[near].astype(np.uint16) + chroma[far])
 
 
 def _inner(image: NDArray[Any], part: Rectangle, around: Rectangle) -> NDArray[Any]:

@@ -203,7 +203,7 @@ class VideoSource:
         self.container.seek(pts + self._lead, stream=self.stream, backward=True)
 
     def picture(self, decoded: Decoded) -> DecodedPicture:
-        """Return what the viewer sees, upright. Filmed pictures of one frame share its memory."""
+        """Return what the viewer sees, upright, in memory of its own: the decoder's is needed for other pictures."""
         info, frame = self.info, decoded.frame
         color = YuvColor.of(info.color, info.width, info.height)
         is_turned = info.rotation_deg % 180 == 90
@@ -216,10 +216,10 @@ class VideoSource:
         return FilmedPicture(planes, info.layout, color)
 
     def _upright(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return a copy of pixels, turned."""
         if self.info.mirrored:
             pixels = pixels[:, ::-1]
-        is_upright = not self.info.mirrored and not self.info.rotation_deg
-        return pixels if is_upright else np.ascontiguousarray(np.rot90(pixels, -self.info.rotation_deg // 90))
+        return np.array(np.rot90(pixels, -self.info.rotation_deg // 90), order="C")
 
     def _is_photo(self) -> bool:
         name = self.container.format.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from lipstream.face.detector import Face
+from lipstream.face.detector import Face, looks_at_parts
 from lipstream.face.keyframes import Segment, faces_in
 from lipstream.face.people import candidates_of
 from lipstream.face.registry import Detector
@@ -58,7 +58,8 @@ def _n_new(item: tuple[Frame, Segment | None, bool], first_face: int) -> int:
 def _detect(detector: Detector, finds_all: bool, item: tuple[Frame, Segment | None, bool]) -> Seen:
     """Return a frame with its faces; those of a repeated frame are known already."""
     frame, segment, is_searched = item
-    image, faces = frame.image, list[Face]()
+    image = frame.picture.view() if looks_at_parts(detector) else frame.image
+    faces = list[Face]()
     if is_searched and segment is None:
         faces = faces_in(detector, image, finds_all=finds_all)
     elif is_searched and segment is not None:

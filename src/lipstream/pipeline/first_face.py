@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lipstream.errors import NoFaceError
+from lipstream.face.detector import looks_at_parts
 from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.pipeline.clocks import StageClock
@@ -77,7 +78,7 @@ def _searched(
     """Yield whether each frame of the source has a face: the first by itself, in most clips it has one."""
 
     def has_face(frame: Frame) -> bool:
-        return detector.detect(frame.image) is not None
+        return detector.detect(frame.picture.view() if looks_at_parts(detector) else frame.image) is not None
 
     with threads.subgroup() as searching:
         frames = itertools.islice(read_frames(video.path, frame_rate, deinterlace=settings.deinterlace), n_frames)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -95,7 +95,8 @@ def _open_piece(run: SegmentedRun, segment: Segment) -> VideoWriter:
         color=run.video.color,
         speech=None,
         n_frames=len(segment),
-        encoding=run.settings,
+        # All pieces are to fit together, wherever they are rendered.
+        encoding=replace(run.settings, encoder="software") if run.settings.encoder == "auto" else run.settings,
         layout=run.video.layout,
         sample_aspect_ratio=run.video.sample_aspect_ratio,
         overwrite=True,
