@@ -16,7 +16,7 @@ PixelFormat = Literal[
 X264Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodingSettings(Settings):
     """How the picture is encoded. Raises SettingsError.
 

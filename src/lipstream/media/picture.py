@@ -29,7 +29,7 @@ class Rectangle(NamedTuple):
 
 
 class Picture(Protocol):
-    """A picture that is looked at, and painted on, in parts."""
+    """A picture that is looked at, and changed, in parts."""
 
     width: int
     height: int
@@ -54,7 +54,7 @@ class Picture(Protocol):
 
 
 class RgbPicture:
-    """A uint8 RGB image (height, width, 3), which is painted on in place."""
+    """A uint8 RGB image (height, width, 3), which is changed in place."""
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
         self._image = image
@@ -90,7 +90,7 @@ class RgbPicture:
 
 
 class FilmedPicture:
-    """Planes as they were decoded, of the picture's own, which are painted on in place."""
+    """Planes as they were decoded, of the picture's own, which are changed in place."""
 
     def __init__(self, planes: Planes, layout: Layout, color: YuvColor) -> None:
         self.planes, self.layout, self.color = planes, layout, color
