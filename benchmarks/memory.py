@@ -1,4 +1,4 @@
-"""Peak memory and CPU time of a run; the memory must grow neither with the clip's length nor with the number of threads.
+"""Peak memory and CPU time of a run; memory must grow neither with the clip's length nor with the number of threads.
 
 Makes a clip with a face (the bundled sample on a larger canvas) and speech, runs `lipstream sync` on it as a process of
 its own and adds a row per run to results.csv: for each length, and for each number of threads.

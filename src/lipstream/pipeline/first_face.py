@@ -48,10 +48,10 @@ def find_first_face(
     raise no_face_in(video.path, n_searched)
 
 
-def no_face_in(name: str | Path, n_searched: int) -> NoFaceError:
-    """Return the error for a clip without any face."""
+def no_face_in(name: str | Path, n_searched: int, who: str | None = None) -> NoFaceError:
+    """Return the error for a clip without any face, or without that of one person."""
     return NoFaceError(
-        f"no usable face in the {n_searched} frames searched",
+        f"no usable face{f' ({who})' if who else ''} in the {n_searched} frames searched",
         file=name,
         fix="use a video with a face at least 50 px wide and 80 px high, turned towards the camera",
     )

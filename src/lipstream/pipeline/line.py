@@ -11,12 +11,9 @@ one sequential stage `tracked`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -30,100 +27,24 @@ from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.detector import MultiFaceDetector
-from lipstream.face.square_pixels import on_square_pixels
-from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
-from lipstream.media.loop import read_looped
-from lipstream.media.picture import Picture
+from lipstream.media.audio import SpeechInfo, read_mono
 from lipstream.media.reader import Frame, VideoInfo
-from lipstream.media.writer import VideoWriter
-from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
+from lipstream.pipeline.clocks import Clocks, StageClock, timed
 from lipstream.pipeline.detect import seen_faces
-from lipstream.pipeline.first_face import find_first_face, no_face_in
+from lipstream.pipeline.first_face import find_first_face
 from lipstream.pipeline.generate import FaceGenerator
-from lipstream.pipeline.pauses import with_pauses
-from lipstream.pipeline.person import named_person
-from lipstream.pipeline.records import Aligned, Clip, Components, Counts, KnownFaces, Repainted
+from lipstream.pipeline.records import Aligned, Clip, Components, KnownFaces, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.track import LOOKAHEAD, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
-from lipstream.settings import FRAME_RATE_HZ, SyncSettings
+from lipstream.settings import SyncSettings
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to lip-sync. n_frames: of the output, fewer with loop="trim".
-
-    open_writer: begins the output, given the speech's samples. faces: see Clip.known; searched for where None.
-    """
-
-    video: VideoInfo
-    speech: SpeechInfo
-    n_frames: int
-    settings: SyncSettings
-    open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
-    frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
-    faces: Callable[[Clip], KnownFaces] | None = None
-
-
-def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
-    """Lip-sync one file and write it; the threads belong to the caller, who closes them.
-
-    Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
-    """
-    video = job.video
-    components = replace(components, detector=on_square_pixels(components.detector, video.pixel_aspect))
-    first_face = 0
-    if job.faces is None:
-        first_face = search_first_face(components, video, job.n_frames, job.settings, job.frame_rate, clocks, threads)
-    counts = Counts()
-    with SharedSpeech(job.speech) as speech, ExitStack() as output:
-        writer = output.enter_context(job.open_writer(speech.planar()))
-        threads.if_unfinished(writer.discard)
-        frames = read_looped(
-            video.path, job.n_frames, job.settings.loop, job.frame_rate, deinterlace=job.settings.deinterlace
-        )
-        clip = Clip(
-            video.path,
-            video.picture_bytes,
-            timed(frames, clocks.read),
-            speech.mono(),
-            recording_maximum(components, job.speech, threads),
-            job.n_frames,
-            job.settings,
-            first_face,
-            video.pixel_aspect,
-            components.model.config.departs,
-            named_person(components.detector, video, job.settings, job.frame_rate),
-            frame_rate=job.frame_rate,
-        )
-        clip = with_pauses(clip, lambda: checked(read_mono(job.speech), threads))
-        if job.faces is not None:
-            clip = replace(clip, known=job.faces(clip))
-        for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
-            with clocks.write.running():
-                writer.write(picture)
-            del picture
-            counts.add(has_face)
-        if counts.frames and not counts.frames_with_face and clip.kept is None:
-            raise no_face_in(video.path, counts.frames)
-        if counts.frames == 0:
-            raise too_short(job.speech.path)
-        threads.check()
-        with clocks.write.running(frames=0):  # the encoder holds many frames back
-            output.pop_all().close()
-    return counts
-
-
-def too_short(speech: Path) -> InputError:
-    """Return the error of a recording that lasts not even one frame."""
-    return InputError("too short to be synced", file=speech, fix="give at least 0.04 s of speech")
 
 
 def search_first_face(
@@ -176,17 +97,15 @@ def frames_in_flight(components: Components, picture_bytes: int, settings: SyncS
     )
 
 
-def pictures(
-    components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup
-) -> Iterator[tuple[Picture, bool]]:
-    """Yield the output's pictures, and whether they have a generated face; each is released when the next is taken."""
+def pictures(components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup) -> Iterator[tuple[Frame, bool]]:
+    """Yield the output's frames, and whether they have a generated face; each is released when the next is taken."""
     budget = _budget(components, clip, threads)
     geometry = components.geometry
     ready = generated_faces(components, clip, clocks, threads, budget)
     pasted = by_groups(partial(composite, components.streams.composite), ready, geometry, clocks.composite, threads)
-    for picture, has_face in pasted:
-        yield picture, has_face
-        del picture
+    for frame, has_face in pasted:
+        yield frame, has_face
+        del frame
         budget.give_back()
 
 
@@ -304,7 +223,7 @@ def checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iter
         yield block
 
 
-def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[Picture, bool]]:
+def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[Frame, bool]]:
     """Return the frames with their generated faces, and whether they have one."""
     faces = [one for one in repainted if one.face is not None]
     if faces:
@@ -314,4 +233,4 @@ def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tupl
             matrices = [one.affine_matrix for one in faces if one.affine_matrix is not None]
             weights = [one.weight for one in faces]
             paste_faces([one.frame.picture for one in faces], resize_face(crops), matrices, stream, weights)
-    return [(one.frame.picture, one.face is not None) for one in repainted]
+    return [(one.frame, one.face is not None) for one in repainted]

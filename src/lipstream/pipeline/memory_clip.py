@@ -46,10 +46,10 @@ def pasted_pictures(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of the output. Raises NoFaceError after the last one if none has a face."""
     counts = Counts()
-    for picture, has_face in pictures(components, clip, clocks, threads):
+    for frame, has_face in pictures(components, clip, clocks, threads):
         counts.add(has_face)
-        yield picture.image()
-        del picture
+        yield frame.image
+        del frame
     _check(counts, clip)
 
 

@@ -77,10 +77,10 @@ def render(
     for segment in segments:
         with _open_piece(run, segment) as writer:
             threads.if_unfinished(writer.discard)
-            for picture, _ in itertools.islice(written, len(segment)):
+            for frame, _ in itertools.islice(written, len(segment)):
                 with clocks.write.running():
-                    writer.write(picture)
-                del picture
+                    writer.write(frame.picture)
+                del frame
             if writer.n_written != len(segment):
                 raise InputError("it has changed since the run began", file=run.video.path, fix="begin again")
             threads.check()

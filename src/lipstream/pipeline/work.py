@@ -33,12 +33,13 @@ from lipstream.pipeline.build import settings_used
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs
 from lipstream.pipeline.known import check_loop, known_faces, save_known
-from lipstream.pipeline.line import checked, recording_maximum, too_short
+from lipstream.pipeline.line import checked, recording_maximum
 from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
 from lipstream.pipeline.plan import Segment, segment_frames, segments_of
 from lipstream.pipeline.records import Clip, Components
 from lipstream.pipeline.render import SegmentedRun
+from lipstream.pipeline.run import too_short
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.version import __version__

@@ -164,8 +164,7 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Case:
     def paste(items: list[Repainted]) -> Images:
         with ThreadGroup() as threads:
             return [
-                picture.image()
-                for picture, _ in by_groups(into_frames, items, geometry, StageClock("composite"), threads)
+                frame.image for frame, _ in by_groups(into_frames, items, geometry, StageClock("composite"), threads)
             ]
 
     timed = repainted()
