@@ -145,15 +145,15 @@ class LipSync(SegmentWorker):
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
-        video: anything PyAV reads. audio: a recording, or a video with a sound track; for several people, who
-        (as in `settings.face`) and the recording of each, whose sum is the sound. Both may be what
-        `probe_inputs` returned, so that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread,
-        once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
-        cancel: once set, ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box
-        (left, top, right, bottom) in px takes the one of which most lies in it; a callback is given a list of Face,
-        the largest first, in any thread and order of frames, and returns one or None. clocks: to count on. faces: what
-        `analyse` found in this video, or the file of it: no face is searched for. Raises InputError, NoFaceError,
-        OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
+        video: anything PyAV reads. audio: a recording, or a video with a sound track; for several people, who (as in
+        `settings.face`) and the recording of each, whose sum is the sound. Both may be what `probe_inputs` returned, so
+        that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread, once with all
+        stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run. cancel: once set,
+        ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box (left, top, right,
+        bottom) in px takes the one of which most lies in it; a callback is given a list of Face, the largest first, in
+        any thread and order of frames, and returns one or None. clocks: to count on. faces: what `analyse` found in
+        this video, or the file of it: no face is searched for. Raises InputError, NoFaceError, OutputError,
+        SettingsError, ModelError, OutOfMemoryError, Cancelled.
 
         All threads of the run have ended when this returns or raises, but for one inside a library's call that takes
         longer than about 2 s, such as a step of a large model on a CPU: it ends after that, and the next call waits

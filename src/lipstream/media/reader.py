@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from lipstream.errors import InputError
-from lipstream.media.color import ColorTags, YuvColor, converted, tags_of_frame, to_rgb
+from lipstream.media.color import ColorTags, YuvColor, converted, tags_of_frame, to_rgb, to_yuv
 from lipstream.media.container import decode, open_input
 from lipstream.media.deinterlace import deinterlaced
 from lipstream.media.frame_clock import FrameClock
@@ -212,6 +212,8 @@ class VideoSource:
             return RgbPicture(self._upright(to_rgb(frame, color, width, height)))
         if layout_of(frame.format.name) != info.layout or (frame.width, frame.height) != (width, height):
             frame = converted(frame, info.layout.name, color, width, height)
+        elif any(plane.line_size < 0 for plane in frame.planes):  # stored from the bottom up
+            frame = to_yuv(to_rgb(frame, color), info.layout.name, color)
         planes = tuple(self._upright(plane) for plane in planes_of(frame, info.layout))
         return FilmedPicture(planes, info.layout, color)
 
