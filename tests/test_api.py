@@ -21,6 +21,7 @@ from helpers.pipeline import KnownFace
 from lipstream import Cancelled, InputError, LipSync, NoFaceError, SettingsError, SyncSettings
 from lipstream.bundled import sample
 from lipstream.diffusion.sampling import UNetDenoiser
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.audio import probe_speech, read_mono, read_planar
 from lipstream.media.memory import Images, speech_from
 from lipstream.media.reader import read_frames
@@ -63,7 +64,13 @@ def test_frames_in_memory_are_those_of_the_file_call(
 ) -> None:
     given = [*[np.zeros_like(images[0])] * n_blank, *images[: n_images - n_blank]]
     with VideoWriter(
-        tmp_path / "in.mp4", width=512, height=512, color=None, speech=None, n_frames=len(given), crf=0
+        tmp_path / "in.mp4",
+        width=512,
+        height=512,
+        color=None,
+        speech=None,
+        n_frames=len(given),
+        encoding=EncodingSettings(crf=0),
     ) as writer:
         for image in given:
             writer.write(image)
