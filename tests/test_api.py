@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import lipstream
-from helpers.pipeline import KnownFace
+from helpers.pipeline import KnownFace, psnr_db
 from lipstream import Cancelled, InputError, LipSync, NoFaceError, SettingsError, SyncSettings
 from lipstream.bundled import sample
 from lipstream.diffusion.sampling import UNetDenoiser
@@ -84,7 +84,11 @@ def test_frames_in_memory_are_those_of_the_file_call(
     before = [image.copy() for image in decoded]
     made = list(sync.frames(decoded, spoken, RATE_HZ, settings))
     assert len(made) == len(written) == N_FRAMES
-    assert all(np.array_equal(a, b) for a, b in zip(made, written, strict=True))
+    for a, b in zip(made, written, strict=True):
+        # A file's frame keeps its samples but for the pixels that have changed, whose chroma is shared by four.
+        assert psnr_db(a, b) > 58
+        assert np.abs(a.astype(int) - b).max() <= 16
+        assert (a != b).any(2).mean() < 0.1
     assert any(not np.array_equal(a, b) for a, b in zip(made, decoded, strict=False))
     assert all(np.array_equal(a, b) for a, b in zip(decoded, before, strict=True))  # the inputs are left alone
 
@@ -104,9 +108,9 @@ def test_samples_in_memory_are_taken_as_those_of_a_recording(tmp_path: Path, rat
 
 
 def recording(write: Any, written: list[NDArray[np.uint8]]) -> Any:
-    def recorded(self: VideoWriter, image: NDArray[np.uint8]) -> None:
-        written.append(image.copy())
-        write(self, image)
+    def recorded(self: VideoWriter, picture: Any) -> None:
+        written.append(picture.image())
+        write(self, picture)
 
     return recorded
 

@@ -94,8 +94,10 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
         threads.check()
         with clocks.write.running(frames=0):  # the encoder holds many frames back
             output.pop_all().close()
-    n_with_face = int(np.any([result.has_face for result in results], axis=0).sum())
-    return Counts(n_with_face, n_written - n_with_face)
+    counts = Counts()
+    for has_face in np.any([result.has_face for result in results], axis=0)[:n_written]:
+        counts.add(bool(has_face))
+    return counts
 
 
 @dataclass
