@@ -20,10 +20,10 @@ import torch
 from benchmarks.memory import add_row
 from benchmarks.rows import row
 
+from lipstream.encoding_settings import EncodingSettings, X264Preset
 from lipstream.evaluate.quality import psnr_db
 from lipstream.media.reader import Frame, VideoInfo, probe, read_frames
 from lipstream.media.writer import VideoWriter
-from lipstream.settings import X264Preset
 
 
 def main() -> None:
@@ -64,7 +64,13 @@ def write(out: Path, info: VideoInfo, frames: list[Frame], preset: str) -> None:
     """Encode the frames as a run would."""
     size = {"width": info.width, "height": info.height}
     with VideoWriter(
-        out, **size, color=info.color, speech=None, n_frames=len(frames), preset=preset, overwrite=True
+        out,
+        **size,
+        color=info.color,
+        speech=None,
+        n_frames=len(frames),
+        encoding=EncodingSettings(x264_preset=preset),
+        overwrite=True,
     ) as writer:
         for frame in frames:
             writer.write(frame.image)

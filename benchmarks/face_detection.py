@@ -26,6 +26,7 @@ from face_geometry import HEIGHT, WIDTH, row
 from lipstream.bundled import sample
 from lipstream.face.keyframes import Segment
 from lipstream.face.registry import Detector, Face, make_detector
+from lipstream.media.picture import RgbPicture
 from lipstream.media.reader import Frame, read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup
@@ -131,10 +132,10 @@ def describe(seconds: Sequence[float], n_frames: int, baseline_s: float) -> str:
 def canvas() -> Iterator[Frame]:
     """The bundled sample in the middle of a 1080x1920 frame."""
     for frame in read_frames(sample.VIDEO):
-        image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-        top, left = (HEIGHT - frame.image.shape[0]) // 3, (WIDTH - frame.image.shape[1]) // 2
-        image[top : top + frame.image.shape[0], left : left + frame.image.shape[1]] = frame.image
-        yield Frame(frame.index, frame.source_index, False, image)
+        image, portrait = np.full((HEIGHT, WIDTH, 3), 90, np.uint8), frame.image
+        top, left = (HEIGHT - portrait.shape[0]) // 3, (WIDTH - portrait.shape[1]) // 2
+        image[top : top + portrait.shape[0], left : left + portrait.shape[1]] = portrait
+        yield Frame(frame.index, frame.source_index, False, RgbPicture(image))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from lipstream import __version__
 from lipstream.face.align import crop_face, crop_faces, similarity_transform, template
 from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.mediapipe.detector import MediapipeDetector
+from lipstream.media.picture import RgbPicture
 from lipstream.media.reader import read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup, grouped
@@ -93,10 +94,10 @@ def ways(resolution: int, stream: DeviceStream) -> Iterator[tuple[str, Whole, Ou
     cpu = DeviceStream(torch.device("cpu"))
 
     def align(items: Sequence[Item]) -> list[NDArray[np.uint8]]:
-        images, matrices = [item.image for item in items], [item.affine_matrix for item in items]
+        pictures, matrices = [RgbPicture(item.image) for item in items], [item.affine_matrix for item in items]
         where = stream if len(items) > 1 else cpu
         with where.running():
-            crops = crop_faces(images, matrices, resolution, where).cpu()
+            crops = crop_faces(pictures, matrices, resolution, where).cpu()
         return list(crops.permute(0, 2, 3, 1).numpy())
 
     def restore(items: Sequence[Item]) -> list[NDArray[np.uint8]]:
@@ -104,7 +105,7 @@ def ways(resolution: int, stream: DeviceStream) -> Iterator[tuple[str, Whole, Ou
         where = stream if len(items) > 1 else cpu
         with where.running():
             faces = resize_face(where.upload(torch.stack([item.crop for item in items])))
-            paste_faces(images, faces, matrices, where)
+            paste_faces([RgbPicture(image) for image in images], faces, matrices, where)
         return images
 
     yield "align", lambda item: whole_frame.align(item.image, item.affine_matrix, resolution), align

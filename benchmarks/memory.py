@@ -1,4 +1,4 @@
-"""Peak memory of a run, which must grow neither with the clip's length nor with the number of threads.
+"""Peak memory and CPU time of a run; memory must grow neither with the clip's length nor with the number of threads.
 
 Makes a clip with a face (the bundled sample on a larger canvas) and speech, runs `lipstream sync` on it as a process of
 its own and adds a row per run to results.csv: for each length, and for each number of threads.
@@ -27,6 +27,7 @@ import torch
 
 from lipstream import __version__
 from lipstream.bundled import sample
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.color import ColorTags
 from lipstream.media.writer import VideoWriter
 
@@ -51,9 +52,10 @@ def main() -> None:
                 command = ["sync", str(video), str(speech), "-o", str(Path(folder) / "out.mp4"), "--overwrite"]
                 command += ["--model", args.model, "--detector", args.detector, *options]
                 begun_s = time.perf_counter()
-                peak_mb = run(command)
+                peak_mb, cpu_s = run(command)
                 wall_s = time.perf_counter() - begun_s
                 settings = f"exact, {args.detector}" + ("" if threads is None else f", {threads} threads")
+                settings += f", CPU {cpu_s:.1f} s"
                 row = {
                     "date": date.today().isoformat(),
                     "benchmark": f"memory {args.size} {duration_s} s",
@@ -72,13 +74,13 @@ def main() -> None:
                 print(f"{duration_s:4} s of video, {settings}: peak {peak_mb:.0f} MB, {wall_s:.1f} s", flush=True)
 
 
-def run(command: list[str]) -> float:
-    """Run the command line and return its peak memory, MB, as the operating system counted it."""
+def run(command: list[str]) -> tuple[float, float]:
+    """Run the command line; return its peak memory, MB, and CPU seconds, as the operating system counted them."""
     process = subprocess.Popen([sys.executable, "-m", "lipstream.cli", *command])
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"lipstream {' '.join(command)} failed")
-    return usage.ru_maxrss / 1024
+    return usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def make_inputs(folder: Path, duration_s: int, width: int = WIDTH, height: int = HEIGHT) -> tuple[Path, Path]:
@@ -88,7 +90,13 @@ def make_inputs(folder: Path, duration_s: int, width: int = WIDTH, height: int =
     backdrop = np.linspace(40, 120, width, dtype=np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2)
     video = folder / f"{duration_s}.mp4"
     with VideoWriter(
-        video, width=width, height=height, color=ColorTags(), speech=None, n_frames=duration_s * 25, preset="ultrafast"
+        video,
+        width=width,
+        height=height,
+        color=ColorTags(),
+        speech=None,
+        n_frames=duration_s * 25,
+        encoding=EncodingSettings(x264_preset="ultrafast"),
     ) as writer:
         for index in range(duration_s * 25):
             lap, step = divmod(index, len(faces))

@@ -27,6 +27,7 @@ import torch
 
 from lipstream import Face, LipSync, RuntimeSettings, SyncSettings
 from lipstream.bundled import sample
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.audio import read_mono
 from lipstream.media.loop import read_looped
 from lipstream.media.reader import probe
@@ -56,7 +57,14 @@ def make_clip(folder: Path, duration_s: float) -> tuple[Path, Path]:
     n_frames, info = round(25 * duration_s), probe(sample.VIDEO)
     video = folder / "video.mp4"
     size = {"width": info.width, "height": info.height}
-    with VideoWriter(video, **size, color=info.color, speech=None, n_frames=n_frames, preset="veryfast") as writer:
+    with VideoWriter(
+        video,
+        **size,
+        color=info.color,
+        speech=None,
+        n_frames=n_frames,
+        encoding=EncodingSettings(x264_preset="veryfast"),
+    ) as writer:
         for frame in read_looped(sample.VIDEO, n_frames):
             writer.write(frame.image)
     samples = np.concatenate(list(read_mono(sample.SPEECH)))

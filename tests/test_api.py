@@ -17,10 +17,11 @@ import pytest
 from numpy.typing import NDArray
 
 import lipstream
-from helpers.pipeline import KnownFace
+from helpers.pipeline import KnownFace, psnr_db
 from lipstream import Cancelled, InputError, LipSync, NoFaceError, SettingsError, SyncSettings
 from lipstream.bundled import sample
 from lipstream.diffusion.sampling import UNetDenoiser
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.audio import probe_speech, read_mono, read_planar
 from lipstream.media.memory import Images, speech_from
 from lipstream.media.reader import read_frames
@@ -63,7 +64,13 @@ def test_frames_in_memory_are_those_of_the_file_call(
 ) -> None:
     given = [*[np.zeros_like(images[0])] * n_blank, *images[: n_images - n_blank]]
     with VideoWriter(
-        tmp_path / "in.mp4", width=512, height=512, color=None, speech=None, n_frames=len(given), crf=0
+        tmp_path / "in.mp4",
+        width=512,
+        height=512,
+        color=None,
+        speech=None,
+        n_frames=len(given),
+        encoding=EncodingSettings(crf=0),
     ) as writer:
         for image in given:
             writer.write(image)
@@ -77,7 +84,11 @@ def test_frames_in_memory_are_those_of_the_file_call(
     before = [image.copy() for image in decoded]
     made = list(sync.frames(decoded, spoken, RATE_HZ, settings))
     assert len(made) == len(written) == N_FRAMES
-    assert all(np.array_equal(a, b) for a, b in zip(made, written, strict=True))
+    for a, b in zip(made, written, strict=True):
+        # A file's frame keeps its samples but for the pixels that have changed, whose chroma is shared by four.
+        assert psnr_db(a, b) > 58
+        assert np.abs(a.astype(int) - b).max() <= 16
+        assert (a != b).any(2).mean() < 0.1
     assert any(not np.array_equal(a, b) for a, b in zip(made, decoded, strict=False))
     assert all(np.array_equal(a, b) for a, b in zip(decoded, before, strict=True))  # the inputs are left alone
 
@@ -97,9 +108,9 @@ def test_samples_in_memory_are_taken_as_those_of_a_recording(tmp_path: Path, rat
 
 
 def recording(write: Any, written: list[NDArray[np.uint8]]) -> Any:
-    def recorded(self: VideoWriter, image: NDArray[np.uint8]) -> None:
-        written.append(image.copy())
-        write(self, image)
+    def recorded(self: VideoWriter, picture: Any) -> None:
+        written.append(picture.image())
+        write(self, picture)
 
     return recorded
 

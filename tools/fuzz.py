@@ -44,7 +44,7 @@ def read_everything(path: Path) -> str:
     else:
         calls = [
             lambda: probe(path),
-            lambda: sum(1 for _ in itertools.islice(read_looped(path, MOST_FRAMES), MOST_FRAMES)),
+            lambda: sum(frame.image.size for frame in itertools.islice(read_looped(path, MOST_FRAMES), MOST_FRAMES)),
             lambda: probe_speech(path),
             lambda: sum(len(block) for block in itertools.islice(read_mono(path), 5000)),
         ]

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.data import astronaut
 
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.color import ColorTags
 from lipstream.media.writer import VideoWriter
 
@@ -68,8 +69,7 @@ def main() -> None:
         color=BT709,
         speech=None,
         n_frames=N_FRAMES,
-        crf=20,
-        preset="veryslow",
+        encoding=EncodingSettings(crf=20, x264_preset="veryslow"),
         overwrite=True,
         metadata={"comment": "NASA portrait of Eileen Collins (public domain), moved by a synthetic camera"},
     ) as writer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,6 @@ def invert_affine(matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.column_stack([inverse, -inverse @ (x, y)])
 
 
-def as_image(image: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Return a uint8 picture as a tensor; a copy only of arrays that torch cannot share (read-only, flipped)."""
-    return image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
-
-
 def warped_bounds(
     matrix: NDArray[np.floating[Any]], left: float, top: float, right: float, bottom: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -54,13 +48,6 @@ def equal_rectangles(
     low, high = low.clip(0, image_size), high.clip(0, image_size)
     size = (high - low).max(axis=0).clip(1)
     return np.minimum(low, np.asarray(image_size) - size).astype(np.int64), (int(size[0]), int(size[1]))
-
-
-def cut_out(images: Sequence[Tensor], corners: NDArray[np.int64], size: tuple[int, int]) -> Tensor:
-    """Rectangles of images (h, w, c), all of one `size` (width, height): (n, height, width, c), one alone as a view."""
-    width, height = size
-    cuts = [image[y : y + height, x : x + width] for image, (x, y) in zip(images, corners, strict=True)]
-    return torch.stack(cuts) if len(cuts) > 1 else cuts[0][None]
 
 
 def affine_grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +23,7 @@ from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.conversation import Conversation
 from lipstream.media.origin import signing_for
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.models.load import Model
@@ -31,8 +32,8 @@ from lipstream.pipeline.build import build_components, load_networks, settings_u
 from lipstream.pipeline.caller import Watch, stage_times
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import file_job, probe_inputs
-from lipstream.pipeline.line import run
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
+from lipstream.pipeline.run import run
 from lipstream.pipeline.segment_worker import SegmentWorker
 from lipstream.results import GeneratedCrop, Progress, SyncResult
 from lipstream.runtime.device import torch_device
@@ -132,7 +133,7 @@ class LipSync(SegmentWorker):
     def __call__(
         self,
         video: str | Path | VideoInfo,
-        audio: str | Path | SpeechInfo,
+        audio: str | Path | SpeechInfo | Mapping[str, str | Path],
         output: str | Path,
         settings: SyncSettings | None = None,
         *,
@@ -145,14 +146,15 @@ class LipSync(SegmentWorker):
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
-        video: anything PyAV reads. audio: a recording, or a video with a sound track. Both may be what `probe_inputs`
-        returned, so that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread,
-        once with all stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run.
-        cancel: once set, ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box
-        (left, top, right, bottom) in px takes the one of which most lies in it; a callback is given a list of Face,
-        the largest first, in any thread and order of frames, and returns one or None. clocks: to count on. faces: what
-        `analyse` found in this video, or the file of it: no face is searched for. Raises InputError, NoFaceError,
-        OutputError, SettingsError, ModelError, OutOfMemoryError, Cancelled.
+        video: anything PyAV reads. audio: a recording, or a video with a sound track; for several people, who (as in
+        `settings.face`) and the recording of each, whose sum is the sound. Both may be what `probe_inputs` returned, so
+        that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread, once with all
+        stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run. cancel: once set,
+        ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box (left, top, right,
+        bottom) in px takes the one of which most lies in it; a callback is given a list of Face, the largest first, in
+        any thread and order of frames, and returns one or None. clocks: to count on. faces: what `analyse` found in
+        this video, or the file of it: no face is searched for. Raises InputError, NoFaceError, OutputError,
+        SettingsError, ModelError, OutOfMemoryError, Cancelled.
 
         All threads of the run have ended when this returns or raises, but for one inside a library's call that takes
         longer than about 2 s, such as a step of a large model on a CPU: it ends after that, and the next call waits
@@ -162,6 +164,8 @@ class LipSync(SegmentWorker):
         with self._turn(cancel, face) as components, memory_errors(components.device):
             begun_s = time.perf_counter()
             inputs = probe_inputs(video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
+            if isinstance(inputs.speech, Conversation) and (face, faces) != (None, None):
+                raise SettingsError("several recordings: `face` and a table of faces are for one person")
             if faces is not None and face is not None:
                 raise SettingsError("face: a table of faces has one for each frame, there is nothing to choose from")
             table = None if faces is None else checked_table(faces, inputs.video.path, settings, self._runtime)

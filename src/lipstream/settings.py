@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.errors import SettingsError
 from lipstream.settings_record import Settings, setting
 
@@ -28,7 +29,6 @@ PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
 SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
 VaeName = Literal["own", "taesd", "taesd-decoder"]
-X264Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
 OnnxProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
@@ -90,8 +90,10 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class SyncSettings(Settings):
-    """How one clip is lip-synced. `None` leaves the choice to the model or the preset. Raises SettingsError.
+class SyncSettings(EncodingSettings):
+    """How one clip is lip-synced, and encoded: see EncodingSettings. Raises SettingsError.
+
+    `None` leaves the choice to the model or the preset.
 
     num_inference_steps: 1 to 100. guidance_scale: above 1.0 doubles the work. scheduler: solver of the steps.
     step_cache: the U-Net's deep features are computed in every Nth step and reused in the others; 1 is off.
@@ -102,8 +104,7 @@ class SyncSettings(Settings):
     searched for in the whole of every frame (1), or in the whole of every Nth and round its place in the others, which
     is faster, but landmarks differ by a pixel or two. texture: "generated" (published behaviour), or the frame's own
     ("source") where the generated face agrees with it. match_color: "off" (published behaviour), or the generated face
-    gets the frame's colour and light ("source"). strip_metadata: copy nothing but the picture. crf: x264's constant
-    rate factor, 0 (lossless) to 51. x264_preset: how much time goes into a smaller file.
+    gets the frame's colour and light ("source"). strip_metadata: copy nothing but the picture.
     """
 
     preset: PresetName = setting(
@@ -213,10 +214,6 @@ class SyncSettings(Settings):
     )
     strip_metadata: bool = setting(
         False, "copy no tags, chapters, subtitles and other sound tracks of the video", group="input and output"
-    )
-    crf: int = setting(18, "x264's quality, 0 (lossless) to 51", group="input and output", metavar="N", low=0, high=51)
-    x264_preset: X264Preset = setting(
-        "medium", "x264's effort: faster presets encode sooner, a little less faithfully", group="speed"
     )
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from helpers.media import write_wav
 from helpers.syncnet import syncnet_tensors
 from lipstream.bundled import sample
 from lipstream.cli.evaluate import SOME_FAILED
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.evaluate.lip_metrics import MouthFinder
 from lipstream.evaluate.score import ClipFiles, Tools, score_clip
 from lipstream.evaluate.syncnet import load_syncnet
@@ -34,7 +35,8 @@ def write(path: Path, images: list[np.ndarray], speech: Path | None = None, crf:
     height, width = images[0].shape[:2]
     sound = probe_speech(speech) if speech else None
     n = len(images)
-    with VideoWriter(path, width=width, height=height, color=None, speech=sound, n_frames=n, crf=crf) as writer:
+    size = {"width": width, "height": height, "n_frames": n}
+    with VideoWriter(path, **size, color=None, speech=sound, encoding=EncodingSettings(crf=crf)) as writer:
         for image in images:
             writer.write(image)
     return path

@@ -11,6 +11,7 @@ import torch
 from helpers.face import picture, turned
 from lipstream.face.align import crop_face, crop_faces, face_size, similarity_transform, template
 from lipstream.imaging import lanczos4_resize
+from lipstream.media.picture import RgbPicture
 from lipstream.runtime.device_stream import DeviceStream
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -125,7 +126,7 @@ def test_many_frames_at_once_are_as_each_alone(device):
     images, matrices = scattered()
     stream = DeviceStream(torch.device(device))
     with stream.running():
-        crops = crop_faces(images, matrices, 64, stream)
+        crops = crop_faces([RgbPicture(image) for image in images], matrices, 64, stream)
     assert crops.device.type == device
     alone = torch.stack([crop_face(image, matrix, 64) for image, matrix in zip(images, matrices, strict=True)])
     difference = (crops.cpu().int() - alone.int()).abs()

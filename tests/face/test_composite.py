@@ -13,6 +13,7 @@ from helpers.face import picture, turned
 from lipstream.face.align import face_size, similarity_transform, template
 from lipstream.face.composite import paste_face, paste_faces, resize_face
 from lipstream.imaging import erode, gaussian_blur
+from lipstream.media.picture import RgbPicture
 from lipstream.runtime.device_stream import DeviceStream
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -154,7 +155,7 @@ def test_many_frames_at_once_are_as_each_alone(device, n_channels):
     alone = [paste_face(*each) for each in zip(images, faces, matrices, strict=True)]
     before, stream = [image.copy() for image in images], DeviceStream(torch.device(device))
     with stream.running():
-        paste_faces(images, faces.to(device), matrices, stream)
+        paste_faces([RgbPicture(image) for image in images], faces.to(device), matrices, stream)
     difference = np.abs(np.subtract(images, alone, dtype=int))
     # Coordinates are rounded otherwise in a rectangle of another size, and truncation may fall on either side.
     assert difference.max() <= 1

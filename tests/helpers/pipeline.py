@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream import SyncSettings
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.face.registry import Face
 from lipstream.media.writer import VideoWriter
 
@@ -40,7 +41,8 @@ class KnownFace:
 
 def write_clip(path: Path, images: list[NDArray[np.uint8]]) -> Path:
     height, width = images[0].shape[:2]
-    with VideoWriter(path, width=width, height=height, color=None, speech=None, n_frames=len(images), crf=10) as writer:
+    size = {"width": width, "height": height, "n_frames": len(images)}
+    with VideoWriter(path, **size, color=None, speech=None, encoding=EncodingSettings(crf=10)) as writer:
         for image in images:
             writer.write(image)
     return path

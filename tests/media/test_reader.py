@@ -34,7 +34,8 @@ from lipstream.media.audio import SharedSpeech, n_output_frames, probe_speech, r
 from lipstream.media.color import ColorTags
 from lipstream.media.frame_rate import Timed, constant_rate
 from lipstream.media.loop import read_looped
-from lipstream.media.reader import Picture, probe, read_frames
+from lipstream.media.picture import FilmedPicture
+from lipstream.media.reader import Decoded, probe, read_frames
 from lipstream.settings import Loop
 
 # The numbers that ffmpeg 9.0 shows of clips written by write_numbered:
@@ -212,7 +213,7 @@ def test_backwards_no_more_is_held_than_allowed(long_gop: Path, monkeypatch: pyt
     held: list[int] = []
     load = loop.Stretches.load
 
-    def watched(self: loop.Stretches, start: int, stop: int) -> dict[int, Picture]:
+    def watched(self: loop.Stretches, start: int, stop: int) -> dict[int, Decoded]:
         pictures = load(self, start, stop)
         held.append(len(pictures))
         n_bytes = sum(plane.buffer_size for picture in pictures.values() for plane in picture.frame.planes)
@@ -228,9 +229,9 @@ def test_backwards_no_more_is_held_than_allowed(long_gop: Path, monkeypatch: pyt
 
 
 def test_a_seek_that_brings_wrong_pictures_is_noticed(long_gop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: loop.Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def wrong(self: loop.Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Decoded]:
         frame = av.VideoFrame.from_ndarray(numbered_image(999), format="rgb24").reformat(format="yuv420p")
-        return {ordinal: Picture(ordinal, pts, frame) for pts, ordinal in wanted.items()}
+        return {ordinal: Decoded(ordinal, pts, frame) for pts, ordinal in wanted.items()}
 
     monkeypatch.setattr(loop.Stretches, "_decode_by_time", wrong)
     frames = list(read_looped(long_gop, 100, "pingpong", max_held_bytes=20 * FRAME_BYTES))
@@ -241,7 +242,7 @@ def test_a_seek_that_failed_once_is_not_tried_again(long_gop: Path, monkeypatch:
     leads_s: list[int] = []
     decode = loop.Stretches._decode_by_time
 
-    def watched(self: loop.Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def watched(self: loop.Stretches, wanted: dict[int, int], lead_s: int) -> dict[int, Decoded]:
         leads_s.append(lead_s)
         return {} if lead_s == 0 else decode(self, wanted, lead_s)
 
@@ -255,13 +256,13 @@ def test_checksums_are_computed_only_for_videos_that_are_read_twice(
     long_gop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[int] = []
-    checksum = loop.checksum
+    checksum = FilmedPicture.checksum
 
-    def watched(image: np.ndarray) -> int:
-        checked.append(number_of(image))
-        return checksum(image)
+    def watched(picture: FilmedPicture) -> int:
+        checked.append(number_of(picture.image()))
+        return checksum(picture)
 
-    monkeypatch.setattr(loop, "checksum", watched)
+    monkeypatch.setattr(FilmedPicture, "checksum", watched)
     assert len(list(read_looped(long_gop, 20, "pingpong"))) == 20
     assert not checked
     assert len(list(read_looped(long_gop, 60, "pingpong"))) == 60

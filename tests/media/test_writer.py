@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 
 from helpers.media import clicks, lag, n_open, number_of, numbered_image, smooth_image, write_float_wav, write_wav
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.errors import OutputError
 from lipstream.media.atomic import write_whole
 from lipstream.media.audio import SpeechInfo, probe_speech, read_planar
 from lipstream.media.color import ColorTags
 from lipstream.media.output_file import check_output, same_file
+from lipstream.media.pixel_format import YUV420P, Layout
 from lipstream.media.reader import probe, read_frames
+from lipstream.media.tone import is_hdr
 from lipstream.media.writer import VideoWriter
+
+YUV420P10 = Layout("yuv420p10le", 10, 2, 2)
 
 
 def write(
@@ -27,10 +32,11 @@ def write(
     *,
     color: ColorTags | None = None,
     speech: SpeechInfo | None = None,
+    crf: int = 18,
     **options: object,
 ) -> Path:
     height, width = images[0].shape[:2]
-    options = {"preset": "ultrafast", **options}
+    options = {"encoding": EncodingSettings(x264_preset="ultrafast", crf=crf), **options}
     with VideoWriter(
         path, width=width, height=height, color=color, speech=speech, n_frames=len(images), **options
     ) as writer:
@@ -41,7 +47,7 @@ def write(
 
 def writer_of(path: Path, n_frames: int, **options: object) -> VideoWriter:
     """A writer of numbered images."""
-    options = {"speech": None, "preset": "ultrafast", **options}
+    options = {"speech": None, "encoding": EncodingSettings(x264_preset="ultrafast"), **options}
     return VideoWriter(path, width=192, height=32, color=None, n_frames=n_frames, **options)
 
 
@@ -92,7 +98,8 @@ def test_the_index_is_in_front(tmp_path: Path) -> None:
 )
 def test_colours_and_their_tags_survive(color: ColorTags | None, tmp_path: Path) -> None:
     images = [smooth_image(96, 128, seed) for seed in range(3)]
-    path = write(tmp_path / "out.mp4", images, color=color, crf=0)
+    layout = YUV420P10 if color is not None and is_hdr(color.transfer) else YUV420P
+    path = write(tmp_path / "out.mp4", images, color=color, crf=0, layout=layout)
     assert probe(path).color == (color or ColorTags())
     difference = np.stack([f.image for f in read_frames(path)]).astype(int) - np.stack(images)
     assert np.abs(difference).mean() < 1.0
@@ -250,7 +257,13 @@ def test_a_failure_does_not_write_the_file_once_more(tmp_path: Path) -> None:
     with (
         pytest.raises(Interrupted),
         VideoWriter(
-            tmp_path / "out.mp4", width=256, height=256, color=None, speech=None, n_frames=60, crf=1, preset="ultrafast"
+            tmp_path / "out.mp4",
+            width=256,
+            height=256,
+            color=None,
+            speech=None,
+            n_frames=60,
+            encoding=EncodingSettings(crf=1, x264_preset="ultrafast"),
         ) as writer,
     ):
         for i in range(60):

@@ -495,7 +495,7 @@ def test_frames_in_flight_are_bounded_in_bytes_whatever_the_threads(
     speech = write_speech(tmp_path / "speech.wav", 8)
     slow_steps(model, monkeypatch, 1.0)
     cancel = threading.Event()
-    frame_bytes = recorded["frames"][0].nbytes + 64 * 64 * (3 + 4 * 4)
+    frame_bytes = recorded["frames"][0].nbytes // 2 + 64 * 64 * (3 + 4 * 4)
     needed = 2 * 16 + 1
     for threads, megabytes, most in ((2, 1, needed), (64, 1, needed), (64, 25, 25_000_000 // frame_bytes)):
         cancel.clear()

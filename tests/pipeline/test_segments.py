@@ -27,6 +27,7 @@ from lipstream.audio_features.features import feature_rows, first_block_of, fram
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import read_mono
 from lipstream.media.loop import FrameIndex, read_looped
+from lipstream.media.picture import FilmedPicture
 from lipstream.media.reader import probe
 from lipstream.media.segment import read_indexed, read_segment
 from lipstream.media.writer import VideoWriter
@@ -87,9 +88,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     pictures: dict[str, list[str]] = {}
     write = VideoWriter.write
 
-    def watched(self: VideoWriter, image: NDArray[np.uint8]) -> None:
-        pictures.setdefault(self.path.name, []).append(hashlib.sha256(image.tobytes()).hexdigest())
-        write(self, image)
+    def watched(self: VideoWriter, picture: FilmedPicture) -> None:
+        samples = b"".join(plane.tobytes() for plane in picture.planes)
+        pictures.setdefault(self.path.name, []).append(hashlib.sha256(samples).hexdigest())
+        write(self, picture)
 
     monkeypatch.setattr(VideoWriter, "write", watched)
     return pictures
@@ -325,7 +327,7 @@ def test_a_segment_is_read_as_from_the_beginning(odd_clips: dict[str, Path], nam
             part = list(read_segment(path, known, start, stop, loop, max_held_bytes=max_held_bytes))  # type: ignore[arg-type]
             found = [(f.index, f.source_index, f.is_repeat, number_of(f.image)) for f in part]
             assert found == whole[start:stop], (loop, start, stop)
-            assert len({id(f.image) for f in part}) == len(part)
+            assert len({id(f.picture) for f in part}) == len(part)
 
 
 def test_a_video_that_shrank_is_refused(odd_clips: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from helpers.pipeline import FAST
 from lipstream.face.detector import Face
 from lipstream.face.people import Candidate
+from lipstream.media.picture import RgbPicture
 from lipstream.media.reader import Frame
 from lipstream.pipeline.records import Aligned, Clip
 from lipstream.pipeline.track import Seen, Tracked, tracked
@@ -25,12 +26,12 @@ DARK, LIGHT = np.zeros((24, 24, 3), np.float32), np.full((24, 24, 3), 120, np.fl
 
 
 def clip(settings: SyncSettings, **more: Any) -> Clip:
-    return Clip("clip", 200, 200, [], [], 0.0, 0, settings, **more)
+    return Clip("clip", 200 * 200, [], [], 0.0, 0, settings, **more)
 
 
 def seen(index: int, shift: float | None, picture: NDArray[np.float32] = DARK, look: NDArray[np.float32] = A) -> Seen:
     """A frame with a face moved to the right by `shift` px, or without."""
-    frame = Frame(index, index, False, np.zeros((2, 2, 3), np.uint8))
+    frame = Frame(index, index, False, RgbPicture(np.zeros((2, 2, 3), np.uint8)))
     if shift is None:
         return Seen(frame, (), picture)
     face = Face((20.0 + shift, 20.0, 120.0 + shift, 120.0), 0.9, LANDMARKS + np.array([shift, 0]))
@@ -125,7 +126,7 @@ def test_pauses_keep_frames_as_filmed() -> None:
 
 
 def test_no_window_goes_over_a_beginning() -> None:
-    frames = [Frame(i, i, False, np.zeros((2, 2, 3), np.uint8)) for i in range(12)]
+    frames = [Frame(i, i, False, RgbPicture(np.zeros((2, 2, 3), np.uint8))) for i in range(12)]
     crop = torch.zeros(3, 4, 4, dtype=torch.uint8)
     aligned = [Aligned(frame, np.eye(2, 3, dtype=np.float32), crop, begins=frame.index in (0, 5)) for frame in frames]
     windows = list(gather(aligned, [torch.zeros(1)] * 12, 4))

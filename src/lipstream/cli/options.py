@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
@@ -20,7 +21,7 @@ S = TypeVar("S", bound=Settings)
 Groups = Mapping[str, argparse._ArgumentGroup]
 
 
-class _Store(argparse.Action):
+class Store(argparse.Action):
     """Stores an option's value, and its name among those that were given."""
 
     def __call__(
@@ -42,12 +43,12 @@ def option_groups(parser: argparse.ArgumentParser) -> Groups:
     return {title: parser.add_argument_group(title) for title in _GROUPS}
 
 
-def add_sync_options(groups: Groups) -> None:
-    """Add --model and the fields of SyncSettings."""
+def add_sync_options(groups: Groups, actions: Mapping[str, type[Store]] = MappingProxyType({})) -> None:
+    """Add --model and the fields of SyncSettings. actions: of fields that are stored otherwise than as they are."""
     groups["quality"].add_argument(
         "--model", default="tiny", metavar="NAME|FOLDER", help="see `lipstream models list` [tiny]"
     )
-    add_fields(groups, SyncSettings)
+    add_fields(groups, SyncSettings, actions=actions)
 
 
 def take_preset_files(parser: argparse.ArgumentParser) -> None:
@@ -84,15 +85,24 @@ def add_runtime_options(groups: Groups, **defaults: Any) -> None:
     add_fields(groups, RuntimeSettings, **defaults)
 
 
-def add_fields(groups: Groups, record: type[Settings], names: Sequence[str] | None = None, **defaults: Any) -> None:
+def add_fields(
+    groups: Groups,
+    record: type[Settings],
+    names: Sequence[str] | None = None,
+    actions: Mapping[str, type[Store]] = MappingProxyType({}),
+    **defaults: Any,
+) -> None:
     """Add one option per field of a settings record, each in its group; only the fields of these names if given."""
     for f in fields(record):
         if names is not None and f.name not in names:
             continue
-        _add_field(groups[f.metadata["group"]], f, type_hints(record)[f.name], defaults.get(f.name, f.default))
+        hint, default = type_hints(record)[f.name], defaults.get(f.name, f.default)
+        _add_field(groups[f.metadata["group"]], f, hint, default, actions.get(f.name, Store))
 
 
-def _add_field(group: argparse._ArgumentGroup, f: Field[Any], hint: Any, default: Any) -> None:
+def _add_field(
+    group: argparse._ArgumentGroup, f: Field[Any], hint: Any, default: Any, action: type[argparse.Action]
+) -> None:
     if hint is bool:
         group.add_argument(flag(f), dest=f.name, action="store_true", help=f.metadata["help"])
         return
@@ -102,7 +112,7 @@ def _add_field(group: argparse._ArgumentGroup, f: Field[Any], hint: Any, default
     group.add_argument(
         flag(f),
         dest=f.name,
-        action=_Store,
+        action=action,
         default=default,
         type=parse,
         choices=only_literals if parse is str and only_literals else None,

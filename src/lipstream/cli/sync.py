@@ -28,11 +28,28 @@ _DEMONSTRATION = (
 )
 
 
+class _FaceOrRecording(options.Store):
+    """Stores who is to be followed, or adds who says which recording."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        who, equals, recording = str(values).partition("=")
+        if not equals:
+            super().__call__(parser, namespace, values, option_string)
+            return
+        if who in namespace.recordings:
+            parser.error(f"argument --face: {who} is named twice")
+        namespace.recordings = {**namespace.recordings, who: recording}
+
+
 def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lipstream sync`."""
     groups = options.option_groups(parser)
     parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads, or its address")
-    parser.add_argument("audio", metavar="AUDIO", help="the speech: a sound file, or a video with a sound track")
+    parser.add_argument(
+        "audio", metavar="AUDIO", nargs="?", help="the speech: a sound file, or a video with a sound track"
+    )
     files = groups["input and output"]
     files.add_argument("-o", "--output", metavar="OUT", help=".mp4, .mov or .mkv [VIDEO's name with -synced, here]")
     files.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
@@ -50,12 +67,17 @@ def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="length of what is done at a time with --work or several devices, s [10, less for many devices]",
     )
-    options.add_sync_options(groups)
+    files.add_argument(
+        "--all-faces",
+        action="store_true",
+        help="several people, in place of AUDIO: --face WHO=RECORDING for each; the sum of the recordings is its sound",
+    )
+    options.add_sync_options(groups, {"face": _FaceOrRecording})
     options.add_runtime_options(groups)
     options.add_ray_options(groups)
     options.take_preset_files(parser)
     add_progress_option(groups["messages"])
-    parser.set_defaults(model=None)
+    parser.set_defaults(model=None, recordings={})
 
 
 def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +97,29 @@ def run_sync(args: argparse.Namespace, interrupts: Interrupts) -> int:
     settings = options.settings_from(SyncSettings, args)
     options.check_ray_options(args)
     output = args.output or f"{Path(urlsplit(args.video).path).stem}-synced.mp4"
-    check_paths(*(name for name in (args.video, args.audio) if not is_address(name)))
+    names = _recordings(args)
+    check_paths(*(name for name in (args.video, *names) if not is_address(name)))
     check_address(output, overwrite=args.overwrite)
-    with fetched(args.video, args.audio) as (video, audio), sent(output, overwrite=args.overwrite) as local:
-        return _run(args, interrupts, args.model, video, audio, local, settings, args.overwrite, output)
+    with fetched(args.video, *names) as (video, *paths), sent(output, overwrite=args.overwrite) as local:
+        speech = dict(zip(args.recordings, paths, strict=True)) if args.recordings else paths[0]
+        return _run(args, interrupts, args.model, video, speech, local, settings, args.overwrite, output)
+
+
+def _recordings(args: argparse.Namespace) -> list[str]:
+    """Return the names of the recordings. Raises SettingsError for none, or one that nobody says."""
+    for who in args.recordings:
+        SyncSettings(face=who)
+    if args.recordings:
+        if args.audio is not None:
+            raise SettingsError("--face WHO=RECORDING goes in place of AUDIO", fix="leave AUDIO out")
+        return list(args.recordings.values())
+    if args.all_faces:
+        raise SettingsError(
+            "--all-faces: no recording is named", fix="add --face left=A.wav --face right=B.wav, and leave AUDIO out"
+        )
+    if args.audio is None:
+        raise SettingsError("no recording is named", fix="name it after the video")
+    return [args.audio]
 
 
 def run_demo(args: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -101,7 +142,7 @@ def _run(
     interrupts: Interrupts,
     model: str | None,
     video: Path,
-    speech: Path,
+    speech: Path | dict[str, Path],
     output: Path,
     settings: SyncSettings,
     overwrite: bool,
@@ -113,14 +154,15 @@ def _run(
         raise SettingsError("--keep-work: there is no folder to keep", fix="name one with --work DIR")
     if args.segment is not None and not 0 < args.segment < 1e6:
         raise SettingsError(f"--segment {args.segment:g}: must be above 0", fix="leave it out for 10 s")
-    check_paths(str(video), str(speech), *([args.faces] if args.faces else []))
+    speeches = [speech] if isinstance(speech, Path) else [*speech.values()]
+    check_paths(str(video), *map(str, speeches), *([args.faces] if args.faces else []))
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
     from lipstream.media.origin import signing_for
     from lipstream.media.output_file import check_output
     from lipstream.media.reader import probe
 
-    check_output(output, inputs=(video, speech), overwrite=overwrite)
+    check_output(output, inputs=(video, *speeches), overwrite=overwrite)
     signing_for(runtime, output)
     picture = probe(video)
     with reporting(args.progress, quiet=args.quiet) as reporter:

@@ -169,6 +169,7 @@ def _write_video(
         width=band.shape[1],
         height=len(band) + shown_height,
         color=info.color,
+        layout=info.layout,
         speech=speech,
         n_frames=n_frames,
         sample_aspect_ratio=info.sample_aspect_ratio,

@@ -144,7 +144,7 @@ def _together(files: ClipFiles) -> Iterator[Pictures]:
                 fix="scale the videos to one size",
             )
     for frames in zip(*(read_frames(path) for _, path in paths), strict=False):
-        height, width = (min(frame.image.shape[axis] for frame in frames) for axis in (0, 1))
+        height, width = min(f.picture.height for f in frames), min(f.picture.width for f in frames)
         images = {name: frame.image[:height, :width] for (name, _), frame in zip(paths, frames, strict=True)}
         yield Pictures(images["video"], images.get("reference"), images.get("source"))
 

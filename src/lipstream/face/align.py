@@ -16,14 +16,13 @@ from torch import Tensor
 
 from lipstream.imaging import (
     affine_grid,
-    as_image,
     bilinear_sample,
-    cut_out,
     equal_rectangles,
     invert_affine,
     lanczos4_resize,
     warped_bounds,
 )
+from lipstream.media.picture import Picture, Rectangle, RgbPicture
 from lipstream.runtime.device_stream import DeviceStream
 
 _GREY = 127.0
@@ -76,25 +75,24 @@ def similarity_transform(
 
 
 def crop_faces(
-    images: Sequence[NDArray[np.uint8] | Tensor],
+    pictures: Sequence[Picture],
     affine_matrices: Sequence[NDArray[np.float32]],
     resolution: int,
     stream: DeviceStream,
 ) -> Tensor:
     """The aligned faces of frames of one size: uint8 RGB (n, 3, resolution, resolution), on the stream's device.
 
-    The images are uint8 RGB (h, w, 3), n of them, at least one; the matrices (2, 3). The face rectangle is sampled
+    The pictures are n, at least one; the matrices (2, 3). The face rectangle is sampled
     bilinearly with grey outside the frame and truncated to uint8, then resized with Lanczos. Only the pixels that the
     face touches leave the frame. To be called inside the stream's `running`.
     """
-    frames = [as_image(image) for image in images]
     width, height = face_size(resolution)
     inverses = np.stack([invert_affine(matrix) for matrix in affine_matrices])
 
     bounds = np.array([warped_bounds(inverse, 0, 0, width - 1, height - 1) for inverse in inverses])
     low, high = np.floor(bounds[:, 0]).astype(np.int64) - 1, np.ceil(bounds[:, 1]).astype(np.int64) + 2
-    corners, size = equal_rectangles(low, high, (frames[0].shape[1], frames[0].shape[0]))
-    pixels = stream.upload(cut_out(frames, corners, size)).permute(0, 3, 1, 2).float()
+    corners, size = equal_rectangles(low, high, (pictures[0].width, pictures[0].height))
+    pixels = stream.upload(cut_out(pictures, corners, size)).permute(0, 3, 1, 2).float()
 
     # The rectangle cut out may end where the frame goes on; what lies there is beyond the face's reach.
     inverses[:, :, 2] -= corners
@@ -104,6 +102,15 @@ def crop_faces(
     return lanczos4_resize(faces.floor_(), (resolution, resolution))
 
 
-def crop_face(image: NDArray[np.uint8] | Tensor, affine_matrix: NDArray[np.float32], resolution: int) -> Tensor:
-    """Crop the aligned face of one frame, on the CPU: uint8 RGB (3, resolution, resolution). See `crop_faces`."""
-    return crop_faces([image], [affine_matrix], resolution, DeviceStream(torch.device("cpu")))[0]
+def cut_out(pictures: Sequence[Picture], corners: NDArray[np.int64], size: tuple[int, int]) -> Tensor:
+    """Return parts of pictures, of one `size` (width, height): RGB (n, height, width, 3), dtype as of `Picture.rgb`."""
+    parts = [Rectangle(x, y, *size) for x, y in corners.tolist()]
+    return torch.from_numpy(np.stack([picture.rgb(part) for picture, part in zip(pictures, parts, strict=True)]))
+
+
+def crop_face(image: NDArray[np.uint8], affine_matrix: NDArray[np.float32], resolution: int) -> Tensor:
+    """Crop the aligned face of one uint8 RGB frame (h, w, 3), on the CPU: uint8 RGB (3, resolution, resolution).
+
+    See `crop_faces`.
+    """
+    return crop_faces([RgbPicture(image)], [affine_matrix], resolution, DeviceStream(torch.device("cpu")))[0]

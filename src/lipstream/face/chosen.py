@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import SettingsError
-from lipstream.face.detector import Detector, Face, MultiFaceDetector, is_near
+from lipstream.face.detector import Detector, Face, MultiFaceDetector, is_near, looks_at_parts
 
 Box = tuple[float, float, float, float]
 FaceChoice = Callable[[list[Face]], Face | None] | Box
@@ -58,6 +58,10 @@ class _Choosing:
     @property
     def name(self) -> str:
         return self.inner.name
+
+    @property
+    def looks_at_parts(self) -> bool:
+        return looks_at_parts(self.inner)
 
     def detect(self, image: NDArray[np.uint8]) -> Face | None:
         return self.choose(self.inner.detect_all(image))

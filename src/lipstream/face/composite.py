@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.face.align import face_size
+from lipstream.face.align import cut_out, face_size
 from lipstream.imaging import (
     affine_grid,
     bilinear_coverage,
     bilinear_sample,
-    cut_out,
     equal_rectangles,
     erode,
     gaussian_blur,
     invert_affine,
     warped_bounds,
 )
+from lipstream.media.picture import Picture, Rectangle, RgbPicture
 from lipstream.runtime.device_stream import DeviceStream
 
 # The published code fills with 127 also here, where the face is in [-1, 1]: white once clamped.
@@ -47,21 +47,22 @@ def resize_face(faces: Tensor) -> Tensor:
 
 
 def paste_faces(
-    images: Sequence[NDArray[np.uint8]],
+    pictures: Sequence[Picture],
     faces: Tensor,
     affine_matrices: Sequence[NDArray[np.float32]],
     stream: DeviceStream,
+    weights: Sequence[float] | None = None,
 ) -> None:
     """Blend faces into frames of one size, in place.
 
-    The images are writable uint8 RGB (h, w, 3), n of them, at least one. `faces` is float (n, 3, h, w) in [-1, 1] at
+    The pictures are n, at least one. `faces` is float (n, 3, h, w) in [-1, 1] at
     the face rectangle's size (see `resize_face`), on the stream's device, or has the frame's share as a fourth channel
-    (see `latent.texture`); the matrices (2, 3) are those the crops were taken with. To be called inside the stream's
-    `running`.
+    (see `latent.texture`); the matrices (2, 3) are those the crops were taken with. weights: of the faces beside the
+    frames as filmed; None: 1 for all. To be called inside the stream's `running`.
     """
     finer = _finer(faces.shape[1])
     face_width, face_height = faces.shape[3] // finer, faces.shape[2] // finer
-    corners, size = _touched(affine_matrices, (face_width, face_height), (images[0].shape[1], images[0].shape[0]))
+    corners, size = _touched(affine_matrices, (face_width, face_height), (pictures[0].width, pictures[0].height))
     matrices = np.stack(affine_matrices).astype(np.float64)
     matrices[:, :, 2] += (matrices[:, :, :2] @ corners[..., None])[..., 0]
     grid = affine_grid(matrices, size, (face_width, face_height), faces.device)
@@ -69,15 +70,19 @@ def paste_faces(
     warped = bilinear_sample(faces.float(), grid)
     warped[:, :3].add_((1 - reach).mul_(_FILL)[:, None])
     inner = erode(reach, before=1, after=0)
-    weights = _soft_masks(inner)
-    targets = cut_out([torch.from_numpy(image) for image in images], corners, size)
-    originals = stream.upload(targets).permute(0, 3, 1, 2).contiguous().float()
+    as_filmed = cut_out(pictures, corners, size)
+    originals = stream.upload(as_filmed).permute(0, 3, 1, 2).contiguous().float()
     generated = _levels(warped, originals).mul_(inner[:, None])
-    blended = torch.lerp(originals, generated, weights[:, None])
-    new = stream.download(blended.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format))
+    blended = torch.lerp(originals, generated, _soft_masks(inner)[:, None])
+    levels = blended.permute(0, 2, 3, 1).to(as_filmed.dtype, memory_format=torch.contiguous_format)
+    new = stream.download(levels)
     stream.wait()
-    for image, (left, top), pixels in zip(images, corners, new.numpy(), strict=True):
-        image[top : top + size[1], left : left + size[0]] = pixels
+    shares = weights or [1.0] * len(pictures)
+    for picture, corner, filmed, pixels, share in zip(pictures, corners.tolist(), as_filmed, new, shares, strict=True):
+        if share < 1:
+            faded = torch.lerp(filmed.float(), pixels.float(), share)
+            pixels = faded.round().to(pixels.dtype) if pixels.dtype == torch.uint8 else faded
+        picture.paste(Rectangle(corner[0], corner[1], *size), pixels.numpy())
 
 
 def paste_face(
@@ -89,7 +94,7 @@ def paste_face(
     blending.
     """
     restored = image if in_place else np.array(image)
-    paste_faces([restored], face[None], [affine_matrix], DeviceStream(torch.device("cpu")))
+    paste_faces([RgbPicture(restored)], face[None], [affine_matrix], DeviceStream(torch.device("cpu")))
     return restored
 
 

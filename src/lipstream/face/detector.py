@@ -59,6 +59,11 @@ class MultiFaceDetector(Detector, Protocol):
         """Return all usable faces of a frame, from the largest to the smallest; `detect` returns the first."""
 
 
+def looks_at_parts(detector: Detector) -> bool:
+    """Return whether a detector may be given an image that is converted only where it is sliced; it says so itself."""
+    return bool(getattr(detector, "looks_at_parts", False))
+
+
 def has_room_for_a_face(image: NDArray[np.uint8]) -> bool:
     """Return whether a frame (h, w, 3) is as large as the smallest usable face; the libraries choke on thinner ones."""
     height, width = image.shape[:2]

@@ -145,7 +145,8 @@ def _look(image: NDArray[np.uint8], face: Face) -> Look:
     height, width = image.shape[:2]
     across = np.linspace(left, right, 4 * _LOOK_SIDE + 2)[1:-1].clip(0, width - 1).astype(np.intp)
     down = np.linspace(top, bottom, 4 * _LOOK_SIDE + 2)[1:-1].clip(0, height - 1).astype(np.intp)
-    sampled = image[down[:, None], across].astype(np.float32)
+    around = image[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+    sampled = around[(down - down[0])[:, None], across - across[0]].astype(np.float32)
     means = sampled.reshape(_LOOK_SIDE, 4, _LOOK_SIDE, 4, 3).mean((1, 3))
     # Neither brightness nor contrast of the light count.
     return np.asarray((means - means.mean()) / (means.std() + 1.0), np.float32)

@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
+from lipstream.media.picture import Picture
 
 CROSS_FADE_FRAMES = 5
 """Frames at the end of a pass that go over into those at the beginning of the next."""
 
-Image = NDArray[np.uint8]
-
 
 def from_the_start_again(
-    images: Iterator[Image], replay: Callable[[int], Iterator[Image]], n_frames: int
-) -> Iterator[tuple[int, bool, Image]]:
-    """Yield (source index, whether it was there before, image): pass after pass, the end of each blended into the next.
+    pictures: Iterator[Picture], replay: Callable[[int], Iterator[Picture]], n_frames: int
+) -> Iterator[tuple[int, bool, Picture]]:
+    """Yield (source index, whether it was there before, picture): pass after pass, ends blended into beginnings.
 
-    images: of the first pass. replay: gives the images once more, from an index on. Where the first pass is not shorter
+    pictures: of the first pass. replay: gives them once more, from an index on. Where the first pass is not shorter
     than `n_frames`, nothing is blended.
     """
-    head: list[Image] = []
-    tail: deque[Image] = deque()
+    head: list[Picture] = []
+    tail: deque[Picture] = deque()
     n = 0  # of the first pass, without what is held in `tail`
-    for image in images:
+    for picture in pictures:
         if len(head) < CROSS_FADE_FRAMES:
-            head.append(image.copy())
-        tail.append(image)
+            head.append(picture.copy())
+        tail.append(picture)
         if len(tail) > CROSS_FADE_FRAMES:
             yield n, False, tail.popleft()
             n += 1
@@ -43,8 +40,8 @@ def from_the_start_again(
     while n_yielded < n_frames:
         tail.clear()
         index = n_faded
-        for image in replay(n_faded):
-            tail.append(image)
+        for picture in replay(n_faded):
+            tail.append(picture)
             if len(tail) > n_faded:
                 yield index, True, tail.popleft()
                 index += 1
@@ -52,34 +49,32 @@ def from_the_start_again(
         n_yielded += length - n_faded
 
 
-def slower(images: Iterator[Image], n_source: int, n_frames: int) -> Iterator[tuple[int, bool, Image]]:
-    """Yield (source index, whether it was there before, image): `n_source` images spread evenly over `n_frames`.
+def slower(pictures: Iterator[Picture], n_source: int, n_frames: int) -> Iterator[tuple[int, bool, Picture]]:
+    """Yield (source index, whether it was there before, picture): `n_source` of them spread evenly over `n_frames`.
 
-    More images than that are left out; where there are fewer, the last one stays.
+    More pictures than that are left out; where there are fewer, the last one stays.
     """
     last = -1
-    held: Image | None = None
+    held: Picture | None = None
     for index in range(n_frames):
         wanted = index * n_source // n_frames
         is_repeat = True
         while last < wanted:
-            image = next(images, None)
-            if image is None:
+            picture = next(pictures, None)
+            if picture is None:
                 break
-            held, last, is_repeat = image, last + 1, False
+            held, last, is_repeat = picture, last + 1, False
         if held is None:
             return
         yield last, is_repeat, held.copy()
 
 
 def _blended(
-    tail: deque[Image], head: list[Image], first: int, *, is_repeat: bool
-) -> Iterator[tuple[int, bool, Image]]:
-    """Yield the last images of a pass, going over into those of `head`, if there are any."""
+    tail: deque[Picture], head: list[Picture], first: int, *, is_repeat: bool
+) -> Iterator[tuple[int, bool, Picture]]:
+    """Yield the last pictures of a pass, going over into those of `head`, if there are any."""
     n_plain = len(tail) - len(head)
-    for i, image in enumerate(tail):
+    for i, picture in enumerate(tail):
         if i >= n_plain:
-            share = (i - n_plain + 1) / (len(head) + 1)
-            mixed = image + share * (head[i - n_plain].astype(np.float32) - image)
-            image = np.rint(mixed).astype(np.uint8)
-        yield first + i, is_repeat, image
+            picture = picture.mixed(head[i - n_plain], (i - n_plain + 1) / (len(head) + 1))
+        yield first + i, is_repeat, picture

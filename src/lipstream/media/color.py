@@ -1,12 +1,14 @@
 """Convert colour between the video's YUV and the RGB that the models take.
 
-Reading and writing go through one pair of functions with the same matrix and range, so a frame that is read and written
-untouched keeps its colour: luma is returned exactly, chroma to a fraction of a level.
+Both ways use the same matrix and range, so RGB that comes back unchanged keeps its colour: luma is returned exactly,
+chroma to a fraction of a level.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -67,47 +69,90 @@ def is_rgb(frame: av.VideoFrame) -> bool:
     return frame.format.is_rgb or frame.format.has_palette
 
 
+@dataclass(frozen=True)
+class YuvColor:
+    """How a whole picture's YUV is turned into RGB and back, so that its parts are treated alike.
+
+    matrix: swscale's number. range: of libav, LIMITED_RANGE or FULL_RANGE. space, transfer: see ColorTags.
+    """
+
+    matrix: int
+    range: int
+    space: int
+    transfer: int
+
+    @classmethod
+    def of(cls, tags: ColorTags, width: int, height: int) -> YuvColor:
+        """Return what the tags of a picture of a size mean."""
+        matrix = _SWSCALE_MATRIX.get(tags.space) or _SWSCALE_MATRIX[matrix_by_size(width, height)]
+        return cls(matrix, FULL_RANGE if tags.range == FULL_RANGE else LIMITED_RANGE, tags.space, tags.transfer)
+
+
 def to_rgb(
-    frame: av.VideoFrame, tags: ColorTags, width: int, height: int, reformatter: VideoReformatter
-) -> NDArray[np.uint8]:
-    """Convert a decoded frame to (height, width, 3) uint8 RGB, C-contiguous, without alpha, scaled to the size."""
-    source_range = FULL_RANGE if is_rgb(frame) else _range(tags)
-    rgb = reformatter.reformat(
+    frame: av.VideoFrame,
+    color: YuvColor,
+    width: int | None = None,
+    height: int | None = None,
+    *,
+    is_deep: bool = False,
+) -> NDArray[Any]:
+    """Convert a frame to (height, width, 3) RGB without alpha, C-contiguous: uint8, or uint16 if `is_deep`.
+
+    width, height: to scale it to; None: its own.
+    """
+    rgb = _reformatter().reformat(
         frame,
         width=width,
         height=height,
-        format="rgb24",
-        src_colorspace=_swscale_matrix(tags, width, height),
-        dst_colorspace=_swscale_matrix(tags, width, height),
-        src_color_range=source_range,
+        # Planes: of those that lie together, rgb48le, swscale fills the blue ones of 4:2:0 with nonsense.
+        format="gbrp16le" if is_deep else "rgb24",
+        src_colorspace=color.matrix,
+        dst_colorspace=color.matrix,
+        src_color_range=FULL_RANGE if is_rgb(frame) else color.range,
         dst_color_range=FULL_RANGE,
         interpolation=_SCALING,
+        threads=1,
     )
-    image: NDArray[np.uint8] = np.ascontiguousarray(rgb.to_ndarray())
-    # A frame that needed no conversion is the decoder's own memory, which later frames may be built on.
-    return image.copy() if rgb is frame else image
+    return np.ascontiguousarray(rgb.to_ndarray())
 
 
-def to_yuv420p(image: NDArray[np.uint8], tags: ColorTags, reformatter: VideoReformatter) -> av.VideoFrame:
-    """Convert a (height, width, 3) uint8 RGB image of even size to yuv420p with the given matrix and range."""
-    height, width = image.shape[:2]
-    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-    if tags.space in _SWSCALE_MATRIX:
-        frame.colorspace = tags.space  # the new frame inherits it; PyAV before 18 does not set BT.2020 by itself
-    return reformatter.reformat(
+def to_yuv(image: NDArray[Any], pixel_format: str, color: YuvColor) -> av.VideoFrame:
+    """Convert a (height, width, 3) RGB image, uint8 or uint16, to a YUV format with the given matrix and range."""
+    name = "rgb24" if image.dtype == np.uint8 else "gbrp16le"
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=name)
+    return converted(frame, pixel_format, color)
+
+
+def converted(
+    frame: av.VideoFrame, pixel_format: str, color: YuvColor, width: int | None = None, height: int | None = None
+) -> av.VideoFrame:
+    """Return a frame in a YUV format and a size; one that is in them already is returned itself."""
+    is_full = is_rgb(frame) or color.range == FULL_RANGE
+    if is_rgb(frame) and color.space in _SWSCALE_MATRIX:
+        frame.colorspace = color.space  # the new frame inherits it; PyAV before 18 does not set BT.2020 by itself
+    return _reformatter().reformat(
         frame,
-        format="yuv420p",
-        src_colorspace=_swscale_matrix(tags, width, height),
-        dst_colorspace=_swscale_matrix(tags, width, height),
-        src_color_range=FULL_RANGE,
-        dst_color_range=_range(tags),
+        width=width,
+        height=height,
+        format=pixel_format,
+        src_colorspace=color.matrix,
+        dst_colorspace=color.matrix,
+        src_color_range=FULL_RANGE if is_full else LIMITED_RANGE,
+        dst_color_range=color.range,
         interpolation=_SCALING,
+        threads=1,
     )
 
 
-def _range(tags: ColorTags) -> int:
-    return FULL_RANGE if tags.range == FULL_RANGE else LIMITED_RANGE
+class _OfThread(threading.local):
+    """A reformatter for each thread: it keeps what it prepared for the last size."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
 
 
-def _swscale_matrix(tags: ColorTags, width: int, height: int) -> int:
-    return _SWSCALE_MATRIX.get(tags.space) or _SWSCALE_MATRIX[matrix_by_size(width, height)]
+_of_thread = _OfThread()
+
+
+def _reformatter() -> VideoReformatter:
+    return _of_thread.reformatter

@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.encoder import PictureKind
 from lipstream.media.origin import Origin
 from lipstream.media.output_file import output_errors
 from lipstream.media.sound import Samples
@@ -65,9 +66,13 @@ class JoinedWriter(VideoWriter):
             origin=origin,
         )
 
-    def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:
+    def _add_video(self, kind: PictureKind) -> VideoStream:
         with _opened(self._like) as container:
-            return self._container.add_stream_from_template(container.streams.video[0])
+            like = container.streams.video[0]
+            stream = self._container.add_stream_from_template(like, opaque=True)  # for AV1, libav has another decoder
+            if self._container.format.name != "matroska":
+                stream.codec_context.codec_tag = like.codec_context.codec_tag
+            return stream
 
     def __enter__(self) -> JoinedWriter:
         return self

@@ -2,15 +2,13 @@
 
 To play a video backwards, short stretches of it are decoded: seek to the key frame before a stretch, decode it, yield
 it in reverse. Every picture of a stretch is checked against the first pass, and a stretch that a seek did not deliver
-faithfully (open groups of pictures, containers without an index) is decoded again from the start. Stretches are held
-as decoded, usually YUV of half the size of RGB.
+faithfully (open groups of pictures, containers without an index) is decoded again from the start.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import zlib
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -19,13 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import av.error
-import numpy as np
 from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
 from lipstream.errors import InputError
 from lipstream.media.again import from_the_start_again, slower
-from lipstream.media.reader import Frame, Picture, VideoSource
+from lipstream.media.picture import DecodedPicture, Picture
+from lipstream.media.reader import Decoded, Frame, VideoSource
 from lipstream.settings import FRAME_RATE_HZ, Deinterlace, Loop
 
 logger = logging.getLogger(__name__)
@@ -69,45 +66,43 @@ def read_looped(
         for picture in pictures:
             if n_yielded == n_frames:
                 return
-            image = source.image(picture.item)
+            shown = source.picture(picture.item)
             if n_yielded == 0:
                 is_recorded = loop == "pingpong" and not _is_long_enough(source, n_frames / frame_rate)
             if is_recorded:
-                first_pass.add(picture.item, image)
-            yield Frame(n_yielded, n_yielded, False, image)
+                first_pass.add(picture.item, shown)
+            yield Frame(n_yielded, n_yielded, False, shown)
             n_yielded += 1
         if loop == "hold" and n_yielded:
-            # Converted again: the image yielded before is the receiver's, who may have changed it.
-            held = source.image(picture.item)
             for index in range(n_yielded, n_frames):
-                yield Frame(index, n_yielded - 1, True, held.copy())
+                yield Frame(index, n_yielded - 1, True, source.picture(picture.item))
     if loop != "pingpong" or not n_yielded:
         return
     if not is_recorded:
         first_pass = _record(opens, frame_rate, n_yielded)
     with closing(_replay(opens, frame_rate, first_pass, max_held_bytes)) as replay:
         for index in range(n_yielded, n_frames):
-            source_index, image = next(replay)
-            yield Frame(index, source_index, True, image)
+            source_index, shown = next(replay)
+            yield Frame(index, source_index, True, shown)
 
 
 def _lengthened(opens: Opens, n_frames: int, loop: Loop, frame_rate: Fraction) -> Iterator[Frame]:
     """Yield frames as "loop" or "remap" has them."""
     if loop == "loop":
         passes = from_the_start_again(
-            _images(opens, frame_rate), lambda start: _images(opens, frame_rate, start), n_frames
+            _pictures(opens, frame_rate), lambda start: _pictures(opens, frame_rate, start), n_frames
         )
     else:
         n_source = min(n_frames, _count(opens, frame_rate, n_frames))
-        passes = slower(_images(opens, frame_rate), n_source, n_frames)
-    for index, (source_index, is_repeat, image) in enumerate(itertools.islice(passes, n_frames)):
-        yield Frame(index, source_index, is_repeat, image)
+        passes = slower(_pictures(opens, frame_rate), n_source, n_frames)
+    for index, (source_index, is_repeat, shown) in enumerate(itertools.islice(passes, n_frames)):
+        yield Frame(index, source_index, is_repeat, shown)
 
 
-def _images(opens: Opens, frame_rate: Fraction, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+def _pictures(opens: Opens, frame_rate: Fraction, start: int = 0) -> Iterator[Picture]:
     with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in itertools.islice(pictures, start, None):
-            yield source.image(picture.item)
+            yield source.picture(picture.item)
 
 
 def _count(opens: Opens, frame_rate: Fraction, most: int) -> int:
@@ -127,7 +122,7 @@ def _record(opens: Opens, frame_rate: Fraction, n: int) -> FrameIndex:
     record = FrameIndex()
     with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in itertools.islice(pictures, n):
-            record.add(picture.item, source.image(picture.item))
+            record.add(picture.item, source.picture(picture.item))
     _refuse_fewer(source.path, len(record), n)
     return record
 
@@ -146,11 +141,11 @@ class FrameIndex:
     def __len__(self) -> int:
         return len(self.ordinals)
 
-    def add(self, picture: Picture, image: NDArray[np.uint8]) -> None:
-        """Note which picture the next frame shows; `image` is what `VideoSource.image` makes of it."""
-        self.ordinals.append(picture.ordinal)
-        self.times.append(picture.pts)
-        self.checksums.append(checksum(image))
+    def add(self, decoded: Decoded, picture: DecodedPicture) -> None:
+        """Note which picture the next frame shows; `picture` is what `VideoSource.picture` makes of it."""
+        self.ordinals.append(decoded.ordinal)
+        self.times.append(decoded.pts)
+        self.checksums.append(picture.checksum())
 
     def times_increase(self) -> bool:
         """Return whether no two pictures have the same time."""
@@ -160,7 +155,7 @@ class FrameIndex:
 
 def _replay(
     opens: Opens, frame_rate: Fraction, first_pass: FrameIndex, max_held_bytes: int
-) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+) -> Generator[tuple[int, DecodedPicture], None, None]:
     """Yield (source index, image) backwards, forwards, backwards and so on without end."""
     n = len(first_pass)
     with opens() as source:
@@ -170,22 +165,22 @@ def _replay(
             pictures = stretches.load(0, n)
             while True:
                 for index in (*reversed(range(n)), *range(n)):
-                    yield index, source.image(pictures[first_pass.ordinals[index]])
+                    yield index, source.picture(pictures[first_pass.ordinals[index]])
         while True:
             for stop in range(n, 0, -n_held):
                 start = max(0, stop - n_held)
                 pictures = stretches.load(start, stop)
                 for index in reversed(range(start, stop)):
-                    yield index, source.image(pictures[first_pass.ordinals[index]])
+                    yield index, source.picture(pictures[first_pass.ordinals[index]])
                 pictures.clear()  # before the next stretch is loaded
             yield from _forwards(opens, frame_rate, n)
 
 
-def _forwards(opens: Opens, frame_rate: Fraction, n: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _forwards(opens: Opens, frame_rate: Fraction, n: int) -> Iterator[tuple[int, DecodedPicture]]:
     n_read = 0
     with opens() as source, closing(source.at_rate(frame_rate)) as pictures:
         for picture in itertools.islice(pictures, n):
-            yield n_read, source.image(picture.item)
+            yield n_read, source.picture(picture.item)
             n_read += 1
     _refuse_fewer(source.path, n_read, n)
 
@@ -215,7 +210,7 @@ class Stretches:
         can_seek = source.has_times and first_pass.times_increase()
         self.leads_s = list(_SEEK_LEADS_S) if can_seek else []
 
-    def load(self, start: int, stop: int) -> dict[int, Picture]:
+    def load(self, start: int, stop: int) -> dict[int, Decoded]:
         """Decode the pictures of output frames start .. stop-1, by ordinal."""
         known = self.first_pass
         wanted = {known.times[i]: known.ordinals[i] for i in range(start, stop)}
@@ -234,11 +229,11 @@ class Stretches:
             logger.warning("%s: damaged, it decodes differently each time", self.source.path)
         return pictures
 
-    def _decode_by_time(self, wanted: dict[int, int], lead_s: int) -> dict[int, Picture]:
+    def _decode_by_time(self, wanted: dict[int, int], lead_s: int) -> dict[int, Decoded]:
         """Seek, and decode the pictures with the wanted times; whatever was found, by ordinal."""
         first, last = min(wanted), max(wanted)
         lead = int(lead_s / (self.source.stream.time_base or 1))
-        found: dict[int, Picture] = {}
+        found: dict[int, Decoded] = {}
         try:
             self.source.seek(first - lead)
         except (av.error.FFmpegError, OSError):
@@ -252,12 +247,12 @@ class Stretches:
                     break
         return found
 
-    def _checksums(self, source: VideoSource, pictures: dict[int, Picture]) -> dict[int, int]:
-        return {ordinal: checksum(source.image(picture)) for ordinal, picture in pictures.items()}
+    def _checksums(self, source: VideoSource, pictures: dict[int, Decoded]) -> dict[int, int]:
+        return {ordinal: source.picture(decoded).checksum() for ordinal, decoded in pictures.items()}
 
 
-def _decode_from_start(source: VideoSource, wanted: set[int]) -> dict[int, Picture]:
-    found: dict[int, Picture] = {}
+def _decode_from_start(source: VideoSource, wanted: set[int]) -> dict[int, Decoded]:
+    found: dict[int, Decoded] = {}
     with closing(source.pictures()) as pictures:
         for picture in pictures:
             if picture.item.ordinal in wanted:
@@ -270,8 +265,3 @@ def _decode_from_start(source: VideoSource, wanted: set[int]) -> dict[int, Pictu
 def n_bytes(frame: VideoFrame) -> int:
     """Return the size of a frame as decoded."""
     return sum(plane.buffer_size for plane in frame.planes)
-
-
-def checksum(image: NDArray[np.uint8]) -> int:
-    """Return the CRC of every fourth row: it detects a wrongly decoded picture, and is cheap compared with decoding."""
-    return zlib.crc32(image[::4].tobytes())

@@ -17,6 +17,7 @@ from lipstream.errors import InputError, SettingsError
 from lipstream.media.again import from_the_start_again, slower
 from lipstream.media.audio import MODEL_SAMPLE_RATE_HZ, ChannelPowers, mixed_down
 from lipstream.media.loop import MAX_HELD_BYTES
+from lipstream.media.picture import Picture, RgbPicture
 from lipstream.media.reader import Frame
 from lipstream.media.sound import Samples, without_invalid
 from lipstream.settings import FRAME_RATE_HZ, Loop
@@ -100,8 +101,8 @@ class Images:
     def frames(self) -> Iterator[Frame]:
         """Yield the frames, which own their images; called once."""
         if self._loop in ("loop", "remap"):
-            for index, (source_index, is_repeat, image) in enumerate(itertools.islice(self._passes(), self._n_frames)):
-                yield Frame(index, source_index, is_repeat, image)
+            for index, (source_index, is_repeat, shown) in enumerate(itertools.islice(self._passes(), self._n_frames)):
+                yield Frame(index, source_index, is_repeat, shown)
             return
         n, last = 0, None
         for image in itertools.islice(itertools.chain([self._first], self._source), self._n_frames):
@@ -119,19 +120,19 @@ class Images:
         for index, (source_index, image) in zip(rest, repeats, strict=False):
             yield self._frame(index, source_index, image)
 
-    def _passes(self) -> Iterator[tuple[int, bool, NDArray[np.uint8]]]:
-        """Yield (source index, whether it was there before, image) as "loop" or "remap" has them."""
+    def _passes(self) -> Iterator[tuple[int, bool, Picture]]:
+        """Yield (source index, whether it was there before, picture) as "loop" or "remap" has them."""
         shown = itertools.chain([self._first], self._source)
-        images = (self._frame(index, index, image).image for index, image in enumerate(shown))
+        pictures = (self._frame(index, index, image).picture for index, image in enumerate(shown))
         if self._loop == "loop":
-            return from_the_start_again(images, self._from, self._n_frames)
+            return from_the_start_again(pictures, self._from, self._n_frames)
         if not isinstance(self._images, Sized):
             raise SettingsError(
                 "loop = 'remap' needs to know how many images there are", fix="pass a sequence", setting="loop"
             )
-        return slower(images, min(len(self._images), self._n_frames), self._n_frames)
+        return slower(pictures, min(len(self._images), self._n_frames), self._n_frames)
 
-    def _from(self, start: int) -> Iterator[NDArray[np.uint8]]:
+    def _from(self, start: int) -> Iterator[Picture]:
         if iter(self._images) is self._images:
             raise SettingsError(
                 "loop = 'loop' needs the images a second time, and this iterator gives them once",
@@ -139,11 +140,11 @@ class Images:
                 setting="loop",
             )
         for index, image in enumerate(itertools.islice(self._images, start, None), start):
-            yield self._frame(index, index, image).image
+            yield self._frame(index, index, image).picture
 
     def _frame(self, index: int, source_index: int, image: Any) -> Frame:
         checked = _checked(image, source_index, self._shape)
-        return Frame(index, source_index, index != source_index, np.array(checked, order="C"))
+        return Frame(index, source_index, index != source_index, RgbPicture(np.array(checked, order="C")))
 
     def _replay(self, n: int) -> Iterator[tuple[int, Any]]:
         """Yield (index, image) backwards, forwards, backwards and so on without end."""

@@ -15,10 +15,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import av.error
-import numpy as np
-from numpy.typing import NDArray
 
-from lipstream.media.loop import MAX_HELD_BYTES, FrameIndex, Stretches, cannot_be_read_again, checksum, n_bytes
+from lipstream.media.loop import MAX_HELD_BYTES, FrameIndex, Stretches, cannot_be_read_again, n_bytes
+from lipstream.media.picture import DecodedPicture
 from lipstream.media.reader import Frame, VideoSource
 from lipstream.settings import FRAME_RATE_HZ, Deinterlace, Loop
 
@@ -38,9 +37,9 @@ def read_indexed(
     """
     with VideoSource(path, deinterlace) as source, closing(source.at_rate(Fraction(frame_rate))) as pictures:
         for n, picture in enumerate(itertools.islice(pictures, n_frames)):
-            image = source.image(picture.item)
-            index.add(picture.item, image)
-            yield Frame(n, n, False, image)
+            shown = source.picture(picture.item)
+            index.add(picture.item, shown)
+            yield Frame(n, n, False, shown)
 
 
 def source_frame(index: int, n_source: int, loop: Loop) -> int:
@@ -71,24 +70,24 @@ def read_segment(
     n_source = len(known)
     with VideoSource(path, deinterlace) as source:
         n_held = max(1, max_held_bytes // n_bytes(next(source.pictures()).item.frame))
-        images = _images(
+        pictures = _pictures(
             Stretches(source, known), [source_frame(i, n_source, loop) for i in range(start, stop)], n_held
         )
-        with closing(images):
-            for index, (source_index, image) in zip(range(start, stop), images, strict=True):
-                yield Frame(index, source_index, index >= n_source, image)
+        with closing(pictures):
+            for index, (source_index, picture) in zip(range(start, stop), pictures, strict=True):
+                yield Frame(index, source_index, index >= n_source, picture)
 
 
-def _images(
+def _pictures(
     stretches: Stretches, indices: Sequence[int], n_held: int
-) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-    """Yield (source index, image) of the indices in turn; no two images are the same array."""
+) -> Generator[tuple[int, DecodedPicture], None, None]:
+    """Yield (source index, picture) of the indices in turn; no two pictures are the same object."""
     known, source = stretches.first_pass, stretches.source
     runs = list(_runs(indices))
     if len(runs) > 1 and len(known) <= n_held:  # a short clip, played several times
         pictures = stretches.load(min(indices), max(indices) + 1)
         for index in indices:
-            yield index, source.image(pictures[known.ordinals[index]])
+            yield index, source.picture(pictures[known.ordinals[index]])
         return
     for run in runs:
         if run[0] < run[-1] or len(run) == 1:
@@ -97,7 +96,7 @@ def _images(
         for part in _parts(run, n_held):
             pictures = stretches.load(part[-1], part[0] + 1)
             for index in part:
-                yield index, source.image(pictures[known.ordinals[index]])
+                yield index, source.picture(pictures[known.ordinals[index]])
             pictures.clear()  # before the next stretch is loaded
 
 
@@ -119,30 +118,30 @@ def _parts(run: list[int], n_held: int) -> Iterator[list[int]]:
     return (run[begin : begin + size] for begin in range(0, len(run), size))
 
 
-def _forwards(stretches: Stretches, start: int, stop: int) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+def _forwards(stretches: Stretches, start: int, stop: int) -> Generator[tuple[int, DecodedPicture], None, None]:
     """Yield source frames start .. stop-1 after a seek, from a longer way ahead where it fails, or from the start."""
     done = start
     for lead_s in stretches.leads_s:
-        with closing(_after_seek(stretches, done, stop, lead_s)) as images:
-            for image in images:
-                yield done, image
+        with closing(_after_seek(stretches, done, stop, lead_s)) as pictures:
+            for picture in pictures:
+                yield done, picture
                 done += 1
         if done == stop:
             return
     path = stretches.source.path
     with (
         VideoSource(path, stretches.source.deinterlace) as source,
-        closing(_from_start(source, stretches.first_pass, done, stop)) as images,
+        closing(_from_start(source, stretches.first_pass, done, stop)) as pictures,
     ):
-        for image in images:
-            yield done, image
+        for picture in pictures:
+            yield done, picture
             done += 1
     if done < stop:
         raise cannot_be_read_again(path, done, stop)
 
 
-def _after_seek(stretches: Stretches, start: int, stop: int, lead_s: int) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield the images of source frames from `start` on, as long as they are what the index says."""
+def _after_seek(stretches: Stretches, start: int, stop: int, lead_s: int) -> Generator[DecodedPicture, None, None]:
+    """Yield the pictures of source frames from `start` on, as long as they are what the index says."""
     known, source, at = stretches.first_pass, stretches.source, start
     try:
         source.seek(known.times[start] - int(lead_s / (source.stream.time_base or 1)))
@@ -151,27 +150,25 @@ def _after_seek(stretches: Stretches, start: int, stop: int, lead_s: int) -> Gen
     with closing(source.pictures()) as pictures:
         for picture in pictures:
             while at < stop and known.times[at] == picture.item.pts:
-                image = source.image(picture.item)
-                if checksum(image) != known.checksums[at]:
+                shown = source.picture(picture.item)
+                if shown.checksum() != known.checksums[at]:
                     return
-                yield image
+                yield shown
                 at += 1
             if at == stop or picture.item.pts > known.times[at]:
                 return
 
 
-def _from_start(
-    source: VideoSource, known: FrameIndex, start: int, stop: int
-) -> Generator[NDArray[np.uint8], None, None]:
+def _from_start(source: VideoSource, known: FrameIndex, start: int, stop: int) -> Generator[DecodedPicture, None, None]:
     at, is_damaged = start, False
     with closing(source.pictures()) as pictures:
         for picture in pictures:
             while at < stop and known.ordinals[at] == picture.item.ordinal:
-                image = source.image(picture.item)
-                if checksum(image) != known.checksums[at] and not is_damaged:
+                shown = source.picture(picture.item)
+                if shown.checksum() != known.checksums[at] and not is_damaged:
                     is_damaged = True
                     logger.warning("%s: damaged, it decodes differently each time", source.path)
-                yield image
+                yield shown
                 at += 1
             if at == stop:
                 return

@@ -1,4 +1,4 @@
-"""Write the result: one H.264 encode, the speech beside it, whole or not at all.
+"""Write the result: one encode, the speech beside it, whole or not at all.
 
 Everything goes to a hidden file beside the output, which takes the output's name only when it is complete; whatever
 goes wrong before, that file is removed and an existing output is untouched. An output that is a symbolic link keeps
@@ -21,13 +21,15 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
-from av.video.reformatter import VideoReformatter
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo, read_planar
-from lipstream.media.color import ColorTags, to_yuv420p
+from lipstream.media.color import ColorTags, YuvColor, converted, to_yuv
+from lipstream.media.encoder import PictureKind, add_picture_stream
 from lipstream.media.origin import Origin
 from lipstream.media.output_file import (
     CONTAINERS,
@@ -38,9 +40,11 @@ from lipstream.media.output_file import (
     output_errors,
     rename_to_new,
 )
-from lipstream.media.processor import has_avx512
+from lipstream.media.picture import FilmedPicture, Picture, RgbPicture
+from lipstream.media.pixel_format import YUV420P, Layout, frame_of
 from lipstream.media.sound import Samples
 from lipstream.media.source_tracks import SourceTracks, speech_language, tags_with
+from lipstream.media.tone import codes_of, is_hdr
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +60,14 @@ class VideoWriter:
             for image in images:
                 writer.write(image)
 
-    H.264 (yuv420p, `crf`, `preset`) with the given colour tags; an odd width or height is padded by repeating the last
-    column or row, which H.264 in 4:2:0 needs. The speech is AAC at its own sample rate and channel count (the nearest
-    rate AAC knows; beyond 8 channels, mono), cut or filled up with silence to the end of the video. `n_frames` is the
-    most that will be written. `speech_samples`: the speech's samples where they are being read already (see
-    SharedSpeech.planar); by default the recording is opened for them. source: the video whose tags, chapters, other
-    sound tracks and subtitles are copied as far as the container takes them; `metadata`'s `comment` follows its own.
-    origin: how the file was made, which it says in all ways that its container has.
+    The picture is encoded as `encoding` says, with the given colour tags; an odd width or height is padded by repeating
+    the last column or row, which 4:2:0 needs. layout: of the pictures that will come. The speech is AAC at its own
+    sample rate and channel count (the nearest rate AAC knows; beyond 8 channels, mono), cut or filled up with silence
+    to the end of the video. `n_frames` is the most that will be written. `speech_samples`: the speech's samples where
+    they are being read already (see SharedSpeech.planar); by default the recording is opened for them. source: the
+    video whose tags, chapters, other sound tracks and subtitles are copied as far as the container takes them;
+    `metadata`'s `comment` follows its own. origin: how the file was made, which it says in all ways that its container
+    has.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
@@ -79,8 +84,8 @@ class VideoWriter:
         speech: SpeechInfo | None,
         n_frames: int,
         speech_samples: Generator[Samples, None, None] | None = None,
-        crf: float = 18,
-        preset: str = "medium",
+        encoding: EncodingSettings = EncodingSettings(),  # noqa: B008 (frozen)
+        layout: Layout = YUV420P,
         sample_aspect_ratio: Fraction = Fraction(1),
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,
@@ -96,7 +101,7 @@ class VideoWriter:
         self.n_written = 0
         self.overwrite = overwrite
         self._origin = origin
-        self._reformatter = VideoReformatter()
+        self.encoding = encoding
         self._speech: _SpeechTrack | None = None
         self._copied: SourceTracks | None = None
         self._target = link_target(self.path)
@@ -104,7 +109,9 @@ class VideoWriter:
         try:
             with output_errors(self.path):
                 self._container = _open_container(self._temporary, CONTAINERS[self.path.suffix.lower()])
-                self._video = self._add_video(crf, preset, sample_aspect_ratio)
+                self._video = self._add_video(
+                    PictureKind(width, height, self.frame_rate, self.color, sample_aspect_ratio, layout)
+                )
                 if speech:
                     self._speech = _SpeechTrack(self._container, speech, speech_samples or read_planar(speech))
                 if source:
@@ -115,37 +122,25 @@ class VideoWriter:
             self._abandon()
             raise
 
-    def _add_video(self, crf: float, preset: str, sample_aspect_ratio: Fraction) -> VideoStream:
-        options = {"crf": str(crf), "preset": preset}
-        if has_avx512():
-            options["x264-params"] = "asm=avx2"  # x264's newer code reads memory that nobody has written
-        stream = self._container.add_stream("libx264", rate=self.frame_rate, options=options)
-        context = stream.codec_context
-        context.width, context.height = self.width + self.width % 2, self.height + self.height % 2
-        context.pix_fmt = "yuv420p"
-        context.time_base = 1 / self.frame_rate
-        context.sample_aspect_ratio = sample_aspect_ratio
-        context.thread_count = 0
-        context.thread_type = "FRAME"  # slices cost size
-        context.color_range = self.color.range
-        context.colorspace = self.color.space
-        context.color_primaries = self.color.primaries
-        context.color_trc = self.color.transfer
-        return stream
+    def _add_video(self, kind: PictureKind) -> VideoStream:
+        return add_picture_stream(self._container, self.encoding, kind)
 
     def __enter__(self) -> VideoWriter:
         return self
 
-    def write(self, image: NDArray[np.uint8]) -> None:
-        """Append one frame: (height, width, 3) uint8 RGB. The speech up to its end goes with it."""
-        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
-            expected = f"({self.height}, {self.width}, 3) uint8"
-            raise ValueError(f"frame {self.n_written}: {image.shape} {image.dtype} is not {expected}")
+    def write(self, picture: Picture | NDArray[np.uint8]) -> None:
+        """Append one frame: a picture, or (height, width, 3) uint8 RGB. The speech up to its end goes with it."""
+        if isinstance(picture, np.ndarray):
+            if picture.shape != (self.height, self.width, 3) or picture.dtype != np.uint8:
+                expected = f"({self.height}, {self.width}, 3) uint8"
+                raise ValueError(f"frame {self.n_written}: {picture.shape} {picture.dtype} is not {expected}")
+            picture = RgbPicture(picture)
+        if (picture.height, picture.width) != (self.height, self.width):
+            expected = f"{self.width}x{self.height}"
+            raise ValueError(f"frame {self.n_written}: {picture.width}x{picture.height} is not {expected}")
         if self.n_written == self.n_frames:
             raise ValueError(f"frame {self.n_written}: n_frames is {self.n_frames}")
-        if self.width % 2 or self.height % 2:
-            image = np.pad(image, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        frame = to_yuv420p(np.ascontiguousarray(image), self.color, self._reformatter)
+        frame = self._encodable(picture)
         frame.pts = self.n_written
         frame.time_base = 1 / self.frame_rate
         with output_errors(self.path):
@@ -155,6 +150,15 @@ class VideoWriter:
                 self._speech.advance(self.n_written / self.frame_rate)
             if self._copied:
                 self._copied.advance(self.n_written / self.frame_rate)
+
+    def _encodable(self, picture: Picture) -> VideoFrame:
+        """Return a new frame of even size in the format that the encoder takes."""
+        pixel_format = self._video.codec_context.pix_fmt or "yuv420p"
+        color = YuvColor.of(self.color, self.width, self.height)
+        if isinstance(picture, FilmedPicture):
+            return converted(frame_of(picture.planes, picture.layout), pixel_format, color)
+        image = np.pad(picture.image(), ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
+        return to_yuv(codes_of(image, color.transfer) if is_hdr(color.transfer) else image, pixel_format, color)
 
     def __exit__(
         self,
@@ -281,7 +285,8 @@ def _metadata(metadata: Mapping[str, str] | None, origin: Origin | None) -> dict
 
 def _open_container(path: Path, container_format: str) -> OutputContainer:
     # The index goes to the front, so that a browser can start before it has the whole file.
-    options = {} if container_format == "matroska" else {"movflags": "+faststart"}
+    # A Matroska file would get a random number.
+    options = {"fflags": "+bitexact"} if container_format == "matroska" else {"movflags": "+faststart"}
     return av.open(f"file:{path}", "w", format=container_format, options=options)
 
 

@@ -32,14 +32,15 @@ from lipstream.media.loop import FrameIndex
 from lipstream.media.reader import Frame, VideoInfo
 from lipstream.media.segment import read_indexed, read_segment
 from lipstream.pipeline.clocks import Clocks, timed
-from lipstream.pipeline.line import frames_in_flight, search_first_face, seen_faces
+from lipstream.pipeline.detect import seen_faces
+from lipstream.pipeline.line import frames_in_flight, search_first_face
 from lipstream.pipeline.people_table import Found, FoundFrames, People, people_from, people_of
 from lipstream.pipeline.plan import Segment
 from lipstream.pipeline.records import Components
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup
 from lipstream.settings import FRAME_RATE_HZ, Deinterlace, RuntimeSettings, SyncSettings
 
-_FORMAT, _VERSION = "lipstream faces", 2
+_FORMAT, _VERSION = "lipstream faces", 3
 _KEY = "lipstream"
 _NO_LOOK = np.zeros((8, 8, 3), np.float32)
 
@@ -301,7 +302,7 @@ def _found(
 ) -> Found:
     departs = components.model.config.departs
     found = FoundFrames(settings.follows(departs))
-    budget = FrameBudget(threads, frames_in_flight(components, video.width, video.height, settings))
+    budget = FrameBudget(threads, frames_in_flight(components, video.picture_bytes, settings))
     frames = budget.spend(images)
     for seen in seen_faces(components, frames, settings, departs, first_face, clocks.detect, threads):
         found.add(seen)

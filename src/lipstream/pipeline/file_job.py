@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,15 @@ from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.face.detector import MultiFaceDetector
 from lipstream.media.audio import SpeechInfo, n_output_frames, probe_speech
 from lipstream.media.c2pa_manifest import Signing
+from lipstream.media.conversation import probe_conversation, recordings_of
 from lipstream.media.origin import Origin
 from lipstream.media.output_file import check_output
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.media.writer import VideoWriter
 from lipstream.pipeline.analyse import FaceTable
 from lipstream.pipeline.known import check_loop, known_faces
-from lipstream.pipeline.line import Job
 from lipstream.pipeline.records import Components
+from lipstream.pipeline.run import Job
 from lipstream.settings import SyncSettings
 
 
@@ -35,7 +36,7 @@ class Inputs:
 
 def probe_inputs(
     video: str | Path | VideoInfo,
-    audio: str | Path | SpeechInfo,
+    audio: str | Path | SpeechInfo | Mapping[str, str | Path],
     output: str | Path,
     *,
     overwrite: bool,
@@ -43,15 +44,19 @@ def probe_inputs(
 ) -> Inputs:
     """Probe what is not probed yet, and check the output; LipSync takes what is returned in place of the paths.
 
-    audio_track: see SyncSettings.
+    audio: see LipSync. audio_track: see SyncSettings.
 
     Raises the InputError or OutputError that a run with these files would begin with.
     """
-    inputs = Inputs(
-        video if isinstance(video, VideoInfo) else probe(video),
-        audio if isinstance(audio, SpeechInfo) else probe_speech(audio, log_mel_maximum, track=audio_track),
-    )
-    check_output(output, inputs=(inputs.video.path, inputs.speech.path), overwrite=overwrite)
+    if isinstance(audio, SpeechInfo):
+        speech = audio
+    elif isinstance(audio, Mapping):
+        speech = probe_conversation(audio, log_mel_maximum, track=audio_track)
+    else:
+        speech = probe_speech(audio, log_mel_maximum, track=audio_track)
+    inputs = Inputs(video if isinstance(video, VideoInfo) else probe(video), speech)
+    paths = [one.path for _, one in recordings_of(speech)]
+    check_output(output, inputs=(inputs.video.path, *paths), overwrite=overwrite)
     return inputs
 
 
@@ -86,8 +91,8 @@ def file_job(
             speech=inputs.speech,
             speech_samples=samples,
             n_frames=n_frames,
-            crf=settings.crf,
-            preset=settings.x264_preset,
+            encoding=settings,
+            layout=video.layout,
             sample_aspect_ratio=video.sample_aspect_ratio,
             overwrite=overwrite,
             source=source,

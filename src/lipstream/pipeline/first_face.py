@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lipstream.errors import NoFaceError
+from lipstream.face.detector import looks_at_parts
 from lipstream.face.registry import Detector
 from lipstream.media.reader import Frame, VideoInfo, read_frames
 from lipstream.pipeline.clocks import StageClock
@@ -47,10 +48,10 @@ def find_first_face(
     raise no_face_in(video.path, n_searched)
 
 
-def no_face_in(name: str | Path, n_searched: int) -> NoFaceError:
-    """Return the error for a clip without any face."""
+def no_face_in(name: str | Path, n_searched: int, who: str | None = None) -> NoFaceError:
+    """Return the error for a clip without any face, or without that of one person."""
     return NoFaceError(
-        f"no usable face in the {n_searched} frames searched",
+        f"no usable face{f' ({who})' if who else ''} in the {n_searched} frames searched",
         file=name,
         fix="use a video with a face at least 50 px wide and 80 px high, turned towards the camera",
     )
@@ -77,7 +78,7 @@ def _searched(
     """Yield whether each frame of the source has a face: the first by itself, in most clips it has one."""
 
     def has_face(frame: Frame) -> bool:
-        return detector.detect(frame.image) is not None
+        return detector.detect(frame.picture.view() if looks_at_parts(detector) else frame.image) is not None
 
     with threads.subgroup() as searching:
         frames = itertools.islice(read_frames(video.path, frame_rate, deinterlace=settings.deinterlace), n_frames)

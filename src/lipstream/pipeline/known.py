@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save
 
 from lipstream.errors import InputError, SettingsError
 from lipstream.media.atomic import write_whole
+from lipstream.media.picture import RgbPicture
 from lipstream.media.reader import Frame
 from lipstream.media.segment import source_frame
 from lipstream.pipeline.analyse import FaceTable
@@ -17,7 +18,7 @@ from lipstream.pipeline.first_face import no_face_in
 from lipstream.pipeline.records import Clip, KnownFaces
 from lipstream.pipeline.track import Seen, tracked
 
-_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
+_NO_PICTURE = RgbPicture(np.zeros((0, 0, 3), np.uint8))
 
 
 def known_faces(table: FaceTable, clip: Clip, resolution: int, *, is_given: bool) -> KnownFaces:
@@ -67,7 +68,7 @@ def _seen(table: FaceTable, n_frames: int, clip: Clip) -> Iterator[Seen]:
         candidates = () if is_repeat else table.candidates(index)
         # Two pictures differ as much backwards.
         difference = 0.0 if at == last else table.difference_before(max(at, last))
-        yield Seen(Frame(index, at, is_repeat, _NO_IMAGE), candidates, None, difference)
+        yield Seen(Frame(index, at, is_repeat, _NO_PICTURE), candidates, None, difference)
         last = at
 
 

@@ -11,12 +11,9 @@ one sequential stage `tracked`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -29,104 +26,25 @@ from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
 from lipstream.face.composite import paste_faces, resize_face
-from lipstream.face.detector import Face, MultiFaceDetector
-from lipstream.face.keyframes import Segment, faces_in
-from lipstream.face.people import candidates_of
-from lipstream.face.registry import Detector
-from lipstream.face.shots import coarse_picture
-from lipstream.face.square_pixels import on_square_pixels
-from lipstream.media.audio import SharedSpeech, SpeechInfo, read_mono
-from lipstream.media.loop import read_looped
+from lipstream.face.detector import MultiFaceDetector
+from lipstream.media.audio import SpeechInfo, read_mono
 from lipstream.media.reader import Frame, VideoInfo
-from lipstream.media.writer import VideoWriter
-from lipstream.pipeline.clocks import Clocks, StageClock, arriving, timed
-from lipstream.pipeline.first_face import find_first_face, no_face_in
+from lipstream.pipeline.clocks import Clocks, StageClock, timed
+from lipstream.pipeline.detect import seen_faces
+from lipstream.pipeline.first_face import find_first_face
 from lipstream.pipeline.generate import FaceGenerator
-from lipstream.pipeline.pauses import with_pauses
-from lipstream.pipeline.person import named_person
-from lipstream.pipeline.records import Aligned, Clip, Components, Counts, KnownFaces, Repainted
+from lipstream.pipeline.records import Aligned, Clip, Components, KnownFaces, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
-from lipstream.pipeline.track import LOOKAHEAD, Seen, Tracked, tracked
+from lipstream.pipeline.track import LOOKAHEAD, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
 from lipstream.runtime.device import FaceGeometry
 from lipstream.runtime.device_stream import DeviceStream
-from lipstream.settings import FRAME_RATE_HZ, SyncSettings
+from lipstream.settings import SyncSettings
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to lip-sync. n_frames: of the output, fewer with loop="trim".
-
-    open_writer: begins the output, given the speech's samples. faces: see Clip.known; searched for where None.
-    """
-
-    video: VideoInfo
-    speech: SpeechInfo
-    n_frames: int
-    settings: SyncSettings
-    open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
-    frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
-    faces: Callable[[Clip], KnownFaces] | None = None
-
-
-def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
-    """Lip-sync one file and write it; the threads belong to the caller, who closes them.
-
-    Raises NoFaceError, before anything is generated or encoded, and what the stages raise.
-    """
-    video = job.video
-    components = replace(components, detector=on_square_pixels(components.detector, video.pixel_aspect))
-    first_face = 0
-    if job.faces is None:
-        first_face = search_first_face(components, video, job.n_frames, job.settings, job.frame_rate, clocks, threads)
-    counts = Counts()
-    with SharedSpeech(job.speech) as speech, ExitStack() as output:
-        writer = output.enter_context(job.open_writer(speech.planar()))
-        threads.if_unfinished(writer.discard)
-        frames = read_looped(
-            video.path, job.n_frames, job.settings.loop, job.frame_rate, deinterlace=job.settings.deinterlace
-        )
-        clip = Clip(
-            video.path,
-            video.width,
-            video.height,
-            timed(frames, clocks.read),
-            speech.mono(),
-            recording_maximum(components, job.speech, threads),
-            job.n_frames,
-            job.settings,
-            first_face,
-            video.pixel_aspect,
-            components.model.config.departs,
-            named_person(components.detector, video, job.settings, job.frame_rate),
-            frame_rate=job.frame_rate,
-        )
-        clip = with_pauses(clip, lambda: checked(read_mono(job.speech), threads))
-        if job.faces is not None:
-            clip = replace(clip, known=job.faces(clip))
-        for picture, has_face in arriving(pictures(components, clip, clocks, threads), clocks.write):
-            with clocks.write.running():
-                writer.write(picture)
-            del picture
-            counts.add(has_face)
-        if counts.frames and not counts.frames_with_face and clip.kept is None:
-            raise no_face_in(video.path, counts.frames)
-        if counts.frames == 0:
-            raise too_short(job.speech.path)
-        threads.check()
-        with clocks.write.running(frames=0):  # the encoder holds many frames back
-            output.pop_all().close()
-    return counts
-
-
-def too_short(speech: Path) -> InputError:
-    """Return the error of a recording that lasts not even one frame."""
-    return InputError("too short to be synced", file=speech, fix="give at least 0.04 s of speech")
 
 
 def search_first_face(
@@ -148,7 +66,7 @@ def search_first_face(
         threads,
         frame_rate=frame_rate,
         n_threads=components.threads,
-        frames_in_flight=frames_in_flight(components, video.width, video.height, settings),
+        frames_in_flight=frames_in_flight(components, video.picture_bytes, settings),
     )
 
 
@@ -163,14 +81,14 @@ def recording_maximum(components: Components, speech: SpeechInfo, threads: Threa
     return log_mel_maximum(checked(read_mono(speech), threads), n_mels)
 
 
-def frames_in_flight(components: Components, width: int, height: int, settings: SyncSettings) -> int:
+def frames_in_flight(components: Components, picture_bytes: int, settings: SyncSettings) -> int:
     """Return how many frames a run may hold: as its memory allows, but as many as one call's windows need to fill up.
 
     Fewer would wait for one another for ever. A frame counts with its crop before and after.
     """
     resolution = settings.resolution or components.model.config.resolution
     crops = resolution * resolution * (3 + 4 * _FLOAT_BYTES)
-    allowed = components.frame_memory_bytes // (width * height * 3 + crops)
+    allowed = components.frame_memory_bytes // (picture_bytes + crops)
     incomplete_groups = 2 * (components.geometry.frames - 1)
     lookahead = LOOKAHEAD if settings.follows(components.model.config.departs) else 0
     return max(
@@ -179,17 +97,15 @@ def frames_in_flight(components: Components, width: int, height: int, settings: 
     )
 
 
-def pictures(
-    components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup
-) -> Iterator[tuple[NDArray[np.uint8], bool]]:
+def pictures(components: Components, clip: Clip, clocks: Clocks, threads: ThreadGroup) -> Iterator[tuple[Frame, bool]]:
     """Yield the output's frames, and whether they have a generated face; each is released when the next is taken."""
     budget = _budget(components, clip, threads)
     geometry = components.geometry
     ready = generated_faces(components, clip, clocks, threads, budget)
     pasted = by_groups(partial(composite, components.streams.composite), ready, geometry, clocks.composite, threads)
-    for picture, has_face in pasted:
-        yield picture, has_face
-        del picture
+    for frame, has_face in pasted:
+        yield frame, has_face
+        del frame
         budget.give_back()
 
 
@@ -203,7 +119,7 @@ def crops(components: Components, clip: Clip, clocks: Clocks, threads: ThreadGro
 
 
 def _budget(components: Components, clip: Clip, threads: ThreadGroup) -> FrameBudget:
-    return FrameBudget(threads, frames_in_flight(components, clip.width, clip.height, clip.settings))
+    return FrameBudget(threads, frames_in_flight(components, clip.picture_bytes, clip.settings))
 
 
 def generated_faces(
@@ -228,22 +144,6 @@ def generated_faces(
     return generator.frames(batches(windows, components.batch), clocks)
 
 
-def seen_faces(
-    components: Components,
-    frames: Iterable[Frame],
-    settings: SyncSettings,
-    model_departs: bool,
-    first_face: int,
-    clock: StageClock,
-    threads: ThreadGroup,
-) -> Iterator[Seen]:
-    """Yield frames with the faces that they show. first_face: see Clip."""
-    follows = settings.follows(model_departs)
-    segments = _segments(frames, settings.frames_per_detection(), first_face, finds_all=follows)
-    detect, n_new = partial(_detect, components.detector, follows), partial(_n_new, first_face=first_face)
-    return threads.ordered_map(detect, segments, components.threads, clock, n_new)
-
-
 def _known(frames: Iterable[Frame], clip: Clip, known: KnownFaces, clock: StageClock) -> Iterator[Tracked]:
     """Yield frames with their alignment, which is known."""
     for frame in frames:
@@ -261,38 +161,6 @@ def _known(frames: Iterable[Frame], clip: Clip, known: KnownFaces, clock: StageC
         del frame  # waiting for the next one must not keep this one in memory
 
 
-def _segments(
-    frames: Iterable[Frame], detect_every: int, first_face: int, *, finds_all: bool
-) -> Iterator[tuple[Frame, Segment | None, bool]]:
-    """Yield frames with the segment of `detect_every` that each belongs to, and whether it is to be searched.
-
-    A segment that begins before the first face has no face to go by: None.
-    """
-    segment = None
-    for frame in frames:
-        index = frame.source_index
-        if index % detect_every == 0:
-            segment = Segment(index, finds_all=finds_all) if index >= first_face else None
-        yield frame, segment, not frame.is_repeat and index >= first_face
-
-
-def _n_new(item: tuple[Frame, Segment | None, bool], first_face: int) -> int:
-    """Count a frame of `_segments` unless `find_first_face` has counted it."""
-    frame, _, _ = item
-    return int(frame.index >= first_face)
-
-
-def _detect(detector: Detector, finds_all: bool, item: tuple[Frame, Segment | None, bool]) -> Seen:
-    """Return a frame with its faces; those of a repeated frame are known already."""
-    frame, segment, is_searched = item
-    image, faces = frame.image, list[Face]()
-    if is_searched and segment is None:
-        faces = faces_in(detector, image, finds_all=finds_all)
-    elif is_searched and segment is not None:
-        faces = segment.find(detector, frame.source_index, image)
-    return Seen(frame, candidates_of(image, faces), coarse_picture(image) if finds_all else None)
-
-
 def by_groups(
     function: Callable[[Sequence[T]], Iterable[R]],
     items: Iterable[T],
@@ -308,12 +176,12 @@ def by_groups(
 
 def align(resolution: int, stream: DeviceStream, faces: Sequence[Tracked]) -> Iterable[Aligned]:
     """Crop the faces of frames."""
-    found = [(one.frame.image, one.affine_matrix) for one in faces if one.affine_matrix is not None]
+    found = [(one.frame.picture, one.affine_matrix) for one in faces if one.affine_matrix is not None]
     crops: Iterator[Tensor] = iter(())
     if found:
         with stream.running():
-            images, affine_matrices = zip(*found, strict=True)
-            crops = iter(crop_faces(images, affine_matrices, resolution, stream))
+            pictures, affine_matrices = zip(*found, strict=True)
+            crops = iter(crop_faces(pictures, affine_matrices, resolution, stream))
     return [
         Aligned(
             one.frame,
@@ -355,19 +223,14 @@ def checked(blocks: Iterable[NDArray[np.float32]], threads: ThreadGroup) -> Iter
         yield block
 
 
-def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[NDArray[np.uint8], bool]]:
+def composite(stream: DeviceStream, repainted: Sequence[Repainted]) -> list[tuple[Frame, bool]]:
     """Return the frames with their generated faces, and whether they have one."""
-    faces = [(one.frame.image, one.face, one.affine_matrix) for one in repainted if one.face is not None]
+    faces = [one for one in repainted if one.face is not None]
     if faces:
         with stream.running():
-            # The frames are the run's own (see Frame) and have been cropped already.
-            images, crops, affine_matrices = zip(*faces, strict=True)
-            as_filmed = [
-                one.frame.image.copy() if one.weight < 1 else None for one in repainted if one.face is not None
-            ]
-            paste_faces(images, resize_face(torch.stack(crops)), affine_matrices, stream)
-        weights = [one.weight for one in repainted if one.face is not None]
-        for image, original, weight in zip(images, as_filmed, weights, strict=True):
-            if original is not None:
-                image[:] = np.rint(original + weight * (image.astype(np.float32) - original))
-    return [(one.frame.image, one.face is not None) for one in repainted]
+            # The pictures are the run's own (see Frame) and have been cropped already.
+            crops = torch.stack([one.face for one in faces if one.face is not None])
+            matrices = [one.affine_matrix for one in faces if one.affine_matrix is not None]
+            weights = [one.weight for one in faces]
+            paste_faces([one.frame.picture for one in faces], resize_face(crops), matrices, stream, weights)
+    return [(one.frame, one.face is not None) for one in repainted]

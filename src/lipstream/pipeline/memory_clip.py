@@ -30,8 +30,7 @@ def memory_clip(
     source = Images(images, speech.n_frames, settings.loop)
     clip = Clip(
         name=_NAME,
-        width=source.width,
-        height=source.height,
+        picture_bytes=source.width * source.height * 3,
         frames=timed(source.frames(), clocks.read),
         samples=[speech.samples],
         log_mel_max=log_mel_maximum([speech.samples], components.model.config.audio_encoder.n_mels),
@@ -47,10 +46,10 @@ def pasted_pictures(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of the output. Raises NoFaceError after the last one if none has a face."""
     counts = Counts()
-    for picture, has_face in pictures(components, clip, clocks, threads):
+    for frame, has_face in pictures(components, clip, clocks, threads):
         counts.add(has_face)
-        yield picture
-        del picture
+        yield frame.image
+        del frame
     _check(counts, clip)
 
 

@@ -54,7 +54,8 @@ class KnownFaces:
 class Clip:
     """The frames and the speech of one run, wherever they come from.
 
-    name: what errors call it. frames: `frame_rate` a second, looped as the settings say; the run changes their images.
+    name: what errors call it. picture_bytes: of a frame in memory. frames: `frame_rate` a second, looped as the
+    settings say; the run changes their pictures.
     samples: the speech, mono, 16 kHz, in [-1, 1], in blocks. log_mel_max: of all of it, see
     `lipstream.audio_features.mel.log_mel_maximum`. n_frames: of the output, fewer with loop="trim". first_face: index
     of the first frame that need be searched for a face. pixel_aspect: width of a pixel over its
@@ -65,8 +66,7 @@ class Clip:
     """
 
     name: str | Path
-    width: int
-    height: int
+    picture_bytes: int
     frames: Iterable[Frame]
     samples: Iterable[NDArray[np.float32]]
     log_mel_max: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -78,10 +78,10 @@ def render(
     for segment in segments:
         with _open_piece(run, segment) as writer:
             threads.if_unfinished(writer.discard)
-            for picture, _ in itertools.islice(written, len(segment)):
+            for frame, _ in itertools.islice(written, len(segment)):
                 with clocks.write.running():
-                    writer.write(picture)
-                del picture
+                    writer.write(frame.picture)
+                del frame
             if writer.n_written != len(segment):
                 raise InputError("it has changed since the run began", file=run.video.path, fix="begin again")
             threads.check()
@@ -96,8 +96,9 @@ def _open_piece(run: SegmentedRun, segment: Segment) -> VideoWriter:
         color=run.video.color,
         speech=None,
         n_frames=len(segment),
-        crf=run.settings.crf,
-        preset=run.settings.x264_preset,
+        # All pieces are to fit together, wherever they are rendered.
+        encoding=replace(run.settings, encoder="software") if run.settings.encoder == "auto" else run.settings,
+        layout=run.video.layout,
         sample_aspect_ratio=run.video.sample_aspect_ratio,
         overwrite=True,
     )
@@ -110,8 +111,7 @@ def _clip(components: Components, run: SegmentedRun, start: int, stop: int, cloc
     )
     return Clip(
         name=run.video.path,
-        width=run.video.width,
-        height=run.video.height,
+        picture_bytes=run.video.picture_bytes,
         frames=timed(frames, clocks.read),
         samples=_samples(run.samples),
         log_mel_max=run.log_mel_max,

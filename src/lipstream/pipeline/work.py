@@ -33,12 +33,13 @@ from lipstream.pipeline.build import settings_used
 from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import Inputs
 from lipstream.pipeline.known import check_loop, known_faces, save_known
-from lipstream.pipeline.line import checked, recording_maximum, too_short
+from lipstream.pipeline.line import checked, recording_maximum
 from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
 from lipstream.pipeline.plan import Segment, segment_frames, segments_of
 from lipstream.pipeline.records import Clip, Components
 from lipstream.pipeline.render import SegmentedRun
+from lipstream.pipeline.run import too_short
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream.version import __version__
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 FACES = "faces.safetensors"
 """Name of the table of faces in a run's folder."""
 
-_FORMAT = 1
+_FORMAT = 2
 _OF_THE_MACHINE = ("device", "threads")
 """Settings that change where a run is computed and not what comes out."""
 
@@ -182,8 +183,7 @@ def _clip(
     video = inputs.video
     clip = Clip(
         name=video.path,
-        width=video.width,
-        height=video.height,
+        picture_bytes=video.picture_bytes,
         frames=(),
         samples=read_mono(inputs.speech),
         log_mel_max=recording_maximum(components, inputs.speech, threads),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from lipstream.bundled import sample
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.errors import SettingsError
 from lipstream.media.audio import n_output_frames, probe_speech, read_planar
 from lipstream.media.color import ColorTags
@@ -113,8 +114,9 @@ def write_clip(
     """Write images (h, w, 3) uint8 RGB as a silent H.264 clip at 25 frames per second, with the fastest preset."""
     first = next(images)
     height, width = first.shape[:2]
+    encoding = EncodingSettings(crf=crf, x264_preset="ultrafast")
     with VideoWriter(
-        path, width=width, height=height, color=color, speech=None, n_frames=n_frames, crf=crf, preset="ultrafast"
+        path, width=width, height=height, color=color, speech=None, n_frames=n_frames, encoding=encoding
     ) as writer:
         for image in itertools.chain([first], images):
             writer.write(image)

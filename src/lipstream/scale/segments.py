@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lipstream.errors import SettingsError
 from lipstream.lipsync import LipSync
 from lipstream.media.audio import SpeechInfo
+from lipstream.media.conversation import Conversation
 from lipstream.media.origin import signing_for
 from lipstream.media.reader import VideoInfo
 from lipstream.pipeline.analyse import FaceTable, checked_table
@@ -116,6 +118,10 @@ def run_in_segments(
     begun_s = time.perf_counter()
     check_loop(settings.loop)
     signing = signing_for(renderers.runtime, output)
+    if isinstance(inputs.speech, Conversation):
+        raise SettingsError(
+            "several recordings: they do not go with segments", fix="leave out --work, --ray and further devices"
+        )
     table = None if faces is None else checked_table(faces, inputs.video.path, settings, renderers.runtime)
     folder = WorkFolder(work, renderers.run_key(inputs, settings, None if table is None else table.sha256))
     try:

@@ -56,7 +56,7 @@ def inspect(video: Path, audio: Path, audio_track: int | None, limits: ServiceSe
 
 
 def is_silent(speech: SpeechInfo) -> bool:
-    """Return whether a recording is silence from beginning to end."""
+    """Return whether a recording is silent."""
     return speech.peak < _SILENT_PEAK
 
 

@@ -34,7 +34,20 @@ _PART_S = 32 / FRAME_RATE_HZ
 _FINALISTS = 3
 
 # Fields that are the clip's or the machine's, not a preset's.
-_NOT_OF_A_PRESET = ("preset", "seed", "loop", "no_face", "crf", "device", "threads", "frame_memory_mb", "triton_url")
+_NOT_OF_A_PRESET = (
+    "preset",
+    "seed",
+    "loop",
+    "no_face",
+    "crf",
+    "codec",
+    "encoder",
+    "pixel_format",
+    "device",
+    "threads",
+    "frame_memory_mb",
+    "triton_url",
+)
 
 
 @dataclass(frozen=True)

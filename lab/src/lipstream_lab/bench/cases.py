@@ -156,14 +156,16 @@ def _composite(setting: Setting, parts: Parts, faces: list[Aligned]) -> Case:
 
     def repainted() -> list[Repainted]:
         """Return the items on copies of the frames, which are changed in place."""
-        frames = [replace(face.frame, image=face.frame.image.copy()) for face in faces]
+        frames = [replace(face.frame, picture=face.frame.picture.copy()) for face in faces]
         return [Repainted(frames[i], face.affine_matrix, generated[i]) for i, face in enumerate(faces)]
 
     into_frames = partial(composite, DeviceStream(geometry.device))
 
     def paste(items: list[Repainted]) -> Images:
         with ThreadGroup() as threads:
-            return [image for image, _ in by_groups(into_frames, items, geometry, StageClock("composite"), threads)]
+            return [
+                frame.image for frame, _ in by_groups(into_frames, items, geometry, StageClock("composite"), threads)
+            ]
 
     timed = repainted()
     return Case(

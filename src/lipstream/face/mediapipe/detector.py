@@ -76,6 +76,7 @@ class MediapipeDetector:
     """
 
     name = "mediapipe"
+    looks_at_parts = True
 
     def __init__(self) -> None:
         self._pool = Pool(lambda: _Networks(Network(DETECTION), Network(MESH)))
@@ -94,6 +95,7 @@ class MediapipeDetector:
         with self._pool.borrowed() as networks:
             faces = usable(_faces(networks.mesh, image, places(networks.detection, image)))
             if not faces and max(image.shape[:2]) > LONGEST_WHOLE:
+                image = np.asarray(image)  # tiles cover it more than twice
                 faces = usable(_faces(networks.mesh, image, places_in_tiles(networks.detection, image)))
         return faces
 

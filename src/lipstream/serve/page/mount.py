@@ -74,7 +74,7 @@ def _mount(app: FastAPI, service: Service) -> None:
 
 
 def _uploads() -> Path:
-    """Return the folder for what visitors upload, which ends with the process; Gradio finds it in the environment."""
+    """Return the folder for what visitors upload, which ends with the process; the environment names it to Gradio."""
     if _UPLOADS_VARIABLE not in os.environ:
         folder = tempfile.mkdtemp(prefix="lipstream-page-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
