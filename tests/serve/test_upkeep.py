@@ -54,8 +54,8 @@ def test_a_running_job_does_not_expire(make_service: MakeService, inputs: Inputs
     service = make_service(keep="0.5s")
     with serving(service, FakeRender(duration_s=2)) as client:
         job_id = service.submit(JobRequest(), *inputs, "127.0.0.1").id
-        until(lambda: service.job(job_id).state is State.DONE)
-        assert client.get(f"/jobs/{job_id}/result").status_code == 200
+        ended = until(lambda: (job := service.job(job_id)).has_ended and job)
+        assert ended.result is not None and ended.ended_s - ended.created_s > 1.9  # four times as long as it is kept
         until(lambda: folders(service) == set())
         assert client.get(f"/jobs/{job_id}/result").status_code in (404, 410)
 
