@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import pytest
 
 from helpers.service import FakeRender, serving, until
 from lipstream.serve import upkeep
+from lipstream.serve.inspect import inspect_video
 from lipstream.serve.jobs import made_s, new_id
 from lipstream.serve.refused import Refused
 from lipstream.serve.service import JobRequest, Service
+from lipstream.serve.settings import ServiceSettings
 from lipstream.serve.states import State
 from lipstream.settings import SyncSettings
 
@@ -50,8 +54,8 @@ def test_a_running_job_does_not_expire(make_service: MakeService, inputs: Inputs
     service = make_service(keep="0.5s")
     with serving(service, FakeRender(duration_s=2)) as client:
         job_id = service.submit(JobRequest(), *inputs, "127.0.0.1").id
-        until(lambda: service.job(job_id).state is State.DONE)
-        assert client.get(f"/jobs/{job_id}/result").status_code == 200
+        ended = until(lambda: (job := service.job(job_id)).has_ended and job)
+        assert ended.result is not None and ended.ended_s - ended.created_s > 1.9  # four times as long as it is kept
         until(lambda: folders(service) == set())
         assert client.get(f"/jobs/{job_id}/result").status_code in (404, 410)
 
@@ -108,3 +112,16 @@ def test_files_at_an_address(make_service: MakeService, inputs: Inputs) -> None:
         assert service.files.job_ids() == [job_id]
         assert client.delete(f"/jobs/{job_id}").status_code == 204
         assert service.files.job_ids() == []
+
+
+def test_frames_of_videos_that_were_looked_at_are_freed(inputs: Inputs) -> None:
+    limits = ServiceSettings()
+
+    def n_frames() -> int:
+        return sum(type(one) is av.VideoFrame for one in gc.get_objects())
+
+    gc.collect()
+    before = n_frames()
+    for _ in range(10):
+        inspect_video(inputs[0], limits)
+    assert n_frames() <= before + 1

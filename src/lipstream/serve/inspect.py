@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ def inspect_video(video: Path, limits: ServiceSettings) -> VideoInfo:
         seen = probe(video)
     except InputError as error:
         raise _unusable(f"video: {error.message}", "input", error.fix) from error
+    gc.collect(1)  # PyAV's frame and its side data refer to each other: Python would let many pile up, each megabytes
     if seen.width * seen.height > limits.max_pixels:
         message = f"the video has {seen.width} x {seen.height} pixels, more than {limits.max_pixels}"
         raise _unusable(message, "too_many_pixels", "make it smaller")

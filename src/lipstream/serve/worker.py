@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import secrets
 import tempfile
@@ -52,6 +53,7 @@ class Worker:
                     lease = self._leases.claim(self._render.models)
                     if lease is not None:
                         self._do(lease)
+                        gc.collect()  # what inspect_video says of frames
                         self._idle_since_s = time.monotonic()
                     else:
                         self._wait()
