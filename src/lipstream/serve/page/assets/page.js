@@ -64,17 +64,25 @@ function chosen() {
 
 function showChosen() {
   const at = chosen().findIndex((one) => one.checked);
+  if (at < 0) return;
   for (const box of document.querySelectorAll("button.ls-face")) {
-    box.setAttribute("aria-pressed", String(Number(box.dataset.face) === at));
+    const pressed = String(Number(box.dataset.face) === at);
+    if (box.getAttribute("aria-pressed") !== pressed) box.setAttribute("aria-pressed", pressed);
   }
+}
+
+function choose(box) {
+  const choice = chosen()[Number(box.dataset.face)];
+  if (choice) choice.click();
+  else if (box.isConnected) setTimeout(() => choose(box), 100); // the choices come a moment after the picture
 }
 
 document.addEventListener("click", (event) => {
   const box = event.target.closest?.("button.ls-face");
-  if (box) chosen()[Number(box.dataset.face)]?.click();
+  if (box) choose(box);
 });
 document.addEventListener("change", (event) => {
-  if (event.target.closest?.("#face")) showChosen();
+  if (event.target.closest?.("#face")) setTimeout(showChosen); // Gradio puts the choice into place first
 });
 window.addEventListener("lipstream-job", (event) => follow(event.detail));
 document.documentElement.lang = "en";
@@ -84,6 +92,8 @@ const waiting = new MutationObserver(start);
 function start() {
   if (!place()) return;
   waiting.disconnect();
+  // The picture is drawn again when the recording or the model changes; the choice stays.
+  new MutationObserver(showChosen).observe(document.getElementById("facts"), { childList: true, subtree: true });
   const id = localStorage.getItem(KEPT);
   if (id) follow(id);
 }
