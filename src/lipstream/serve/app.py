@@ -43,7 +43,7 @@ def create_app(
     *,
     service: Service | None = None,
 ) -> FastAPI:
-    """Return the application: the interface under /api/v1, and the page at / where `lipstream.serve.page` exists.
+    """Return the application: the interface under /api/v1, and the page at / where Gradio is installed.
 
     renderers: what each worker of this process does its jobs with; none: workers are elsewhere. service: one that is
     open already, which stays the caller's. Raises SettingsError, OutputError.
@@ -77,9 +77,10 @@ def create_app(
     _add_health(app, opened)
     _add_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    if importlib.util.find_spec("lipstream.serve.page") is not None:
-        page = importlib.import_module("lipstream.serve.page")
-        app = page.mount_page(app, opened)
+    if importlib.util.find_spec("gradio") is not None:
+        from lipstream.serve.page import mount_page
+
+        mount_page(app, opened)
     return app
 
 

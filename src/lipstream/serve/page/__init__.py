@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from lipstream.serve.service import Service
 
 
-def mount_page(app: FastAPI, service: Service) -> FastAPI:
-    """Mount the page at / of an application, after all that is there already, and return it."""
+def mount_page(app: FastAPI, service: Service) -> None:
+    """Mount the page at / of an application, after all that is there already."""
     from lipstream.serve.page.mount import mount
 
-    return mount(app, service)
+    mount(app, service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -11,8 +12,10 @@ from pathlib import Path
 import gradio as gr
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lipstream.bundled import sample
 from lipstream.serve.page.form import build_form
@@ -29,11 +32,25 @@ _UPLOADS_AT_ONCE = 4
 _HEAD = '<script type="module" src="page/page.js"></script><meta name="color-scheme" content="light dark">'
 
 
-def mount(app: FastAPI, service: Service) -> FastAPI:
+def mount(app: FastAPI, service: Service) -> None:
     """Mount the page at / of an application. What visitors upload is in a folder that ends with the process."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # Gradio would make an event loop for each of its locks, and leave them open
+        asyncio.run(_mount_in_loop(app, service))
+    else:
+        _mount(app, service)
+
+
+async def _mount_in_loop(app: FastAPI, service: Service) -> None:
+    _mount(app, service)
+
+
+def _mount(app: FastAPI, service: Service) -> None:
     most_bytes = service.settings.max_upload_bytes
     app.include_router(page_router(service))
-    app.add_middleware(_Bounded, folder=_uploads(), most_bytes=_UPLOADS_AT_ONCE * most_bytes)
+    app.mount("/api", _Nowhere(app))
+    app.add_middleware(_Guard, folder=_uploads(), most_bytes=_UPLOADS_AT_ONCE * most_bytes)
     with gr.Blocks(title="lipstream", analytics_enabled=False, delete_cache=(_FORGET_S // 6, _FORGET_S)) as form:
         build_form(service)
     form.queue(max_size=service.settings.max_queue, default_concurrency_limit=4)
@@ -54,7 +71,6 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
         css_paths=[ASSETS / "page.css"],
         head=_HEAD,
     )
-    return app
 
 
 def _uploads() -> Path:
@@ -66,8 +82,26 @@ def _uploads() -> Path:
     return Path(os.environ[_UPLOADS_VARIABLE])
 
 
-class _Bounded:
-    """ASGI middleware: takes no more of the page's uploads while their folder is full."""
+class _Nowhere:
+    """ASGI application: answers below /api what is no route of the interface, in place of the page, which takes all."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = {**scope, "root_path": scope.get("app_root_path", "")}
+        near = [route for route in self._app.routes if route.matches(asked)[0] is Match.PARTIAL]
+        allowed = {method for route in near for method in getattr(route, "methods", None) or ()}
+        if allowed:
+            raise HTTPException(405, headers={"allow": ", ".join(sorted(allowed))})
+        raise HTTPException(404)
+
+
+class _Guard:
+    """ASGI middleware: takes no more of the page's uploads while their folder is full; lets no other page's script in.
+
+    Gradio answers browsers that ask for the latter; here nobody is let in.
+    """
 
     def __init__(self, app: ASGIApp, folder: Path, most_bytes: int) -> None:
         self._app, self._folder, self._most_bytes = app, folder, most_bytes
@@ -79,7 +113,14 @@ class _Bounded:
                 detail = f"visitors' files take more than {shown_bytes(self._most_bytes)}; try again in an hour"
                 await JSONResponse({"detail": detail}, 507)(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+
+        async def closed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [one for one in message.get("headers", ()) if not one[0].lower().startswith(b"access-control-")]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await self._app(scope, receive, closed)
 
 
 def _size_of(folder: Path) -> int:

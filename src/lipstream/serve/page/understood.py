@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from lipstream.errors import LipstreamError
 from lipstream.media.audio import SpeechInfo
@@ -107,7 +107,7 @@ def _rate(rate_hz: float) -> str:
 
 def _time(service: Service, speech_s: float, model: str, preset: str) -> str:
     factor = _real_time_factor(service, model, preset)
-    waiting = service_queue(service)
+    waiting = _n_waiting(service)
     queue = f", after the {waiting} that wait{'s' if waiting == 1 else ''}" if waiting else ""
     if factor is None:
         return f"not known before the first run here{queue}"
@@ -125,10 +125,8 @@ def _real_time_factor(service: Service, model: str, preset: str) -> float | None
     return sum(result["wall_s"] for result in results) / made_s if made_s else None
 
 
-def service_queue(service: Service) -> int:
+def _n_waiting(service: Service) -> int:
     """Return how many jobs wait."""
-    from sqlalchemy import func
-
     with service.database.reading() as connection:
         waiting = select(func.count()).where(jobs.c.state == State.QUEUED.value)
         return int(connection.scalar(waiting) or 0)
