@@ -24,6 +24,7 @@ from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.conversation import Conversation
+from lipstream.media.origin import signing_for
 from lipstream.media.reader import VideoInfo, probe
 from lipstream.models.load import Model
 from lipstream.pipeline.analyse import FaceTable, analyse, checked_table, rate_of
@@ -168,7 +169,8 @@ class LipSync(SegmentWorker):
             if faces is not None and face is not None:
                 raise SettingsError("face: a table of faces has one for each frame, there is nothing to choose from")
             table = None if faces is None else checked_table(faces, inputs.video.path, settings, self._runtime)
-            job = file_job(components, inputs, output, settings, overwrite=overwrite, faces=table)
+            signing = signing_for(self._runtime, output)
+            job = file_job(components, inputs, output, settings, overwrite=overwrite, signing=signing, faces=table)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             watch = Watch(clocks, job.n_frames, on_progress, cancel)
             watch.report()
@@ -185,6 +187,7 @@ class LipSync(SegmentWorker):
                 stages=stage_times(clocks),
                 frames_with_face=counts.frames_with_face,
                 frames_without=counts.frames_without,
+                spans_without=tuple(counts.spans_without),
                 settings=settings_used(components, settings, self._runtime)
                 | {"frame_rate": float(job.frame_rate)}
                 | ({} if table is None else {"detector": table.detector}),

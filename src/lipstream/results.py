@@ -33,7 +33,7 @@ class SyncResult:
     """What one run did. real_time_factor: wall seconds per second of video; below 1 is faster than real time.
 
     output: a path, or the address that it was sent to. retries: how often work was begun again, since what did it had
-    died.
+    died. spans_without: first and last frame of each part without a face.
     """
 
     output: Path | str
@@ -46,11 +46,12 @@ class SyncResult:
     frames_without: int
     settings: dict[str, Any]
     retries: int = 0
+    spans_without: tuple[tuple[int, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as the command line's JSON object."""
         values = asdict(self)
-        faces = {name: values.pop(name) for name in ("frames_with_face", "frames_without")}
+        faces = {name: values.pop(name) for name in ("frames_with_face", "frames_without", "spans_without")}
         return {**values, "output": str(self.output), "faces": faces}
 
 

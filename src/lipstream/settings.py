@@ -30,6 +30,7 @@ Quantize = Literal["none", "int8", "int8-dynamic"]
 SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
 VaeName = Literal["own", "taesd", "taesd-decoder"]
 EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
+OnnxProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
 DetectorName = Literal["auto", "buffalo_s", "buffalo_l", "mediapipe"]
 
 FRAME_RATE_HZ = 25
@@ -283,8 +284,10 @@ class RuntimeSettings(Settings):
     needs more, that is taken. batch: windows per U-Net call; "auto" takes as many as free memory allows. compile: run
     the U-Net through torch.compile, which takes minutes before it pays. pruned: the file that lists the U-Net's layers
     to leave out, as `lipstream prune` writes it. engine: what computes the networks; all but torch need an extra, and
-    export the model first. vae: the autoencoder; taesd and taesd-decoder are for models with Stable Diffusion's
-    latents. triton_url: of the server of engine="triton", HOST:PORT.
+    export the model first. provider: ONNX Runtime's execution provider. vae: the autoencoder; taesd and taesd-decoder
+    are for models with Stable Diffusion's latents. triton_url: of the server of engine="triton", HOST:PORT.
+    c2pa_certificate, c2pa_key: PEM files, with which results are signed as C2PA says; None: those that
+    LIPSTREAM_C2PA_CERTIFICATE and LIPSTREAM_C2PA_KEY name, if any.
     """
 
     device: str = setting(
@@ -322,6 +325,9 @@ class RuntimeSettings(Settings):
     engine: EngineName = setting(
         "torch", "what computes the networks; all but torch export the model to ONNX once", group="speed"
     )
+    provider: OnnxProvider = setting(
+        "auto", "what --engine onnxruntime computes with: the device's own, or TensorRT on a GPU", group="speed"
+    )
     vae: VaeName = setting(
         "own", "the model's own autoencoder, or the small one of SD's latents, both ways or to decode", group="speed"
     )
@@ -331,6 +337,21 @@ class RuntimeSettings(Settings):
     frame_memory_mb: int = setting(
         512, "bound of decoded frames in flight", group="hardware", metavar="MB", low=1, high=1_000_000
     )
+    c2pa_certificate: str | Path | None = setting(
+        None,
+        "sign the result with this chain of certificates (PEM), as C2PA says; test: with one made on the spot",
+        group="input and output",
+        metavar="FILE|test",
+        unset="$LIPSTREAM_C2PA_CERTIFICATE, or not at all",
+    )
+    c2pa_key: str | Path | None = setting(
+        None,
+        "private key of --c2pa-certificate (PEM)",
+        group="input and output",
+        metavar="FILE",
+        unset="$LIPSTREAM_C2PA_KEY",
+    )
+    no_c2pa: bool = setting(False, "don't sign, whatever certificate is configured", group="input and output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -339,6 +360,10 @@ class RuntimeSettings(Settings):
         if (self.engine == "triton") != (self.triton_url is not None):
             raise SettingsError(
                 "--engine triton and --triton-url belong together", fix="give both or neither", setting="triton_url"
+            )
+        if self.provider != "auto" and self.engine != "onnxruntime":
+            raise SettingsError(
+                f"provider = {self.provider!r} is for --engine onnxruntime", fix="leave it out", setting="provider"
             )
         if self.engine != "torch" and (self.compile or self.quantize != "none" or self.vae != "own"):
             option = "--compile" if self.compile else "--quantize" if self.quantize != "none" else "--vae"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,11 @@ def setting(
     """
     metadata = {"help": help, "group": group, "flag": flag, "metavar": metavar, "unset": unset}
     return field(default=default, metadata=metadata | {"low": low, "high": high, "multiple_of": multiple_of})
+
+
+def flag(f: Field[Any]) -> str:
+    """Return the option of a field."""
+    return f.metadata["flag"] or f"--{f.name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def test_the_demo_makes_a_talking_face_and_one_json_object(tmp_path: Path) -> No
     }
     assert result["frames"] == 125
     assert result["duration_s"] == 5.0
-    assert result["faces"] == {"frames_with_face": 125, "frames_without": 0}
+    assert result["faces"] == {"frames_with_face": 125, "frames_without": 0, "spans_without": []}
     assert [set(stage) for stage in result["stages"]] == [{"name", "seconds", "frames"}] * 8
     assert result["settings"]["model"] == "tiny"
     assert result["settings"]["detector"] == "mediapipe"

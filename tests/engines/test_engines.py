@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.engines.graphs import GRAPHS
 from lipstream.engines.model import EngineModel, open_model
+from lipstream.engines.onnx_runtime import OnnxRuntime
 from lipstream.models.load import Model, load_model, verify_model
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import Sampling
@@ -99,6 +102,50 @@ def test_the_autoencoder_and_the_audio_encoder_are_torchs(by_torch: Model, by_en
     sizes = by_torch.config.audio_encoder
     mel = torch.randn(1, sizes.n_mels, 2 * sizes.n_audio_ctx)
     assert distance(by_engine.audio_encoder(mel), by_torch.audio_encoder(mel)) < 1e-5
+
+
+@torch.inference_mode()
+def test_openvino_computes_each_network_in_its_own_precision(by_torch: Model, exported: Path) -> None:
+    mixed = open_model(
+        exported, RuntimeSettings(device="cpu", engine="openvino"), CPU, replace(FP32, vae=torch.bfloat16), 0
+    )
+    seen, latents = conditions(by_torch, 1, 4), torch.randn(4, 4, 8, 8)
+    network, timestep = UNetDenoiser(by_torch.unet), torch.tensor(501)
+    expected, _ = network(latents, timestep, network.prepare(seen), False)
+    assert distance(mixed.denoiser(latents, timestep, mixed.denoiser.prepare(seen), False)[0], expected) < 1e-5
+    found, exact = conditioning.decode(mixed.vae, latents), conditioning.decode(by_torch.vae, latents)
+    # bfloat16 has 8 bits; a CPU without such instructions computes in float32.
+    assert distance(found, exact) < 0.05
+
+
+def test_the_providers_of_onnx_runtime(
+    exported: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opens, cuda = list[tuple[str, Any]](), torch.device("cuda:1")
+
+    def session(path: str, options: Any, providers: Any) -> Any:
+        opens.append((path, providers))
+        return SimpleNamespace(get_inputs=list, get_outputs=list)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(SettingsError, match="does not run on cpu"):
+        OnnxRuntime(CPU, 1, "tensorrt")
+    with pytest.raises(SettingsError, match="no TensorrtExecutionProvider") as error:
+        OnnxRuntime(cuda, 1, "tensorrt")
+    assert error.value.fix is not None and "onnxruntime-gpu" in error.value.fix
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    graph = exported / "onnx" / "vae_encoder.onnx"
+    OnnxRuntime(cuda, 1).open(graph, cache)
+    OnnxRuntime(cuda, 1, "tensorrt").open(graph, cache)
+    (_, by_cuda), (_, by_tensorrt) = opens
+    assert by_cuda == [("CUDAExecutionProvider", {"device_id": 1})]
+    assert [name for name, _ in by_tensorrt] == names[:2]
+    options = by_tensorrt[0][1]
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(cache) and cache.is_dir()
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ModelError, match="cannot be written"):
+        OnnxRuntime(cuda, 1, "tensorrt").open(graph, tmp_path / "file" / "cache")
 
 
 Sync = Callable[..., Any]
@@ -216,7 +263,9 @@ def test_settings_that_an_engine_cannot_follow_are_refused(exported: Path, model
         RuntimeSettings(engine="triton")
     with pytest.raises(SettingsError, match="one precision"):
         mixed = replace(FP32, vae=torch.bfloat16)
-        open_model(exported, RuntimeSettings(device="cpu", engine="openvino"), CPU, mixed, 0)
+        open_model(exported, RuntimeSettings(device="cpu", engine="onnxruntime"), CPU, mixed, 0)
+    with pytest.raises(SettingsError, match="is for --engine onnxruntime"):
+        RuntimeSettings(engine="openvino", provider="tensorrt")
     with pytest.raises(SettingsError, match="exported for 64"):
         opened(exported, "onnxruntime").latent_size(128)
 

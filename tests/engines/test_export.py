@@ -20,6 +20,7 @@ from lipstream.engines.cache import clear, entries
 from lipstream.engines.graphs import GRAPHS, by_window
 from lipstream.engines.quantize import Recorder
 from lipstream.engines.weights import WEIGHTS_NAME, SharedWeights
+from lipstream.models.exported import GRAPH_VERSION
 from lipstream.models.whole_folder import whole_folder
 from lipstream.runtime.device import Dtypes
 
@@ -35,7 +36,7 @@ def test_sync_with_an_exported_folder_and_a_cached_export(
     """The model is found in the cache, as an export of its own would have left it there."""
     config = json.loads((exported / "lipstream.json").read_text())
     digest = config["exported"]["source_sha256"]
-    shutil.copytree(exported, cache / f"small-64px-fp32-v1-{digest[:16]}")
+    shutil.copytree(exported, cache / f"small-64px-fp32-v{GRAPH_VERSION}-{digest[:16]}")
     files = ("sync", sample.VIDEO, sample.SPEECH, "--steps", 1, "--detector", "mediapipe", "--json", "--crf", 0)
     pictures = []
     for number, name in enumerate((exported, model)):

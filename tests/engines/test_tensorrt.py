@@ -26,11 +26,11 @@ LENGTHS = {"windows": 2, "frames": 16, "images": 4}
 class OnCpu(TensorRt):
     """Runs sessions where there is no CUDA, with the stand-in."""
 
-    def __init__(self, lengths: dict[str, int], cache: Path | None) -> None:
-        super().__init__(CUDA, lengths, cache)
+    def __init__(self, lengths: dict[str, int]) -> None:
+        super().__init__(CUDA, lengths)
 
-    def open(self, path: Path) -> Any:
-        session: Any = super().open(path)
+    def open(self, path: Path, cache: Path | None = None) -> Any:
+        session: Any = super().open(path, cache)
         session._device = torch.device("cpu")
         return session
 
@@ -69,9 +69,9 @@ def test_plans_and_timings_are_kept_by_version_device_and_lengths(
     exported: Path, library: SimpleNamespace, cache: Path
 ) -> None:
     for _ in range(2):
-        OnCpu(LENGTHS, cache / "small-tensorrt").open(graph(exported, "vae_encoder"))
+        OnCpu(LENGTHS).open(graph(exported, "vae_encoder"), cache / "small-tensorrt")
     assert made(library, "build") == ["vae_encoder"]
-    OnCpu({**LENGTHS, "images": 8}, cache / "small-tensorrt").open(graph(exported, "vae_encoder"))
+    OnCpu({**LENGTHS, "images": 8}).open(graph(exported, "vae_encoder"), cache / "small-tensorrt")
     assert made(library, "timing_cache") == [b"", b"t"]
     (entry,) = entries()
     assert entry.name == "small-tensorrt-11.4.0_NVIDIA_Stand_in_9000"
@@ -85,7 +85,7 @@ def test_plans_and_timings_are_kept_by_version_device_and_lengths(
 
 @torch.inference_mode()
 def test_a_session_gives_torchs_memory_shapes_and_stream(exported: Path, library: SimpleNamespace) -> None:
-    session = OnCpu(LENGTHS, None).open(graph(exported, "vae_encoder"))
+    session = OnCpu(LENGTHS).open(graph(exported, "vae_encoder"))
     assert session.inputs == {"pixels"}
     pixels = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     found = session({"pixels": pixels, "not_an_input": pixels})["latents"]
@@ -99,7 +99,7 @@ def test_a_session_gives_torchs_memory_shapes_and_stream(exported: Path, library
 def test_what_tensorrt_refuses_is_one_error(
     exported: Path, library: SimpleNamespace, tmp_path: Path, cache: Path
 ) -> None:
-    session = OnCpu(LENGTHS, None).open(graph(exported, "vae_encoder"))
+    session = OnCpu(LENGTHS).open(graph(exported, "vae_encoder"))
     (tmp_path / "foreign.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="TensorRT cannot load it"):
         build_plan(tmp_path / "foreign.onnx", LENGTHS, CUDA)
@@ -113,16 +113,16 @@ def test_what_tensorrt_refuses_is_one_error(
 def test_a_damaged_plan_and_a_cache_that_is_a_file_are_named(
     exported: Path, library: SimpleNamespace, cache: Path
 ) -> None:
-    engine = OnCpu(LENGTHS, cache / "small-tensorrt")
-    engine.open(graph(exported, "vae_encoder"))
+    engine = OnCpu(LENGTHS)
+    engine.open(graph(exported, "vae_encoder"), cache / "small-tensorrt")
     for plan in cache.rglob("*.plan"):
         plan.write_bytes(b"damaged")
     with pytest.raises(ModelError, match="cannot load the plan") as error:
-        engine.open(graph(exported, "vae_encoder"))
+        engine.open(graph(exported, "vae_encoder"), cache / "small-tensorrt")
     assert error.value.fix is not None and "lipstream engines clear" in error.value.fix
     (cache / "full").write_text("not a folder")
     with pytest.raises(ModelError, match="cannot be written") as error:
-        OnCpu(LENGTHS, cache / "full" / "small-tensorrt").open(graph(exported, "vae_encoder"))
+        OnCpu(LENGTHS).open(graph(exported, "vae_encoder"), cache / "full" / "small-tensorrt")
     assert error.value.fix is not None and "LIPSTREAM_CACHE" in error.value.fix
     assert not list(cache.rglob("*.part"))
 

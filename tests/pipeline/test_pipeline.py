@@ -180,6 +180,7 @@ def test_frames_without_a_face_pass_through_and_are_counted(
     speech = write_speech(tmp_path / "speech.wav", 15 / 25)
     result = sync(clip, speech, tmp_path / "out.mp4")
     assert (result.frames_with_face, result.frames_without) == (8, 7)
+    assert result.spans_without == ((3, 6), (12, 14))
     written = read_images(tmp_path / "out.mp4")
     assert len(written) == 15
     for index, source in enumerate(read_images(clip)):

@@ -132,6 +132,7 @@ def test_segments_are_a_plain_run_bit_for_bit(
     assert len(pieces) >= 2
     assert of_pieces(written) == written["plain.mp4"]
     assert (result.frames, result.frames_with_face) == (plain.frames, plain.frames_with_face)
+    assert result.spans_without == plain.spans_without != ()
     assert [stage.frames for stage in result.stages][5:] == [plain.frames] * 3  # denoise, composite, write
     assert result.settings == plain.settings
     assert sorted(path.name for path in tmp_path.iterdir()) == ["joined.mp4", "plain.mp4", "speech.wav"]

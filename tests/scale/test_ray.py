@@ -28,10 +28,7 @@ from lipstream.scale.segments import run_in_segments, sync_in_segments
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
 
-# Nodes are started and killed, for minutes on two cores.
-_IS_ASKED_FOR = pytest.mark.skipif("LIPSTREAM_TEST_RAY" not in os.environ, reason="set LIPSTREAM_TEST_RAY=1")
 pytestmark = [
-    _IS_ASKED_FOR,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(280),
 ]
@@ -53,7 +50,7 @@ def two_nodes() -> Iterator[Any]:
     nodes.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def cluster(two_nodes: Any) -> Iterator[Cluster]:
     with Cluster(RaySettings(two_nodes.address), "tiny", RUNTIME) as joined:
         yield joined
@@ -106,23 +103,51 @@ def when(condition: Any, action: Any) -> threading.Thread:
     return thread
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_a_worker_is_killed_in_the_middle_of_a_segment(
-    cluster: Cluster, speech: Path, alone: bytes, tmp_path: Path
-) -> None:
-    process = next(one.value for one in cluster.run(iter([_Task("", "process", ())])) if one is not None)
+class Deadly:
+    """Ends the process that it is sent to."""
 
-    def renders() -> bool:
-        with contextlib.suppress(OSError):  # a file that is closed meanwhile
-            return any(str(link.readlink()).endswith(".part.mp4") for link in Path(f"/proc/{process}/fd").iterdir())
-        return False
+    def __reduce__(self) -> Any:
+        return os._exit, (1,)
 
-    killer = when(renders, lambda: os.kill(process, signal.SIGKILL))
-    result = in_segments(cluster, speech, tmp_path)
-    killer.join()
-    assert (tmp_path / "out.mp4").read_bytes() == alone
-    assert (result.frames, result.frames_with_face, result.retries) == (N_FRAMES, N_FRAMES, 1)
-    assert not (tmp_path / "work").exists()
+
+class TestOneCluster:
+    """Tests that share a connection: a process has one at a time."""
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+    def test_a_worker_is_killed_in_the_middle_of_a_segment(
+        self, cluster: Cluster, speech: Path, alone: bytes, tmp_path: Path
+    ) -> None:
+        process = next(one.value for one in cluster.run(iter([_Task("", "process", ())])) if one is not None)
+
+        def renders() -> bool:
+            with contextlib.suppress(OSError):  # a file that is closed meanwhile
+                return any(str(link.readlink()).endswith(".part.mp4") for link in Path(f"/proc/{process}/fd").iterdir())
+            return False
+
+        killer = when(renders, lambda: os.kill(process, signal.SIGKILL))
+        result = in_segments(cluster, speech, tmp_path)
+        killer.join()
+        assert (tmp_path / "out.mp4").read_bytes() == alone
+        assert (result.frames, result.frames_with_face, result.retries) == (N_FRAMES, N_FRAMES, 1)
+        assert not (tmp_path / "work").exists()
+
+    def test_jobs_are_done_and_a_bad_one_is_reported(self, cluster: Cluster, tmp_path: Path) -> None:
+        speech = write_speech(tmp_path / "speech.wav", 0.32)
+        (tmp_path / "bad.mp4").write_text("text")
+        jobs = [
+            SyncJob(video, speech, tmp_path / f"{name}.mp4", SETTINGS, name=name)
+            for name, video in (("one", sample.VIDEO), ("two", tmp_path / "bad.mp4"), ("three", sample.VIDEO))
+        ]
+        rows = list(run_batch(jobs, cluster.execute(None), Journal(tmp_path, "key", resume=False)))
+        states = {row["name"]: (row["state"], row["frames"], row["error_code"]) for row in rows}
+        assert states == {"one": ("done", 8, None), "two": ("failed", None, "input"), "three": ("done", 8, None)}
+        assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "three.mp4").read_bytes()
+
+    def test_what_keeps_killing_its_worker_fails(self, cluster: Cluster) -> None:
+        tasks = [_Task("deadly", "run_key", (Deadly(),)), _Task("harmless", "process", ())]
+        found = {one.tag: one for one in cluster.run(iter(tasks)) if one is not None}
+        assert found["harmless"].error is None
+        assert "its worker died 4 times" in str(found["deadly"].error)
 
 
 def test_a_node_is_taken_away(two_nodes: Any, speech: Path, alone: bytes, tmp_path: Path) -> None:
@@ -135,33 +160,6 @@ def test_a_node_is_taken_away(two_nodes: Any, speech: Path, alone: bytes, tmp_pa
     assert (tmp_path / "out.mp4").read_bytes() == alone
     assert result.frames == N_FRAMES
     assert len(list(tmp_path.glob("work/*/pieces/0*.mp4"))) == 5
-
-
-def test_jobs_are_done_and_a_bad_one_is_reported(cluster: Cluster, tmp_path: Path) -> None:
-    speech = write_speech(tmp_path / "speech.wav", 0.32)
-    (tmp_path / "bad.mp4").write_text("text")
-    jobs = [
-        SyncJob(video, speech, tmp_path / f"{name}.mp4", SETTINGS, name=name)
-        for name, video in (("one", sample.VIDEO), ("two", tmp_path / "bad.mp4"), ("three", sample.VIDEO))
-    ]
-    rows = list(run_batch(jobs, cluster.execute(None), Journal(tmp_path, "key", resume=False)))
-    states = {row["name"]: (row["state"], row["frames"], row["error_code"]) for row in rows}
-    assert states == {"one": ("done", 8, None), "two": ("failed", None, "input"), "three": ("done", 8, None)}
-    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "three.mp4").read_bytes()
-
-
-class Deadly:
-    """Ends the process that it is sent to."""
-
-    def __reduce__(self) -> Any:
-        return os._exit, (1,)
-
-
-def test_what_keeps_killing_its_worker_fails(cluster: Cluster) -> None:
-    tasks = [_Task("deadly", "run_key", (Deadly(),)), _Task("harmless", "process", ())]
-    found = {one.tag: one for one in cluster.run(iter(tasks)) if one is not None}
-    assert found["harmless"].error is None
-    assert "its worker died 4 times" in str(found["deadly"].error)
 
 
 def test_a_cluster_that_does_not_fit_is_refused(

@@ -72,7 +72,7 @@ def test_faces_are_found_once(speech: Path, whole: bytes, tmp_path: Path) -> Non
     assert json.loads(done.stdout) == {
         "output": str(table),
         "frames": 125,
-        "faces": {"frames_with_face": 125, "frames_without": 0},
+        "faces": {"frames_with_face": 125, "frames_without": 0, "spans_without": []},
         "detector": "mediapipe",
     }
     done = run("sync", sample.VIDEO, speech, "-o", tmp_path / "out.mp4", *FAST, "--faces", table, "--work", work)

@@ -48,11 +48,13 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     settings, devices = options.settings_from(SyncSettings, args), options.devices_from(args)
     runtime = options.settings_from(RuntimeSettings, args)
     check_model(args.model)
+    from lipstream.media.c2pa_manifest import signing_from
     from lipstream.scale.job_list import read_jobs
     from lipstream.scale.storage import is_address
 
     if is_address(args.output) and args.report is None:
         raise SettingsError("-o is an address: the report needs a folder here", fix="name one with --report DIR")
+    signing_from(runtime)
     jobs = read_jobs(Path(args.jobs), args.output, settings, overwrite=args.overwrite)
     begun_s, folder = time.perf_counter(), Path(args.report or args.output)
     rows: list[dict[str, Any]] = []

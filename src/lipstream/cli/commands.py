@@ -61,6 +61,15 @@ OWN = {
     ),
     "analyse": Command("find the face in every frame of a video, once for many speeches", "lipstream.cli.analyse"),
     "batch": Command("lip-sync many videos with one model in memory", "lipstream.cli.batch"),
+    "serve": Command(
+        "serve the page and the HTTP interface; token add|list|revoke",
+        "lipstream.cli.serve",
+        "add_serve_arguments",
+        "run_serve",
+    ),
+    "worker": Command(
+        "do the jobs of a service on another machine", "lipstream.cli.serve", "add_worker_arguments", "run_worker"
+    ),
     "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
     "export": Command("write a model for another engine", "lipstream.cli.export"),
     "engines": Command("list the engines, and what the cache of exported networks holds", "lipstream.cli.engines"),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_origin
 from lipstream.errors import SettingsError
 from lipstream.preset_file import read_preset
 from lipstream.settings import ALL_DEVICES, PRESETS, RuntimeSettings, SyncSettings, device_names
-from lipstream.settings_record import Settings
+from lipstream.settings_record import Settings, flag
 from lipstream.validation import alternatives, choices, type_hints
 
 _GROUPS = ("input and output", "quality", "speed", "hardware", "messages")
@@ -119,11 +119,6 @@ def _add_field(
         metavar=f.metadata["metavar"],
         help=f"{f.metadata['help']} [{shown}]",
     )
-
-
-def flag(f: Field[Any]) -> str:
-    """Return the option of a field."""
-    return f.metadata["flag"] or f"--{f.name.replace('_', '-')}"
 
 
 def settings_from(record: type[S], args: argparse.Namespace) -> S:

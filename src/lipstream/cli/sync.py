@@ -158,10 +158,12 @@ def _run(
     check_paths(str(video), *map(str, speeches), *([args.faces] if args.faces else []))
     check_model(model or "tiny")
     # Seconds pass before torch is imported: what PyAV can refuse is refused first.
+    from lipstream.media.origin import signing_for
     from lipstream.media.output_file import check_output
     from lipstream.media.reader import probe
 
     check_output(output, inputs=(video, *speeches), overwrite=overwrite)
+    signing_for(runtime, output)
     picture = probe(video)
     with reporting(args.progress, quiet=args.quiet) as reporter:
         if model is None and not args.quiet:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lipstream.engines.extras import needs
 from lipstream.engines.graphs import (
@@ -129,13 +130,18 @@ def model_graphs(
         raise SettingsError(f"resolution = {resolution}: must be a multiple of {vae_factor(vae)}", setting="resolution")
     size, channels = resolution // vae_factor(vae), source.config.unet.out_channels
     unet = source.unet(dtype)
-    replace_norms(unet, PooledGroupNorm, ExportedGroupNorm)
+    _export_norms(unet)
     yield from of_unet(unet, size, source.config.audio_encoder.tokens_per_frame)
     del unet
-    replace_norms(vae, PooledGroupNorm, ExportedGroupNorm)
+    _export_norms(vae)
     yield from vae_graphs(vae, resolution, size, channels)
     del vae
     yield audio_encoder_graph(source.audio_encoder(dtype))
+
+
+def _export_norms(network: nn.Module) -> None:
+    for kind in (PooledGroupNorm, nn.GroupNorm):
+        replace_norms(network, kind, ExportedGroupNorm)
 
 
 def export_graph(graph: Graph, path: Path, metadata: dict[str, str], weights: SharedWeights) -> None:

@@ -68,16 +68,20 @@ def by_window(x: Tensor, num_frames: int) -> Tensor:
 
 
 class ExportedGroupNorm(nn.GroupNorm):
-    """The computation of PooledGroupNorm as one operation, which engines have a kernel for."""
+    """The computation of PooledGroupNorm as one operation that engines have a kernel for.
+
+    It is instance norm, a group as a channel: ONNX Runtime takes apart what ONNX calls GroupNormalization, with a
+    variance of mean(x^2) - mean(x)^2, which is wrong in the fourth digit at a mean of 30 deviations and below zero at
+    1000. Its instance norm subtracts the mean first, and is faster in ONNX Runtime and no slower in OpenVINO.
+    """
 
     def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
         """Normalise `x` (windows * num_frames, channels, h, w) to the same shape and dtype, in float32."""
-        dtype = x.dtype
-        if num_frames == 1:
-            return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(dtype)
-        windows = by_window(x.float(), num_frames).transpose(1, 2)
-        normed = F.group_norm(windows, self.num_groups, self.weight.float(), self.bias.float(), self.eps)
-        return normed.to(dtype).transpose(1, 2).flatten(0, 1)
+        windows = by_window(x.float(), num_frames).transpose(1, 2) if num_frames != 1 else x.float()
+        normed = F.instance_norm(windows.reshape(windows.shape[0], self.num_groups, -1), eps=self.eps).view_as(windows)
+        shape = (-1, *(1,) * (windows.ndim - 2))
+        scaled = (normed * self.weight.float().view(shape) + self.bias.float().view(shape)).to(x.dtype)
+        return scaled.transpose(1, 2).flatten(0, 1) if num_frames != 1 else scaled
 
 
 class Prepare(nn.Module):

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lipstream.engines.cache import CACHE_VARIABLE, cache_folder, weights_sha256
 from lipstream.engines.export import OnGraph, export_onnx
-from lipstream.engines.graphs import greatest_lengths
+from lipstream.engines.graphs import AUDIO_ENCODER, VAE_DECODER, VAE_ENCODER, greatest_lengths
 from lipstream.engines.networks import (
     EngineAudioEncoder,
     EngineAutoencoder,
@@ -75,9 +75,10 @@ class EngineModel:
     def latent_size(self, resolution: int) -> int:
         """Height and width of the latents of a crop. Raises SettingsError for another resolution than was exported."""
         if resolution != self.config.resolution:
+            command = "export triton" if self.engine == "triton" else "export onnx"
             raise SettingsError(
                 f"resolution = {resolution}: the networks were exported for {self.config.resolution}",
-                fix=f"run lipstream export onnx with --resolution {resolution}, or use --engine torch",
+                fix=f"run lipstream {command} with --resolution {resolution}, or use --engine torch",
                 setting="resolution",
             )
         return resolution // int(2 ** (len(self.vae.config.block_out_channels) - 1))
@@ -94,14 +95,14 @@ def open_model(
 ) -> EngineModel:
     """Open a named model or a folder in the engine that `runtime` names, having exported it into the cache if need be.
 
-    dtypes: all the same. calls: at the same time, each on one core; 0 for one call on all cores. on_graph: called for
-    each graph that is exported. wrap: put round each session, given the graph's name. Raises SettingsError for an
-    engine that cannot run here, ModelError.
+    dtypes: all the same but for openvino. calls: at the same time, each on one core; 0 for one call on all cores.
+    on_graph: called for each graph that is exported. wrap: put round each session, given the graph's name. Raises
+    SettingsError for an engine that cannot run here, ModelError.
     """
-    if len(set(vars(dtypes).values())) > 1:
+    if len(set(vars(dtypes).values())) > 1 and runtime.engine != "openvino":
         raise SettingsError(
             f"--engine {runtime.engine} computes all networks in one precision",
-            fix="leave out --vae-precision and --audio-precision",
+            fix="leave out --vae-precision and --audio-precision, or use --engine openvino",
         )
     if runtime.engine == "triton":
         from lipstream.engines.triton_model import open_triton_model
@@ -109,10 +110,10 @@ def open_model(
         return open_triton_model(model, runtime, device)
     config, folder = read_config(model)
     source = None
+    by_dtype = {dtype: make_engine(runtime, device, dtype, calls, config) for dtype in vars(dtypes).values()}
     if config.exported is None:
         precision = _exported_precision(device, dtypes.unet)
-        _check_precision(precision, runtime, dtypes.unet)  # and the engine, before the export, which takes a while
-        make_engine(runtime, device, dtypes.unet, calls, config, None)
+        _check_precision(precision, runtime, dtypes)  # before the export, which takes a while
         source = model_source(model, torch.device("cpu"), pruned=runtime.pruned)
         folder = _cached(source, model, precision, on_graph)
         config, _ = read_config(folder)
@@ -120,18 +121,18 @@ def open_model(
         raise SettingsError("--pruned is decided when a model is exported", fix="give it to lipstream export onnx")
     assert folder is not None and config.exported is not None
     config.exported.check(folder)
-    _check_precision(config.exported.precision, runtime, dtypes.unet)
-    engine = make_engine(runtime, device, dtypes.unet, calls, config, folder)
-    graphs = folder / ONNX_FOLDER
+    _check_precision(config.exported.precision, runtime, dtypes)
+    graphs, digest = folder / ONNX_FOLDER, config.exported.digest()[:16]
+    compiled = cache_folder() / f"{folder.name}-{digest}-{runtime.engine}"
 
     def open_graph(name: str) -> Session:
-        session = engine.open(graphs / f"{name}.onnx")
+        session = by_dtype[_dtype_of(name, dtypes)].open(graphs / f"{name}.onnx", compiled)
         return session if wrap is None else wrap(name, session)
 
     sessions = Sessions(open_graph)
     return EngineModel(
         config=config,
-        engine=engine.name,
+        engine=runtime.engine,
         denoiser=EngineDenoiser(sessions),
         vae=EngineAutoencoder(sessions, read_autoencoder_config(folder / config.files.vae_config), device, dtypes.vae),
         audio_encoder=EngineAudioEncoder(sessions, config.audio_encoder, device, dtypes.audio_encoder),
@@ -141,14 +142,9 @@ def open_model(
 
 
 def make_engine(
-    runtime: RuntimeSettings,
-    device: torch.device,
-    dtype: torch.dtype,
-    calls: int,
-    config: ModelConfig,
-    folder: Path | None,
+    runtime: RuntimeSettings, device: torch.device, dtype: torch.dtype, calls: int, config: ModelConfig
 ) -> Engine:
-    """Return the engine that `runtime` names. folder: of the graphs, for what it keeps beside them in the cache.
+    """Return the engine that `runtime` names. dtype: what it computes in. calls: see open_model.
 
     Raises SettingsError for one that is not installed or cannot run on the device.
     """
@@ -156,24 +152,24 @@ def make_engine(
     if runtime.engine == "openvino":
         from lipstream.engines.openvino_runtime import OpenVino
 
-        return OpenVino(device, dtype, max(threads, calls), max(1, calls), _beside(folder, "openvino"))
+        return OpenVino(device, dtype, max(threads, calls), max(1, calls))
     if runtime.engine == "onnxruntime":
         from lipstream.engines.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(device, threads)
+        return OnnxRuntime(device, threads, runtime.provider)
     if runtime.engine == "tensorrt":
         from lipstream.engines.tensorrt_runtime import TensorRt
 
         windows = 1 if runtime.batch == "auto" else runtime.batch
-        lengths = greatest_lengths(config.num_frames, config.resolution, windows)
-        digest = "" if config.exported is None else config.exported.digest()[:16]
-        return TensorRt(device, lengths, _beside(folder, f"{digest}-tensorrt"))
+        return TensorRt(device, greatest_lengths(config.num_frames, config.resolution, windows))
     raise SettingsError(f"engine = {runtime.engine!r} is not an engine for graphs", setting="engine")
 
 
-def _beside(folder: Path | None, engine: str) -> Path | None:
-    """Return the folder in the cache for what an engine makes of the graphs in `folder`."""
-    return None if folder is None else cache_folder() / f"{folder.name}-{engine}"
+def _dtype_of(graph: str, dtypes: Dtypes) -> torch.dtype:
+    """Return what a graph is computed in."""
+    if graph == AUDIO_ENCODER:
+        return dtypes.audio_encoder
+    return dtypes.vae if graph in (VAE_ENCODER, VAE_DECODER) else dtypes.unet
 
 
 def _cached(source: Source, model: str | Path, precision: ExportedPrecision, on_graph: OnGraph | None) -> Path:
@@ -207,13 +203,10 @@ def _exported_precision(device: torch.device, dtype: torch.dtype) -> ExportedPre
     return "fp16" if dtype == torch.float16 and device.type != "cpu" else "fp32"
 
 
-def _check_precision(exported: ExportedPrecision, runtime: RuntimeSettings, dtype: torch.dtype) -> None:
-    computed: dict[str, tuple[Any, ...]] = {
-        "fp32": (torch.float32, torch.bfloat16),
-        "fp16": (torch.float16,),
-        "int8": (torch.float32, torch.bfloat16),
-    }
-    if dtype not in computed[exported] or (dtype == torch.bfloat16 and runtime.engine != "openvino"):
+def _check_precision(exported: ExportedPrecision, runtime: RuntimeSettings, dtypes: Dtypes) -> None:
+    computed = torch.float16 if exported == "fp16" else torch.float32
+    allowed = {computed, torch.bfloat16} if runtime.engine == "openvino" and exported != "fp16" else {computed}
+    if not allowed.issuperset(vars(dtypes).values()):
         raise SettingsError(
             f"--precision {runtime.precision} is not what the graphs ({exported}) are computed in by {runtime.engine}",
             fix="leave --precision out, or export the model in that precision",

@@ -23,15 +23,11 @@ _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "
 class OpenVino:
     """Opens graphs in OpenVINO."""
 
-    name = "openvino"
-
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype, threads: int, requests: int, cache: Path | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, threads: int, requests: int) -> None:
         """dtype: what is computed in. threads: of all calls. requests: calls at the same time.
 
-        cache: a folder for compiled graphs. Raises SettingsError where openvino is not installed, the device is no CPU,
-        or the dtype is not one of OpenVINO's on a CPU.
+        Raises SettingsError where openvino is not installed, the device is no CPU, or the dtype is not one of
+        OpenVINO's on a CPU.
         """
         openvino = needs("openvino", _EXTRA, "--engine openvino")
         if device.type != "cpu":
@@ -46,13 +42,12 @@ class OpenVino:
             "NUM_STREAMS": requests,
             "ENABLE_CPU_PINNING": False,  # the other stages' threads need their turns on the same cores
         }
-        if cache is not None:
-            self._options["CACHE_DIR"] = str(cache)
 
-    def open(self, path: Path) -> Session:
-        """Open a graph file. Raises ModelError."""
+    def open(self, path: Path, cache: Path | None = None) -> Session:
+        """Open a graph file. cache: a folder for compiled graphs. Raises ModelError."""
+        options = self._options if cache is None else {**self._options, "CACHE_DIR": str(cache)}
         try:
-            return _OpenVinoSession(self._core, self._core.read_model(str(path)), self._options, self._requests)
+            return _OpenVinoSession(self._core, self._core.read_model(str(path)), options, self._requests)
         except Exception as error:  # OpenVINO raises RuntimeError and its own kinds
             raise ModelError(unreadable(path, "OpenVINO", error), file=path, fix="export the model again") from error
 

@@ -26,12 +26,11 @@ class Session(Protocol):
 class Engine(Protocol):
     """Opens graphs."""
 
-    @property
-    def name(self) -> str:
-        """The name in RuntimeSettings.engine."""
+    def open(self, path: Path, cache: Path | None = None) -> Session:
+        """Open a graph file. Raises ModelError for one that it cannot read.
 
-    def open(self, path: Path) -> Session:
-        """Open a graph file. Raises ModelError for one that it cannot read."""
+        cache: a folder for what the engine makes of the model's graphs; None keeps nothing.
+        """
 
 
 def unreadable(path: Path, engine: str, error: Exception) -> str:

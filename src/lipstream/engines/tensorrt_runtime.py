@@ -44,36 +44,36 @@ def check_tensorrt(device: torch.device, purpose: str) -> Any:
 class TensorRt:
     """Opens graphs in TensorRT, having built a plan for each where there is none yet."""
 
-    name = "tensorrt"
-
-    def __init__(self, device: torch.device, lengths: Mapping[str, int], cache: Path | None) -> None:
-        """lengths: the greatest length of each free axis, by its name. cache: a folder for plans, None for none.
+    def __init__(self, device: torch.device, lengths: Mapping[str, int]) -> None:
+        """lengths: the greatest length of each free axis, by its name.
 
         Raises SettingsError where tensorrt is not installed, or the device is not CUDA.
         """
         self._trt = check_tensorrt(device, "--engine tensorrt")
         self._device, self._lengths = device, dict(lengths)
         words = (self._trt.__version__, torch.cuda.get_device_name(device))
-        kind = re.sub(r"[^A-Za-z0-9.]+", "_", "-".join(words))
-        self._cache = None if cache is None else cache.with_name(f"{cache.name}-{kind}")
+        self._kind = re.sub(r"[^A-Za-z0-9.]+", "_", "-".join(words))
 
-    def open(self, path: Path) -> Session:
-        """Open a graph file. Raises ModelError, also for a cache that cannot be written."""
-        plan = self._plan(path)
+    def open(self, path: Path, cache: Path | None = None) -> Session:
+        """Open a graph file. cache: a folder for plans, which gets the chip's name and TensorRT's version added.
+
+        Raises ModelError, also for a cache that cannot be written.
+        """
+        plan = self._plan(path, None if cache is None else cache.with_name(f"{cache.name}-{self._kind}"))
         engine = self._trt.Runtime(_log(self._trt)).deserialize_cuda_engine(plan)
         if engine is None:
             raise ModelError("TensorRT cannot load the plan built from it", file=path, fix=_CLEAR)
         return _TensorRtSession(self._trt, engine, self._device)
 
-    def _plan(self, path: Path) -> bytes:
-        if self._cache is None:
+    def _plan(self, path: Path, cache: Path | None) -> bytes:
+        if cache is None:
             return build_plan(path, self._lengths, self._device)
         sizes = "-".join(f"{name}{length}" for name, length in sorted(self._lengths.items()))
-        place = self._cache / f"{path.stem}-{sizes}.plan"
+        place = cache / f"{path.stem}-{sizes}.plan"
         if place.is_file():
             return place.read_bytes()
-        logger.warning("%s: TensorRT builds a plan once, which takes minutes, into %s", path.stem, self._cache)
-        plan = build_plan(path, self._lengths, self._device, self._cache / _TIMINGS)
+        logger.warning("%s: TensorRT builds a plan once, which takes minutes, into %s", path.stem, cache)
+        plan = build_plan(path, self._lengths, self._device, cache / _TIMINGS)
         _write_whole(place, plan)
         return plan
 

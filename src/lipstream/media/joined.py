@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.encoder import PictureKind
+from lipstream.media.origin import Origin
 from lipstream.media.output_file import output_errors
 from lipstream.media.sound import Samples
 from lipstream.media.writer import VideoWriter
@@ -47,8 +48,8 @@ class JoinedWriter(VideoWriter):
         n_frames: int,
         speech_samples: Generator[Samples, None, None] | None = None,
         overwrite: bool = False,
-        metadata: Mapping[str, str] | None = None,
         source: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._like = like
         super().__init__(
@@ -61,8 +62,8 @@ class JoinedWriter(VideoWriter):
             n_frames=n_frames,
             speech_samples=speech_samples,
             overwrite=overwrite,
-            metadata=metadata,
             source=source,
+            origin=origin,
         )
 
     def _add_video(self, kind: PictureKind) -> VideoStream:

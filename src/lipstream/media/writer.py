@@ -30,6 +30,7 @@ from lipstream.errors import OutputError
 from lipstream.media.audio import SpeechInfo, read_planar
 from lipstream.media.color import ColorTags, YuvColor, converted, to_yuv
 from lipstream.media.encoder import PictureKind, add_picture_stream
+from lipstream.media.origin import Origin
 from lipstream.media.output_file import (
     CONTAINERS,
     check_output,
@@ -65,7 +66,7 @@ class VideoWriter:
     to the end of the video. `n_frames` is the most that will be written. `speech_samples`: the speech's samples where
     they are being read already (see SharedSpeech.planar); by default the recording is opened for them. source: the
     video whose tags, chapters, other sound tracks and subtitles are copied as far as the container takes them;
-    `metadata`'s `comment` follows its own.
+    `metadata`'s `comment` follows its own. origin: how the file was made, which it says in all ways that its container has.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
@@ -88,6 +89,7 @@ class VideoWriter:
         overwrite: bool = False,
         metadata: Mapping[str, str] | None = None,
         source: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.path = Path(path)
         check_output(self.path, inputs=[speech.path] if speech else [], overwrite=overwrite)
@@ -97,6 +99,7 @@ class VideoWriter:
         self.n_frames = n_frames
         self.n_written = 0
         self.overwrite = overwrite
+        self._origin = origin
         self.encoding = encoding
         self._speech: _SpeechTrack | None = None
         self._copied: SourceTracks | None = None
@@ -113,7 +116,7 @@ class VideoWriter:
                 if source:
                     self._copied = SourceTracks(source, self._container, self._video, n_frames / self.frame_rate)
                 comment = self._copied.comment if self._copied else None
-                self._container.metadata.update(tags_with(comment, metadata or {}))
+                self._container.metadata.update(tags_with(comment, _metadata(metadata, origin)))
         except BaseException:
             self._abandon()
             raise
@@ -181,6 +184,8 @@ class VideoWriter:
             if self._copied:
                 self._copied.close()
             self._container.close()
+            if self._origin:
+                self._origin.mark(self._temporary, self.path, self._target)
             _to_disk(self._temporary)
             if self.overwrite:
                 self._temporary.replace(self._target)
@@ -271,6 +276,10 @@ class _SpeechTrack:
         frame.pts = self.n_fed
         self.n_fed += samples.shape[1]
         self.container.mux(self.stream.encode(frame))
+
+
+def _metadata(metadata: Mapping[str, str] | None, origin: Origin | None) -> dict[str, str]:
+    return {**(metadata or {}), **({"comment": origin.comment} if origin else {})}
 
 
 def _open_container(path: Path, container_format: str) -> OutputContainer:

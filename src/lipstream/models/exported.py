@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 from lipstream.errors import ModelError
 from lipstream.models.digest import sha256
 
-GRAPH_VERSION = 1
-"""Rises when the graphs' names, inputs or outputs change: a lipstream reads graphs of its own version alone."""
+GRAPH_VERSION = 2
+"""Rises when the graphs change: a lipstream reads graphs of its own version alone."""
 
 ONNX_FOLDER = "onnx"
 ExportedPrecision = Literal["fp32", "fp16", "int8"]

@@ -7,16 +7,26 @@ from pathlib import Path
 
 from lipstream.errors import OutputError
 from lipstream.media.audio import read_planar
+from lipstream.media.c2pa_manifest import Signing
 from lipstream.media.joined import JoinedWriter
-from lipstream.pipeline.file_job import ai_metadata
+from lipstream.media.origin import Origin
 from lipstream.pipeline.render import SegmentedRun
 
 
-def join(run: SegmentedRun, output: str | Path, model: str, *, overwrite: bool, check: Callable[[], None]) -> None:
-    """Write the output from its pieces; no picture is encoded again. model: its name, for the file's comment.
+def join(
+    run: SegmentedRun,
+    output: str | Path,
+    model: str,
+    *,
+    overwrite: bool,
+    signing: Signing | None,
+    check: Callable[[], None],
+) -> None:
+    """Write the output from its pieces; no picture is encoded again. model: its name, for the marks of origin.
 
-    check: called between the pieces; ends the work by raising. Raises OutputError.
+    signing: see signing_for. check: called between the pieces; ends the work by raising. Raises OutputError.
     """
+    source = None if run.settings.strip_metadata else run.video.path
     with JoinedWriter(
         output,
         run.piece(run.segments[0]),
@@ -27,8 +37,8 @@ def join(run: SegmentedRun, output: str | Path, model: str, *, overwrite: bool, 
         speech_samples=read_planar(run.speech),
         n_frames=run.n_frames,
         overwrite=overwrite,
-        metadata=ai_metadata(model),
-        source=None if run.settings.strip_metadata else run.video.path,
+        source=source,
+        origin=Origin(model, source, signing),
     ) as writer:
         for segment in run.segments:
             check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,14 @@ class Repainted:
 
 @dataclass
 class Counts:
-    """How many frames were written with a generated face, and how many passed through untouched."""
+    """How many frames were written with a generated face, and how many passed through untouched.
+
+    spans_without: first and last frame of each run of the latter.
+    """
 
     frames_with_face: int = 0
     frames_without: int = 0
+    spans_without: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def frames(self) -> int:
@@ -158,6 +162,10 @@ class Counts:
 
     def add(self, has_face: bool) -> None:
         """Count a frame."""
+        if not has_face:
+            follows = bool(self.spans_without) and self.spans_without[-1][1] == self.frames - 1
+            begin = self.spans_without.pop()[0] if follows else self.frames
+            self.spans_without.append((begin, self.frames))
         self.frames_with_face += has_face
         self.frames_without += not has_face
 

@@ -40,7 +40,7 @@ class SegmentedRun:
 
     samples: file of the speech as the model takes it, float32, mono, 16 kHz. log_mel_max: of all of it. table: file of
     the faces. known: file of what is made of them for each frame of the output. pieces: folder for them. faces: how
-    many frames of the output have a face.
+    many frames of the output have a face. spans_without: first and last frame of each part without one.
     """
 
     video: VideoInfo
@@ -55,6 +55,7 @@ class SegmentedRun:
     settings: SyncSettings
     segments: tuple[Segment, ...]
     frame_rate: Fraction
+    spans_without: tuple[tuple[int, int], ...]
 
     def piece(self, segment: Segment) -> Path:
         """Return the file of a segment."""

@@ -160,7 +160,15 @@ def prepare(
         settings=settings,
         segments=_kept_plan(folder / "segments.json", planned, segment_s is not None),
         frame_rate=rate,
+        spans_without=_spans(~known.has_face),
     )
+
+
+def _spans(marked: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """Return the first and the last index of each run of marked ones."""
+    steps = np.diff(marked.astype(np.int8), prepend=0, append=0)
+    begins, ends = np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist()
+    return tuple((begin, end - 1) for begin, end in zip(begins, ends, strict=True))
 
 
 def _clip(

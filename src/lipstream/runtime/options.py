@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from lipstream.settings import DetectorName, EngineName, Precision, Quantize, RuntimeSettings, VaeName
+from lipstream.settings import DetectorName, EngineName, OnnxProvider, Precision, Quantize, RuntimeSettings, VaeName
 from lipstream.settings_record import check_field_name
 
 
@@ -24,9 +24,13 @@ class RuntimeFields(TypedDict, total=False):
     compile: bool
     pruned: str | Path | None
     engine: EngineName
+    provider: OnnxProvider
     vae: VaeName
     triton_url: str | None
     frame_memory_mb: int
+    c2pa_certificate: str | Path | None
+    c2pa_key: str | Path | None
+    no_c2pa: bool
 
 
 def with_options(runtime: RuntimeSettings, options: dict[str, Any]) -> RuntimeSettings:

@@ -18,6 +18,7 @@ from lipstream.errors import SettingsError
 from lipstream.lipsync import LipSync
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.conversation import Conversation
+from lipstream.media.origin import signing_for
 from lipstream.media.reader import VideoInfo
 from lipstream.pipeline.analyse import FaceTable, checked_table
 from lipstream.pipeline.caller import POLL_S, Watch, stage_times
@@ -116,6 +117,7 @@ def run_in_segments(
     """Analyse, plan, render and join, in this order. The arguments are those of `sync_in_segments`."""
     begun_s = time.perf_counter()
     check_loop(settings.loop)
+    signing = signing_for(renderers.runtime, output)
     if isinstance(inputs.speech, Conversation):
         raise SettingsError(
             "several recordings: they do not go with segments", fix="leave out --work, --ray and further devices"
@@ -136,7 +138,7 @@ def run_in_segments(
         watch.report()
         retries = renderers.render(run, parts, watch)
         used = renderers.settings_used(settings) | {"frame_rate": float(run.frame_rate)}
-        join(run, output, used["model"], overwrite=overwrite, check=watch.tick)
+        join(run, output, used["model"], overwrite=overwrite, signing=signing, check=watch.tick)
         watch.report()
         if not keep_work:
             folder.remove()
@@ -152,6 +154,7 @@ def run_in_segments(
         stages=stage_times(clocks),
         frames_with_face=run.faces,
         frames_without=run.n_frames - run.faces,
+        spans_without=run.spans_without,
         settings=used if table is None else used | {"detector": table.detector},
         retries=retries,
     )

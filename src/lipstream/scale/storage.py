@@ -55,7 +55,7 @@ def _fetched(name: str | Path, temporary: contextlib.ExitStack) -> Path:
         return local
     shown = without_secrets(name)
     with _errors(InputError, shown, "check the address and the credentials"):
-        system, path = _file_system(str(name))
+        system, path = file_system(str(name))
     folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="lipstream-"))
     target = Path(folder) / (re.sub(r"[^\w.-]", "_", Path(urlsplit(str(name)).path).name)[-100:] or "file")
     logger.info("%s: fetching it", shown)
@@ -77,7 +77,7 @@ def sent(name: str | Path, *, overwrite: bool) -> Iterator[Path]:
     shown = without_secrets(name)
     check_address(name, overwrite=overwrite)
     with _errors(OutputError, shown, "check the address and the credentials"):
-        system, path = _file_system(str(name))
+        system, path = file_system(str(name))
     with tempfile.TemporaryDirectory(prefix="lipstream-") as folder:
         source = Path(folder) / Path(urlsplit(str(name)).path).name
         with _named({source: name}):
@@ -95,7 +95,7 @@ def check_address(name: str | Path, *, overwrite: bool) -> None:
     if str(name).partition("://")[0].lower() in _READ_ONLY:
         raise OutputError("nothing can be written to a web address", file=shown, fix="name a file, or an s3:// address")
     with _errors(OutputError, shown, "check the address and the credentials"):
-        system, path = _file_system(str(name))
+        system, path = file_system(str(name))
         exists = system.exists(path)
     if exists and not overwrite:
         raise OutputError("it already exists", file=shown, fix="choose another name or allow overwriting (--overwrite)")
@@ -107,7 +107,7 @@ def exists(name: str | Path) -> bool:
     if local is not None:
         return local.exists()
     with _errors(InputError, without_secrets(name), "check the address and the credentials"):
-        system, path = _file_system(str(name))
+        system, path = file_system(str(name))
         return bool(system.exists(path))
 
 
@@ -121,7 +121,7 @@ def _local(name: str | Path) -> Path | None:
     return None
 
 
-def _file_system(address: str) -> tuple[Any, str]:
+def file_system(address: str) -> tuple[Any, str]:
     """Return fsspec's file system of an address, and its path there."""
     try:
         from fsspec.core import url_to_fs
