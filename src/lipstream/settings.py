@@ -156,6 +156,15 @@ class SyncSettings(EncodingSettings):
         "pauses in the speech: as the model has them, a closed mouth, or the frames as filmed",
         group="quality",
     )
+    audio_overlap: float | None = setting(
+        None,
+        "what two blocks of 30 s of the audio encoder share: features beside a block's end know what follows",
+        group="quality",
+        metavar="S",
+        low=0.0,
+        high=10.0,
+        unset="1 for the bundled model, 0 for the published ones",
+    )
     frame_rate: str | None = setting(
         None,
         "frames a second of the result: source for the video's own, or a number",
@@ -260,6 +269,10 @@ class SyncSettings(EncodingSettings):
                 f"frame_rate = {chosen!r}: must be source, or a number from 1 to {_MOST_HZ}", setting="frame_rate"
             )
         return NTSC_HZ.get(chosen, Fraction(chosen))
+
+    def overlap_s(self, model_departs: bool) -> float:
+        """Return `audio_overlap`, with None decided; see ModelConfig.departs."""
+        return float(model_departs) if self.audio_overlap is None else self.audio_overlap
 
     def follows(self, model_departs: bool) -> bool:
         """Return whether one person is followed, with windows that end at cuts; see ModelConfig.departs."""

@@ -66,7 +66,8 @@ class VideoWriter:
     to the end of the video. `n_frames` is the most that will be written. `speech_samples`: the speech's samples where
     they are being read already (see SharedSpeech.planar); by default the recording is opened for them. source: the
     video whose tags, chapters, other sound tracks and subtitles are copied as far as the container takes them;
-    `metadata`'s `comment` follows its own. origin: how the file was made, which it says in all ways that its container has.
+    `metadata`'s `comment` follows its own. origin: how the file was made, which it says in all ways that its container
+    has.
 
     Raises OutputError at construction for an output that must not be written (see check_output), and from any method
     when writing fails (disk full, no permission).
