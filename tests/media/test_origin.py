@@ -20,6 +20,7 @@ from helpers.cli import error_line, run
 from helpers.media import number_of, numbered_image, write_numbered, write_wav
 from lipstream import LipSync, RuntimeSettings, SyncSettings
 from lipstream.bundled import sample
+from lipstream.encoding_settings import EncodingSettings
 from lipstream.errors import OutputError, SettingsError
 from lipstream.media.audio import probe_speech
 from lipstream.media.c2pa_manifest import CERTIFICATE_VARIABLE, KEY_VARIABLE, signing_from
@@ -28,6 +29,8 @@ from lipstream.media.reader import probe, read_frames
 from lipstream.media.writer import VideoWriter
 from lipstream.media.xmp import embed_xmp
 from lipstream.scale.segments import sync_in_segments
+
+QUICK = EncodingSettings(x264_preset="ultrafast")
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -42,7 +45,7 @@ def write(path: Path, origin: Origin, source: Path | None = None, n_frames: int 
         color=None,
         speech=speech,
         n_frames=n_frames,
-        preset="ultrafast",
+        encoding=QUICK,
         source=source,
         origin=origin,
     ) as writer:
@@ -103,7 +106,7 @@ def test_exiftool_finds_the_xmp(name: str, tmp_path: Path) -> None:
 
 def test_a_movie_without_user_data_gets_some(tmp_path: Path) -> None:
     path = tmp_path / "out.mov"
-    with VideoWriter(path, width=192, height=32, color=None, speech=None, n_frames=3, preset="ultrafast") as writer:
+    with VideoWriter(path, width=192, height=32, color=None, speech=None, n_frames=3, encoding=QUICK) as writer:
         for i in range(3):
             writer.write(numbered_image(i))
     path.write_bytes(path.read_bytes().replace(b"udta", b"free"))
