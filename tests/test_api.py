@@ -90,7 +90,7 @@ def test_frames_in_memory_are_those_of_the_file_call(
     for image, picture in zip(made, written, strict=True):
         as_filmed = planes_of(to_yuv(image, picture.layout.name, picture.color), picture.layout)
         off = np.abs(as_filmed[0].astype(int) - picture.planes[0])
-        assert off.max() <= 2 and (off > 0).mean() < 0.004  # colours that RGB cannot hold stay as filmed in the file
+        assert off.max() <= 3 and (off > 0).mean() < 0.004  # colours that RGB cannot hold stay as filmed in the file
         assert all(np.abs(a.astype(int) - b).mean() < 0.5 for a, b in zip(as_filmed, picture.planes, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(made, decoded, strict=False))
     assert all(np.array_equal(a, b) for a, b in zip(decoded, before, strict=True))  # the inputs are left alone
