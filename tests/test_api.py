@@ -17,16 +17,13 @@ import pytest
 from numpy.typing import NDArray
 
 import lipstream
-from helpers.pipeline import KnownFace
+from helpers.pipeline import KnownFace, psnr_db
 from lipstream import Cancelled, InputError, LipSync, NoFaceError, SettingsError, SyncSettings
 from lipstream.bundled import sample
 from lipstream.diffusion.sampling import UNetDenoiser
 from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.audio import probe_speech, read_mono, read_planar
-from lipstream.media.color import to_yuv
 from lipstream.media.memory import Images, speech_from
-from lipstream.media.picture import FilmedPicture
-from lipstream.media.pixel_format import planes_of
 from lipstream.media.reader import read_frames
 from lipstream.media.writer import VideoWriter
 
@@ -81,17 +78,17 @@ def test_frames_in_memory_are_those_of_the_file_call(
     decoded = [frame.image for frame in read_frames(tmp_path / "in.mp4")]
     write_wav(tmp_path / "speech.wav", speech)
     spoken = np.concatenate(list(read_mono(tmp_path / "speech.wav")))
-    written: list[FilmedPicture] = []
+    written: list[NDArray[np.uint8]] = []
     monkeypatch.setattr(VideoWriter, "write", recording(VideoWriter.write, written))
     sync(tmp_path / "in.mp4", tmp_path / "speech.wav", tmp_path / "out.mp4", settings)
     before = [image.copy() for image in decoded]
     made = list(sync.frames(decoded, spoken, RATE_HZ, settings))
     assert len(made) == len(written) == N_FRAMES
-    for image, picture in zip(made, written, strict=True):
-        as_filmed = planes_of(to_yuv(image, picture.layout.name, picture.color), picture.layout)
-        off = np.abs(as_filmed[0].astype(int) - picture.planes[0])
-        assert off.max() <= 3 and (off > 0).mean() < 0.004  # colours that RGB cannot hold stay as filmed in the file
-        assert all(np.abs(a.astype(int) - b).mean() < 0.5 for a, b in zip(as_filmed, picture.planes, strict=True))
+    for a, b in zip(made, written, strict=True):
+        # A file's frame keeps its samples but for the pixels that have changed, whose chroma is shared by four.
+        assert psnr_db(a, b) > 58
+        assert np.abs(a.astype(int) - b).max() <= 16
+        assert (a != b).any(2).mean() < 0.1
     assert any(not np.array_equal(a, b) for a, b in zip(made, decoded, strict=False))
     assert all(np.array_equal(a, b) for a, b in zip(decoded, before, strict=True))  # the inputs are left alone
 
@@ -110,9 +107,9 @@ def test_samples_in_memory_are_taken_as_those_of_a_recording(tmp_path: Path, rat
         assert found.n_frames == round(25 * 1.3)
 
 
-def recording(write: Any, written: list[FilmedPicture]) -> Any:
-    def recorded(self: VideoWriter, picture: FilmedPicture) -> None:
-        written.append(picture.copy())
+def recording(write: Any, written: list[NDArray[np.uint8]]) -> Any:
+    def recorded(self: VideoWriter, picture: Any) -> None:
+        written.append(picture.image())
         write(self, picture)
 
     return recorded

@@ -30,8 +30,6 @@ from lipstream.media.writer import VideoWriter
 from lipstream.media.xmp import embed_xmp
 from lipstream.scale.segments import sync_in_segments
 
-QUICK = EncodingSettings(x264_preset="ultrafast")
-
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 
@@ -45,7 +43,7 @@ def write(path: Path, origin: Origin, source: Path | None = None, n_frames: int 
         color=None,
         speech=speech,
         n_frames=n_frames,
-        encoding=QUICK,
+        encoding=EncodingSettings(x264_preset="ultrafast"),
         source=source,
         origin=origin,
     ) as writer:
@@ -106,7 +104,15 @@ def test_exiftool_finds_the_xmp(name: str, tmp_path: Path) -> None:
 
 def test_a_movie_without_user_data_gets_some(tmp_path: Path) -> None:
     path = tmp_path / "out.mov"
-    with VideoWriter(path, width=192, height=32, color=None, speech=None, n_frames=3, encoding=QUICK) as writer:
+    with VideoWriter(
+        path,
+        width=192,
+        height=32,
+        color=None,
+        speech=None,
+        n_frames=3,
+        encoding=EncodingSettings(x264_preset="ultrafast"),
+    ) as writer:
         for i in range(3):
             writer.write(numbered_image(i))
     path.write_bytes(path.read_bytes().replace(b"udta", b"free"))

@@ -172,7 +172,7 @@ def test_what_is_missing_or_wrong_is_said_where_the_eye_is(browser: Any, service
         page.wait_for_selector("#about-video [role=alert]")
         assert "No face was found" in page.inner_text("#about-video")
         page.wait_for_selector("#about-speech [role=alert]")
-        assert "nothing to hear" in page.inner_text("#about-speech")
+        assert "recording is silent" in page.inner_text("#about-speech")
         page.click("#go")
         page.wait_for_selector("#said [role=alert]")
         assert "tick the box" in page.inner_text("#said")

@@ -56,7 +56,7 @@ def inspect(video: Path, audio: Path, audio_track: int | None, limits: ServiceSe
 
 
 def is_silent(speech: SpeechInfo) -> bool:
-    """Return whether there is nothing to hear in a recording."""
+    """Return whether a recording is silent."""
     return speech.peak < _SILENT_PEAK
 
 

@@ -58,7 +58,7 @@ def mount(app: FastAPI, service: Service) -> FastAPI:
 
 
 def _uploads() -> Path:
-    """Return the folder for what visitors upload, which ends with the process; Gradio is told by the environment."""
+    """Return the folder for what visitors upload, which ends with the process; the environment names it to Gradio."""
     if _UPLOADS_VARIABLE not in os.environ:
         folder = tempfile.mkdtemp(prefix="lipstream-page-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

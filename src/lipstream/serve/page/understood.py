@@ -56,7 +56,7 @@ def understand(
             " and is at least 50 pixels wide."
         )
     if sound is not None and is_silent(sound):
-        about_speech = _said("There is nothing to hear in this recording. Record it again, or check the microphone.")
+        about_speech = _said("This recording is silent. Record it again, or check the microphone.")
     if picture is not None and seen is not None:
         facts = _facts(service, picture, seen, sound, model, preset)
     return Understood(about_video, about_speech, facts, seen)
