@@ -42,9 +42,9 @@ from lipstream.models.unet_config import UNetConfig
 from lipstream.models.upsample_conv import merge_enlargements
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup
+from lipstream.presets import Sampling
 from lipstream.runtime.compile import compiled_step
 from lipstream.runtime.device_stream import DeviceStream
-from lipstream.settings import Sampling
 
 NARROW = UNetConfig(block_out_channels=(64, 128, 256, 256))
 NARROW_VAE_WIDTHS = (32, 64, 64, 64)

@@ -39,7 +39,7 @@ from lipstream.models.quantized_layers import hold_float8, hold_int8
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from lipstream.settings import Sampling
+from lipstream.presets import Sampling
 
 META = torch.device("meta")
 MODELS = {"latentsync-1.5": 256, "latentsync-1.6": 512}

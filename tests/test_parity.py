@@ -25,7 +25,7 @@ from lipstream.models.load import read_config
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
-from lipstream.settings import Sampling
+from lipstream.presets import Sampling
 
 
 @pytest.fixture(scope="module")

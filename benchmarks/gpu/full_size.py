@@ -37,7 +37,8 @@ from lipstream.models.catalogue import CONFIG_NAME, ModelConfig
 from lipstream.models.load import Model, read_config
 from lipstream.models.unet import UNet
 from lipstream.models.whisper import AudioEncoder
-from lipstream.settings import FRAME_RATE_HZ, PRESETS, Sampling
+from lipstream.presets import PRESETS, Sampling
+from lipstream.settings import FRAME_RATE_HZ
 
 PUBLISHED_VAE_WIDTHS = (128, 256, 512, 512)
 # The deepest level is a single pixel: group norm of fewer than four channels there would magnify rounding.

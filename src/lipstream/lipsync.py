@@ -246,8 +246,9 @@ class LipSync(SegmentWorker):
         images: (height, width, 3) uint8 RGB, all of one size, `frame_rate_hz` of them per second, which must be 25;
         taken as they are needed, in a thread of the run, and copied. samples: float32 (n,) or (channels, n), full scale
         1, or an iterable of such blocks, which is read to its end first. round(25 n / sample_rate_hz) frames come out,
-        bit for bit those that `__call__` would encode. Where the images end earlier, `settings.loop` says what
-        follows; "pingpong" needs images that can be iterated again. The settings of the encoder are not used.
+        those that `__call__` would encode, before chroma is made as coarse as the file's. Where the images end earlier,
+        `settings.loop` says what follows; "pingpong" needs images that can be iterated again. The settings of the
+        encoder are not used.
 
         Work begins when the first frame is asked for and goes on in the background, in bounded memory. Other calls
         wait until the generator is exhausted or closed, which ends its threads. on_progress, cancel (both

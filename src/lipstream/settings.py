@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from lipstream.encoding_settings import EncodingSettings
 from lipstream.errors import SettingsError
+from lipstream.presets import PRESETS, PresetName, Sampling, SchedulerName
 from lipstream.settings_record import Settings, setting
 
 Texture = Literal["generated", "source"]
@@ -23,11 +24,9 @@ Silence = Literal["model", "closed", "keep"]
 NoFace = Literal["pass", "error"]
 Deinterlace = Literal["auto", "always", "never"]
 Tracking = Literal["people", "off"]
-PresetName = Literal["exact", "balanced", "fast"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "fp8"]
 PrecisionOfOthers = Literal["auto", "fp32", "fp16", "bf16"]
 Quantize = Literal["none", "int8", "int8-dynamic"]
-SchedulerName = Literal["ddim", "dpm++2m", "unipc"]
 VaeName = Literal["own", "taesd", "taesd-decoder"]
 EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "triton"]
 OnnxProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -40,53 +39,12 @@ NTSC_HZ = {f"{n / 1.001:.{digits}f}": Fraction(n * 1000, 1001) for n in (24, 30,
 
 _LEAST_OWN_HZ, _MOST_HZ = 20, 120  # below the first (a slide show, a slow screen recording) a mouth would stutter
 
-WHOLE_INTERVAL = (0.0, 1.0)
-
 _FACE = re.compile(r"largest|left|right|\d{1,3}|\d{1,9}(\.\d+)?,\d{1,9}(\.\d+)?(@\d{1,9})?", re.ASCII)
 _NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?|\d{1,9}/[1-9]\d{0,8}", re.ASCII)
 _DEVICE = re.compile(r"auto|(cpu|cuda|mps)(:[0-9]+)?")
 
 ALL_DEVICES = "cuda:all"
 """Every CUDA device of the machine, where several devices may be named."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a run does where its settings leave the choice: the fields are those of SyncSettings.
-
-    step_share: scales the model's own number of steps.
-    """
-
-    step_share: float
-    scheduler: SchedulerName
-    step_cache: int
-    guidance_interval: tuple[float, float]
-    detect_every: int
-
-
-PRESETS: dict[str, Preset] = {
-    "exact": Preset(step_share=1.0, scheduler="ddim", step_cache=1, guidance_interval=WHOLE_INTERVAL, detect_every=1),
-    "balanced": Preset(
-        step_share=0.25, scheduler="dpm++2m", step_cache=1, guidance_interval=WHOLE_INTERVAL, detect_every=1
-    ),
-    "fast": Preset(step_share=0.2, scheduler="unipc", step_cache=1, guidance_interval=(0.0, 0.5), detect_every=25),
-}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How latents are sampled, every choice made; the fields are those of SyncSettings."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: SchedulerName = "ddim"
-    step_cache: int = 1
-    guidance_interval: tuple[float, float] = WHOLE_INTERVAL
-
-    def guided(self, step: int) -> bool:
-        """Return whether a step, the first being 0, is computed with guidance: with and without audio."""
-        begin, end = self.guidance_interval
-        return self.guidance_scale > 1.0 and begin <= step / self.num_inference_steps < end
 
 
 @dataclass(frozen=True)
@@ -155,6 +113,15 @@ class SyncSettings(EncodingSettings):
         "model",
         "pauses in the speech: as the model has them, a closed mouth, or the frames as filmed",
         group="quality",
+    )
+    audio_overlap: float | None = setting(
+        None,
+        "what two blocks of 30 s of the audio encoder share: features beside a block's end know what follows",
+        group="quality",
+        metavar="S",
+        low=0.0,
+        high=10.0,
+        unset="1 for the bundled model, 0 for the published ones",
     )
     frame_rate: str | None = setting(
         None,
@@ -260,6 +227,10 @@ class SyncSettings(EncodingSettings):
                 f"frame_rate = {chosen!r}: must be source, or a number from 1 to {_MOST_HZ}", setting="frame_rate"
             )
         return NTSC_HZ.get(chosen, Fraction(chosen))
+
+    def overlap_s(self, model_departs: bool) -> float:
+        """Return `audio_overlap`, with None decided; see ModelConfig.departs."""
+        return float(model_departs) if self.audio_overlap is None else self.audio_overlap
 
     def follows(self, model_departs: bool) -> bool:
         """Return whether one person is followed, with windows that end at cuts; see ModelConfig.departs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,16 @@ def test_each_frame_takes_the_ten_rows_around_it() -> None:
 
 def test_a_recording_without_rows_has_no_windows() -> None:
     assert list(frame_windows([], 3)) == []
+
+
+def test_blocks_that_overlap_have_no_seam() -> None:
+    """Rows of one convolution are those of the recording in one piece, but for the recording's ends."""
+    config = AudioEncoderConfig(n_audio_ctx=100, n_audio_state=8, n_audio_head=2, n_audio_layer=0, position_period=20)
+    encoder, whole = AudioEncoder(config), AudioEncoder(replace(config, n_audio_ctx=400))
+    whole.load_state_dict({**encoder.state_dict(), "positional_embedding": whole.positional_embedding})
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000 * 7).astype(np.float32)
+    expected = torch.cat(list(feature_rows(lambda: [samples], whole)))
+    apart, shared = (torch.cat(list(feature_rows(lambda: [samples], encoder, overlap_s=s))) for s in (0.0, 0.4))
+    assert len(apart) == len(shared) == len(expected) == 350
+    torch.testing.assert_close(shared, expected, atol=1e-5, rtol=1e-5)
+    assert (apart - expected).abs().amax((1, 2)).gt(1e-3).sum() > 0

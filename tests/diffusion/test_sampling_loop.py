@@ -25,9 +25,10 @@ from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
 from lipstream.errors import SettingsError
 from lipstream.models.load import read_config
 from lipstream.models.unet import Prepared, UNet
+from lipstream.presets import Sampling
 from lipstream.runtime.compile import RecordedStep, compiled_step
 from lipstream.runtime.device_stream import DeviceStream
-from lipstream.settings import RuntimeSettings, Sampling
+from lipstream.settings import RuntimeSettings
 
 SCHEDULER_WORDS = read_config("latentsync-1.5")[0].scheduler
 ONE_LEVEL = replace(

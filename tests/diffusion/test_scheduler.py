@@ -19,7 +19,8 @@ from lipstream.diffusion.scheduler import make_scheduler
 from lipstream.errors import SettingsError
 from lipstream.models.load import load_model, read_config
 from lipstream.models.unet import UNet
-from lipstream.settings import PRESETS, Sampling, SchedulerName, SyncSettings
+from lipstream.presets import PRESETS, Sampling, SchedulerName
+from lipstream.settings import SyncSettings
 
 PUBLISHED = read_config("latentsync-1.5")[0].scheduler
 ZERO_TERMINAL_SNR = read_config("tiny")[0].scheduler

@@ -26,8 +26,8 @@ from lipstream.engines.graphs import GRAPHS
 from lipstream.engines.model import EngineModel, open_model
 from lipstream.engines.onnx_runtime import OnnxRuntime
 from lipstream.models.load import Model, load_model, verify_model
+from lipstream.presets import Sampling
 from lipstream.runtime.device import Dtypes
-from lipstream.settings import Sampling
 
 CPU = torch.device("cpu")
 FP32 = Dtypes(torch.float32, torch.float32, torch.float32)

@@ -36,7 +36,8 @@ from lipstream.engines.networks import (
 from lipstream.engines.weights import SharedWeights
 from lipstream.media.audio import read_mono
 from lipstream.models.load import model_source, read_config
-from lipstream.settings import RuntimeSettings, Sampling
+from lipstream.presets import Sampling
+from lipstream.settings import RuntimeSettings
 
 CPU = torch.device("cpu")
 # Those of a guided clip: the export of the others takes another minute.

@@ -16,7 +16,7 @@ from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
 from lipstream.diffusion.scheduler import make_scheduler
 from lipstream.errors import SettingsError
 from lipstream.models.load import Model, load_model, locate, read_config
-from lipstream.settings import Sampling
+from lipstream.presets import Sampling
 from lipstream_lab.train.distill import (
     DistillSettings,
     Way,

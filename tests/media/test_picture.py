@@ -12,9 +12,9 @@ import pytest
 
 from helpers.media import smooth_image
 from lipstream.encoding_settings import EncodingSettings
-from lipstream.media.color import ColorTags, YuvColor
+from lipstream.media.color import ColorTags, YuvColor, converted
 from lipstream.media.picture import FilmedPicture, FilmedView, Rectangle
-from lipstream.media.pixel_format import Planes, layout_of
+from lipstream.media.pixel_format import Planes, frame_of, kept_layout, layout_of, planes_of
 from lipstream.media.reader import VideoSource, probe
 from lipstream.media.tone import codes_of, levels_of
 from lipstream.media.writer import VideoWriter
@@ -185,3 +185,13 @@ def test_codecs(codec: str, suffix: str, tmp_path: Path) -> None:
     assert probe(paths[0]).color == HLG
     for before, after in zip(decoded(source), decoded(paths[0]), strict=True):
         assert np.abs(before[0].astype(int) - after[0]).mean() < 4
+
+
+@pytest.mark.parametrize(("stored", "kept"), [("nv12", "yuv420p"), ("p010le", "yuv420p10le"), ("yuyv422", "yuv422p")])
+def test_the_same_samples_in_another_order_are_kept_bit_for_bit(stored: str, kept: str) -> None:
+    picture = noise(kept, 160, 120)
+    frame = frame_of(picture.planes, picture.layout)
+    layout = kept_layout(frame.reformat(format=stored).format, is_turned=False)
+    assert layout == picture.layout
+    again = converted(converted(frame, stored, picture.color), kept, picture.color)
+    assert all(np.array_equal(*pair) for pair in zip(picture.planes, planes_of(again, layout), strict=True))

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from helpers.models import make_model_folder
 from lipstream.errors import ModelError
+from lipstream.models.checkpoint import check_archive
 from lipstream.models.load import load_model, verify_model
 from lipstream.models.locate import describe_models, read_config
 from lipstream.models.unet import UNet
@@ -329,3 +331,12 @@ def test_a_folder_without_its_autoencoder_says_where_it_comes_from(
     hub = {"repo": "a/b", "vae_repo": "stabilityai/sd-vae-ft-mse"}
     (folder / "lipstream.json").write_text(json.dumps({**values, "hub": hub}))
     load(folder)
+
+
+def test_an_archive_with_names_that_are_none_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é/data", b"x")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    with pytest.raises(ModelError, match="damaged"):
+        check_archive(path)

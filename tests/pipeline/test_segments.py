@@ -23,7 +23,7 @@ from helpers.media import clicks, lag, number_of, write_numbered, write_wav
 from helpers.models import make_model_folder
 from helpers.pipeline import FAST, KnownFace, psnr_db, read_images, write_clip, write_speech
 from lipstream import InputError, LipSync, NoFaceError, OutputError, RuntimeSettings, SettingsError, SyncSettings
-from lipstream.audio_features.features import feature_rows, first_block_of, frame_windows
+from lipstream.audio_features.features import feature_rows, first_block_of, first_row_of, frame_windows
 from lipstream.audio_features.mel import log_mel_maximum
 from lipstream.media.audio import read_mono
 from lipstream.media.loop import FrameIndex, read_looped
@@ -340,7 +340,8 @@ def test_a_video_that_shrank_is_refused(odd_clips: dict[str, Path]) -> None:
 # Speech
 
 
-def test_audio_features_of_a_segment_are_those_of_the_whole_recording() -> None:
+@pytest.mark.parametrize("overlap_s", [0.0, 0.16])
+def test_audio_features_of_a_segment_are_those_of_the_whole_recording(overlap_s: float) -> None:
     context = 30
     encoder = AudioEncoder(AudioEncoderConfig(n_audio_ctx=context, n_audio_state=8, n_audio_head=2, n_audio_layer=1))
     n_frames = 2 * context  # four blocks
@@ -350,12 +351,14 @@ def test_audio_features_of_a_segment_are_those_of_the_whole_recording() -> None:
         yield from np.array_split(samples, 29)
 
     maximum = log_mel_maximum(blocks(), 80)
-    whole = list(frame_windows(feature_rows(blocks, encoder, maximum=maximum), n_frames))
+    whole = list(frame_windows(feature_rows(blocks, encoder, maximum=maximum, overlap_s=overlap_s), n_frames))
     assert len(whole) == n_frames
     for start in range(n_frames):
-        first_block = first_block_of(start, encoder.config)
-        rows = feature_rows(blocks, encoder, maximum=maximum, first_block=first_block)
-        part = list(frame_windows(rows, 7, start, first_block * context))[: n_frames - start]
+        first_block = first_block_of(start, encoder.config, overlap_s=overlap_s)
+        assert first_block == max(0, start - 2 - (2 if overlap_s else 0)) // (15 - (4 if overlap_s else 0))
+        rows = feature_rows(blocks, encoder, maximum=maximum, first_block=first_block, overlap_s=overlap_s)
+        first_row = first_row_of(first_block, encoder.config, overlap_s)
+        part = list(frame_windows(rows, 7, start, first_row))[: n_frames - start]
         assert all(torch.equal(a, b) for a, b in zip(part, whole[start : start + 7], strict=True)), start
 
 

@@ -51,37 +51,79 @@ def feature_rows(
     attempts: Attempts | None = None,
     maximum: float | None = None,
     first_block: int = 0,
+    overlap_s: float = 0.0,
 ) -> Iterator[Tensor]:
     """Yield the hidden states of a recording, 50 rows per second, in blocks of up to 30 s.
 
     open_samples: returns the recording from its beginning (mono, 16 kHz, in [-1, 1], in pieces). maximum: what
     `mel.log_mel_maximum` returns for it with the encoder's number of mel bands; without it open_samples is called
     twice, first to find it. attempts: given, they encode in place of `encoder`; without it, whether a block is finite
-    is not checked. first_block: those before it are left out, see `first_block_of`.
+    is not checked. first_block: those before it are left out, see `first_block_of`. overlap_s: how much of the
+    recording two blocks share, s: rows beside a block's end, which have no context there, come from the other one. 0 is
+    as published.
 
     Yields (rows, layers + 1, dim), float32, on the encoder's device. A block of n mel frames gives n // 2 rows.
     """
-    n_mels, n_rows = encoder.config.n_mels, first_block * encoder.config.n_audio_ctx
+    n_mels, n_rows = encoder.config.n_mels, first_row_of(first_block, encoder.config, overlap_s)
     if maximum is None:
         maximum = mel.log_mel_maximum(open_samples(), n_mels)
-    block_frames = 2 * encoder.config.n_audio_ctx
-    for block in mel.log_mel_blocks(open_samples(), n_mels, block_frames, first_block):
+    block_frames, overlap = 2 * encoder.config.n_audio_ctx, _overlap(encoder.config, overlap_s)
+    blocks = mel.log_mel_blocks(open_samples(), n_mels, block_frames - overlap, first_block)
+    for index, (block, is_last) in enumerate(_overlapping(blocks, overlap), first_block):
         n_frames = block.shape[1]
         padded = F.pad(mel.normalise(block, maximum), (0, block_frames - n_frames))
-        n_block = n_frames // ROWS_PER_FRAME
-        first, last = n_rows // ROWS_PER_FRAME, (n_rows + n_block - 1) // ROWS_PER_FRAME
+        # Half of what two blocks share belongs to each.
+        start = overlap // (2 * ROWS_PER_FRAME) if index else 0
+        stop = n_frames // ROWS_PER_FRAME - (0 if is_last else overlap // (2 * ROWS_PER_FRAME))
+        first, last = n_rows // ROWS_PER_FRAME, (n_rows + stop - start - 1) // ROWS_PER_FRAME
         for tried in [encoder] if attempts is None else attempts(first, last):
-            states = _encode(tried, padded)[:n_block]
+            states = _encode(tried, padded)[start:stop]
             if attempts is None or torch.isfinite(states).all():
                 break
-        n_rows += n_block
+        n_rows += stop - start
         yield states
 
 
-def first_block_of(frame: int, config: AudioEncoderConfig, frame_rate: int | Fraction = FRAME_RATE_HZ) -> int:
+def first_block_of(
+    frame: int, config: AudioEncoderConfig, frame_rate: int | Fraction = FRAME_RATE_HZ, overlap_s: float = 0.0
+) -> int:
     """Return the block of `feature_rows` in which the audio features of a frame begin."""
-    row = math.floor(ROWS_PER_FRAME * FRAME_RATE_HZ * frame / Fraction(frame_rate))
-    return max(0, row - ROWS_BEFORE) // config.n_audio_ctx
+    row = math.floor(ROWS_PER_FRAME * FRAME_RATE_HZ * frame / Fraction(frame_rate)) - ROWS_BEFORE
+    overlap = _overlap(config, overlap_s)
+    return max(0, row - overlap // (2 * ROWS_PER_FRAME)) // (config.n_audio_ctx - overlap // ROWS_PER_FRAME)
+
+
+def first_row_of(block: int, config: AudioEncoderConfig, overlap_s: float = 0.0) -> int:
+    """Return the first row that a block of `feature_rows` gives."""
+    overlap = _overlap(config, overlap_s)
+    rows = config.n_audio_ctx - overlap // ROWS_PER_FRAME
+    return block * rows + overlap // (2 * ROWS_PER_FRAME) if block else 0
+
+
+def _overlap(config: AudioEncoderConfig, overlap_s: float) -> int:
+    """Return how many mel frames two blocks share: whole video frames, at most half a block."""
+    mel_frames = mel.SAMPLE_RATE_HZ // mel.HOP_SIZE // FRAME_RATE_HZ
+    return min(round(overlap_s * FRAME_RATE_HZ), config.n_audio_ctx // mel_frames) * mel_frames
+
+
+def _overlapping(blocks: Iterable[Tensor], overlap: int) -> Iterator[tuple[Tensor, bool]]:
+    """Yield each block (n_mels, columns) with the first `overlap` columns of the next one, and whether it is the last.
+
+    Without an overlap, nothing depends on which is the last, and none waits for the next one.
+    """
+    held: Tensor | None = None
+    for block in blocks:
+        if not overlap:
+            yield block, True
+            continue
+        if held is not None:
+            is_last = block.shape[1] <= overlap
+            yield torch.cat((held, block[:, :overlap]), 1), is_last
+            if is_last:
+                return
+        held = block
+    if held is not None:
+        yield held, True
 
 
 @torch.inference_mode()

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_origin
 
 from lipstream.errors import SettingsError
 from lipstream.preset_file import read_preset
-from lipstream.settings import ALL_DEVICES, PRESETS, RuntimeSettings, SyncSettings, device_names
+from lipstream.presets import PRESETS
+from lipstream.settings import ALL_DEVICES, RuntimeSettings, SyncSettings, device_names
 from lipstream.settings_record import Settings, flag
 from lipstream.validation import alternatives, choices, type_hints
 

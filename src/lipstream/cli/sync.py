@@ -118,7 +118,7 @@ def _recordings(args: argparse.Namespace) -> list[str]:
             "--all-faces: no recording is named", fix="add --face left=A.wav --face right=B.wav, and leave AUDIO out"
         )
     if args.audio is None:
-        raise SettingsError("no recording is named", fix="name it after the video")
+        raise SettingsError("AUDIO: no recording is named", fix="name it after the video")
     return [args.audio]
 
 

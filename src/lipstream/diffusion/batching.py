@@ -17,8 +17,9 @@ from lipstream.errors import SettingsError
 from lipstream.models.load import Model
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
+from lipstream.presets import Sampling
 from lipstream.runtime.device import face_threads, torch_device
-from lipstream.settings import RuntimeSettings, Sampling
+from lipstream.settings import RuntimeSettings
 
 T = TypeVar("T")
 

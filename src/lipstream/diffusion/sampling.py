@@ -11,7 +11,7 @@ from torch import Tensor
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.scheduler import make_scheduler
 from lipstream.models.unet import Prepared, Step, UNet
-from lipstream.settings import Sampling
+from lipstream.presets import Sampling
 
 
 class Denoiser(Protocol):

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from lipstream.errors import SettingsError
-from lipstream.settings import SchedulerName
+from lipstream.presets import SchedulerName
 
 # What the words of DDIMScheduler say of the model; the others are about its way of solving.
 _OF_THE_MODEL = (

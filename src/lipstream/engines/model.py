@@ -26,8 +26,9 @@ from lipstream.models.catalogue import ModelConfig
 from lipstream.models.exported import GRAPH_VERSION, ONNX_FOLDER, ExportedPrecision
 from lipstream.models.load import Source, model_source
 from lipstream.models.locate import read_config, read_words
+from lipstream.presets import Sampling
 from lipstream.runtime.device import Dtypes
-from lipstream.settings import RuntimeSettings, Sampling
+from lipstream.settings import RuntimeSettings
 
 if TYPE_CHECKING:
     from lipstream.engines.triton_model import ServedDenoiser

@@ -79,7 +79,7 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError) as error:
         raise ModelError(f"damaged ({error})", file=path, fix=_FIX) from error
     if damaged is not None:
         raise ModelError(f"damaged: {damaged} in it does not match its checksum", file=path, fix=_FIX)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.audio_features.features import feature_rows, first_block_of, frame_windows
+from lipstream.audio_features.features import feature_rows, first_block_of, first_row_of, frame_windows
 from lipstream.audio_features.mel import N_MELS, log_mel_maximum
 from lipstream.errors import InputError
 from lipstream.face.align import crop_faces
@@ -198,15 +198,17 @@ def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) ->
     """Yield the audio features of each frame, on the device."""
     stream, model = components.streams.features, components.model
     config = model.audio_encoder.config
-    first_block = first_block_of(clip.first_frame, config, clip.frame_rate)
+    overlap_s = clip.settings.overlap_s(clip.model_departs)
+    first_block = first_block_of(clip.first_frame, config, clip.frame_rate, overlap_s)
     rows = feature_rows(
         lambda: checked(clip.samples, threads),
         model.audio_encoder,
         components.networks.audio_encoder.attempts,
         clip.log_mel_max,
         first_block,
+        overlap_s,
     )
-    first_row = first_block * config.n_audio_ctx
+    first_row = first_row_of(first_block, config, overlap_s)
     features = frame_windows(rows, clip.n_frames, clip.first_frame, first_row, frame_rate=clip.frame_rate)
     while True:
         with stream.running():

@@ -63,7 +63,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
     if job.faces is None:
         first_face = search_first_face(components, video, job.n_frames, job.settings, job.frame_rate, clocks, threads)
     results = [Generated(np.zeros(job.n_frames, np.bool_)) for _ in recordings]
-    n_written = 0
+    counts = Counts()
     with ExitStack() as opened, ExitStack() as output:
         readers = [opened.enter_context(SharedSpeech(speech)) for _, speech in recordings]
         writer = output.enter_context(job.open_writer(sound_of(job.speech, readers)))
@@ -84,19 +84,16 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
         for frame in arriving(frames, clocks.write):
             with clocks.write.running():
                 writer.write(frame.picture)
+            counts.add(any(result.has_face[frame.index] for result in results))
             del frame
-            n_written += 1
-        if n_written == 0:
+        if counts.frames == 0:
             raise too_short(job.speech.path)
         for (who, _), result in zip(recordings, results, strict=True):
             if not result.has_face.any() and not result.is_kept:
-                raise no_face_in(video.path, n_written, who)
+                raise no_face_in(video.path, counts.frames, who)
         threads.check()
         with clocks.write.running(frames=0):  # the encoder holds many frames back
             output.pop_all().close()
-    counts = Counts()
-    for has_face in np.any([result.has_face for result in results], axis=0)[:n_written]:
-        counts.add(bool(has_face))
     return counts
 
 

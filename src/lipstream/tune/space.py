@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from lipstream.models.catalogue import ModelConfig
-from lipstream.settings import PRESETS, WHOLE_INTERVAL, EngineName, RuntimeSettings, SyncSettings, VaeName
+from lipstream.presets import PRESETS, WHOLE_INTERVAL
+from lipstream.settings import EngineName, RuntimeSettings, SyncSettings, VaeName
 
 Choice = Mapping[str, Any]
 """A value for each axis, by its name."""

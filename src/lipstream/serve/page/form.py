@@ -12,11 +12,12 @@ from gradio.utils import get_upload_folder
 
 from lipstream.bundled import sample
 from lipstream.errors import LipstreamError
+from lipstream.presets import PRESETS
 from lipstream.serve.page.fields import advanced_fields, component, settings_from
 from lipstream.serve.page.look_at import Seen
 from lipstream.serve.page.understood import understand
 from lipstream.serve.service import JobRequest, Service
-from lipstream.settings import PRESETS, SyncSettings
+from lipstream.settings import SyncSettings
 
 _HELP = {f.name: f.metadata["help"] for f in fields(SyncSettings)}
 _LARGEST = "largest"
