@@ -25,6 +25,7 @@ from lipstream.diffusion.sampling import UNetDenoiser, sample
 from lipstream.engines.graphs import GRAPHS
 from lipstream.engines.model import EngineModel, open_model
 from lipstream.engines.onnx_runtime import OnnxRuntime
+from lipstream.models.exported import GRAPH_VERSION
 from lipstream.models.load import Model, load_model, verify_model
 from lipstream.presets import Sampling
 from lipstream.runtime.device import Dtypes
@@ -189,7 +190,7 @@ def test_every_graph_says_where_it_comes_from(exported: Path) -> None:
         graph = onnx.load(exported / "onnx" / f"{name}.onnx", load_external_data=False)
         about = {entry.key: entry.value for entry in graph.metadata_props}
         assert about["source_sha256"] == config["source_sha256"]
-        assert (about["precision"], about["resolution"], about["graph_version"]) == ("fp32", "64", "1")
+        assert (about["precision"], about["resolution"], about["graph_version"]) == ("fp32", "64", str(GRAPH_VERSION))
         onnx.checker.check_model(graph)
 
 
