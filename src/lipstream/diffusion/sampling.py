@@ -34,7 +34,7 @@ class Denoiser(Protocol):
 class UNetDenoiser:
     """Runs the U-Net in its own dtype and on its own device; the latents stay float32 between the steps.
 
-    step: something faster in the place of `unet.step` (see lipstream.accelerate).
+    step: something faster in the place of `unet.step` (see lipstream.runtime.compile).
     """
 
     def __init__(self, unet: UNet, step: Step | None = None) -> None:

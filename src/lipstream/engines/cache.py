@@ -12,7 +12,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from lipstream.errors import OutputError
+from lipstream.errors import ModelError, OutputError
 from lipstream.models.digest import sha256
 from lipstream.models.load import Source
 
@@ -58,6 +58,15 @@ def clear() -> int:
             f"cannot be removed ({error.strerror})", file=folder, fix="close what uses it, or remove it by hand"
         ) from error
     return freed
+
+
+def not_writable(what: str, folder: Path, error: OSError) -> ModelError:
+    """Return the error of a part of the cache, `what`, that could not be written into `folder`."""
+    return ModelError(
+        f"the cache of {what} cannot be written ({error.strerror})",
+        file=folder,
+        fix=f"free some space, or name another folder with the environment variable {CACHE_VARIABLE}",
+    )
 
 
 def weights_sha256(source: Source) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipstream.engines.cache import CACHE_VARIABLE
+from lipstream.engines.cache import not_writable
 from lipstream.engines.extras import needs
 from lipstream.engines.sessions import Session, unreadable
 from lipstream.errors import ModelError, SettingsError
@@ -93,11 +93,7 @@ def _tensorrt_caches(folder: Path) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(
-            f"the cache of TensorRT's engines cannot be written ({error.strerror})",
-            file=folder,
-            fix=f"free some space, or name another folder with the environment variable {CACHE_VARIABLE}",
-        ) from error
+        raise not_writable("TensorRT's engines", folder, error) from error
     return {
         "trt_engine_cache_enable": True,
         "trt_engine_cache_path": str(folder),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipstream.engines.cache import CACHE_VARIABLE
+from lipstream.engines.cache import not_writable
 from lipstream.engines.extras import needs
 from lipstream.engines.sessions import Session, unreadable
 from lipstream.errors import ModelError, SettingsError
@@ -202,8 +202,4 @@ def _write_whole(path: Path, content: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ModelError(
-            f"the cache of TensorRT's plans cannot be written ({error.strerror})",
-            file=path.parent,
-            fix=f"free some space, or name another folder with the environment variable {CACHE_VARIABLE}",
-        ) from error
+        raise not_writable("TensorRT's plans", path.parent, error) from error

@@ -37,7 +37,7 @@ from lipstream.pipeline.line import checked, recording_maximum
 from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
 from lipstream.pipeline.plan import Segment, segment_frames, segments_of
-from lipstream.pipeline.records import Clip, Components
+from lipstream.pipeline.records import Clip, Components, Counts
 from lipstream.pipeline.render import SegmentedRun
 from lipstream.pipeline.run import too_short
 from lipstream.pipeline.threads import ThreadGroup
@@ -147,6 +147,9 @@ def prepare(
     pieces.mkdir(exist_ok=True)
     for unfinished in pieces.glob(".*.part.mp4"):  # of a run that was killed
         unfinished.unlink()
+    counts = Counts()
+    for has_face in known.has_face.tolist():
+        counts.add(has_face)
     return SegmentedRun(
         video=inputs.video,
         speech=inputs.speech,
@@ -156,19 +159,12 @@ def prepare(
         pieces=pieces,
         known=folder / "known.safetensors",
         n_frames=len(known),
-        faces=int(known.has_face.sum()),
+        faces=counts.frames_with_face,
         settings=settings,
         segments=_kept_plan(folder / "segments.json", planned, segment_s is not None),
         frame_rate=rate,
-        spans_without=_spans(~known.has_face),
+        spans_without=tuple(counts.spans_without),
     )
-
-
-def _spans(marked: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
-    """Return the first and the last index of each run of marked ones."""
-    steps = np.diff(marked.astype(np.int8), prepend=0, append=0)
-    begins, ends = np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist()
-    return tuple((begin, end - 1) for begin, end in zip(begins, ends, strict=True))
 
 
 def _clip(
