@@ -57,6 +57,8 @@ class PushSession:
         self._num_frames = num_frames
         self._segment: Segment | None = None  # that is being pushed
         self._heard: tuple[Segment, int] | None = None  # the segment that is being generated, samples taken of it
+        self.n_generated = 0
+        """Faces that were generated for speech: fewer than its frames where they were thinned."""
         self._epoch = 0  # rises with each interruption
         self._sample_rate_hz = 16000
         self._face: Tensor | None = None  # the last one that was given out
@@ -204,6 +206,7 @@ class PushSession:
                 with self._changed:
                     if epoch == self._epoch:
                         self._schedule.done(window, pictures, self._clock() - begun_s)
+                    self.n_generated += window.faces
                     self._changed.notify_all()
         except Stopped:
             raise
