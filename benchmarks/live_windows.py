@@ -25,7 +25,7 @@ from lipstream import Avatar, LipSync, RuntimeSettings, SyncSettings, __version_
 from lipstream.bundled import sample
 from lipstream.evaluate.lip_metrics import MouthFinder
 from lipstream.evaluate.quality import measure
-from lipstream.live.mouths import Hearing, Mouths
+from lipstream.live.mouths import LiveFeatures, Mouths
 from lipstream.media.audio import read_mono
 from lipstream.media.reader import Frame
 from lipstream.media.segment import read_segment
@@ -56,11 +56,8 @@ def main() -> None:
         reference = pictures(sync, avatar, args.frames, 16, WHOLE_S)
         settings = [(n, WHOLE_S) for n in args.windows] + [(16, s) for s in args.look_ahead if s != WHOLE_S]
         for n, look_ahead_s in settings:
-            made = (
-                reference
-                if (n, look_ahead_s) == (16, WHOLE_S)
-                else pictures(sync, avatar, args.frames, n, look_ahead_s)
-            )
+            is_reference = (n, look_ahead_s) == (16, WHOLE_S)
+            made = reference if is_reference else pictures(sync, avatar, args.frames, n, look_ahead_s)
             quality = measure(reference, made, filmed, finder=finder)
             row = {
                 "date": date.today().isoformat(),
@@ -101,19 +98,19 @@ def pictures(sync: LipSync, avatar: Avatar, n_frames: int, window: int, look_ahe
     speech = np.resize(speech, round(n_frames * RATE_HZ / avatar.frame_rate))
     made: Images = []
     with sync._turn(None, None) as components, ThreadGroup() as threads:
-        hearing = Hearing(components, avatar, SyncSettings())
+        features = LiveFeatures(components, avatar, SyncSettings())
         mouths = Mouths(components, avatar, avatar.settings(SyncSettings()), threads)
         held: list[Frame] = []
-        n_heard = 0
+        n_known = 0
         for frame in frames_of(avatar, n_frames):
             held.append(frame)
             if len(held) < window and frame.index < n_frames - 1:
                 continue
             known_s = (frame.index + 1) / avatar.frame_rate + look_ahead_s
             stop = min(len(speech), round(known_s * RATE_HZ))
-            hearing.add(speech[n_heard:stop], is_whole=stop == len(speech))
-            n_heard = stop
-            audio = hearing.features(held[0].index, len(held))
+            features.add(speech[n_known:stop], is_whole=stop == len(speech))
+            n_known = stop
+            audio = features.features(held[0].index, len(held))
             made += [one.image for one in mouths.generate(held, audio)]
             held.clear()
     return made

@@ -55,17 +55,10 @@ def main() -> None:
                     walls_s[name].append(time.perf_counter() - begun_s)
     medians = {name: statistics.median(walls) for name, walls in walls_s.items()}
     print(f"times as fast: {medians['video'] / medians['avatar']:.3f}")
+    cpu, by_turns = torch.device("cpu"), f"median of {args.rounds}"
     rows = [
-        row(
-            "prepared clip",
-            "tiny",
-            f"sync {name}, median of {args.rounds}",
-            result.frames,
-            wall,
-            None,
-            torch.device("cpu"),
-        )
-        for name, wall in medians.items()
+        row("prepared clip", "tiny", f"sync {name}, {by_turns}", result.frames, wall_s, None, cpu)
+        for name, wall_s in medians.items()
     ]
     for one in rows:
         print(one)

@@ -1,4 +1,4 @@
-"""What a prepared clip says of itself, and how it is told from a video. Imports no torch."""
+"""What a prepared clip says of itself, and how one is recognised. Imports no torch."""
 
 from __future__ import annotations
 
