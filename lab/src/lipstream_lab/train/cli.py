@@ -255,7 +255,7 @@ def _bundle(args: argparse.Namespace, report: Report) -> None:
     else:
         model, step = _load_trained(args.work, settings, stage.autoencoder)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
-        load_average(args.work / _FINISH, stage.autoencoder)
+        decoder.load(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
     description = bundle.BundleSettings(
         args.name,
