@@ -23,6 +23,7 @@ from lipstream_lab.train import (
     augment,
     bundle,
     cli,
+    critic,
     data,
     dataset,
     decoder,
@@ -492,6 +493,31 @@ def test_finishing_changes_the_decoder_alone(tmp_path):
     ).state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
     assert all(torch.equal(trained[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_critic_and_the_decoder_learn_from_their_own_losses_alone():
+    torch.manual_seed(0)
+    finishing = critic.Finishing(made_vae())
+    smooth = torch.zeros(8, 3, 32, 32, requires_grad=True)
+    grain = torch.randn(8, 3, 32, 32)
+    sum(finishing.decoder_losses(smooth, grain)).backward()
+    assert smooth.grad is not None and smooth.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in finishing.critic.parameters())
+    smooth.grad = None
+    optimizer = torch.optim.Adam(finishing.critic.parameters(), 1e-3)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = finishing.critic_loss(smooth, grain)
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss))
+    assert smooth.grad is None
+    assert values[0] == pytest.approx(2, abs=0.3)
+    assert values[-1] < 0.5 * values[0]
+    worse, _ = finishing.decoder_losses(smooth, grain)
+    better, _ = finishing.decoder_losses(grain, grain)
+    assert better < worse
 
 
 def test_texture_minds_strength_not_place():
