@@ -511,7 +511,7 @@ def test_the_critic_and_the_decoder_learn_from_their_own_losses_alone():
         loss = finishing.critic_loss(smooth, grain)
         loss.backward()
         optimizer.step()
-        values.append(float(loss))
+        values.append(float(loss.detach()))
     assert smooth.grad is None
     assert values[0] == pytest.approx(2, abs=0.3)
     assert values[-1] < 0.5 * values[0]
