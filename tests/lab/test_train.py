@@ -117,6 +117,14 @@ def test_decoder_only_leaves_the_encoder_alone(tmp_path):
     assert changed == {"decoder"}
 
 
+def test_an_autoencoder_is_begun_from_another(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    torch.manual_seed(7)
+    other = vae.build(SMALL_VAE).state_dict()
+    after = vae.train(pictures, tmp_path, SMALL_VAE, loop_of(1, learning_rate=1e-6), CPU, begin=other).state_dict()
+    assert all(torch.allclose(after[name], tensor, atol=1e-5) for name, tensor in other.items())
+
+
 def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
     clips = made_latents(tmp_path)
     torch.manual_seed(0)
