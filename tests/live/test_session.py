@@ -165,7 +165,7 @@ def test_frames_come_asynchronously_too(sync: LipSync, avatar: Avatar, speech: N
     frames, n_turns = asyncio.run(played())
     samples = np.concatenate([frame.samples for frame in frames if frame.is_speech])
     assert np.array_equal(samples, speech)
-    assert n_turns > len(frames)
+    assert n_turns >= len(frames)
 
 
 def test_closing_ends_the_iteration_and_all_threads(sync: LipSync, avatar: Avatar) -> None:

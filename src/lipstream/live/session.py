@@ -134,6 +134,7 @@ class PushSession:
 
     async def __aiter__(self) -> AsyncIterator[LiveFrame]:
         while True:
+            await asyncio.sleep(0)  # others have their turn where frames are overdue, too
             with self._changed:
                 turn = self._next()
             if turn is None:
