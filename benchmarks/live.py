@@ -49,8 +49,11 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--video", type=Path, default=sample.VIDEO)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--torch-threads", type=int, metavar="N", help="cores for a window [torch's own choice]")
     parser.add_argument("--no-row", action="store_true", help="print it alone")
     args = parser.parse_args()
+    if args.torch_threads is not None:
+        torch.set_num_threads(args.torch_threads)
     with (
         tempfile.TemporaryDirectory() as folder,
         busy(args.busy),
@@ -67,6 +70,7 @@ def main() -> None:
         "size": f"{avatar.width}x{avatar.height}",
         "minutes": args.minutes,
         "busy": int(args.busy),
+        "torch_threads": torch.get_num_threads(),
         "look_ahead_s": args.look_ahead,
         **measured,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.device}",
