@@ -24,11 +24,12 @@ from lipstream.models.locate import (
     read_config,
     read_words,
 )
+from lipstream.models.pointwise import convolve_linears
 from lipstream.models.prune import drop, read_list
 from lipstream.models.quantized_layers import hold_float8, hold_int8, int8_tensors
 from lipstream.models.small_vae import SmallVae, load_taesd
 from lipstream.models.unet import UNet
-from lipstream.models.upsample_conv import merge_enlargements, pays_on
+from lipstream.models.upsample_conv import merge_enlargements
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import Quantize, VaeName
@@ -119,7 +120,8 @@ class Source:
         fill(module, tensors, path, self.device, dtype)
 
     def _ready(self, network: Any) -> Any:
-        if pays_on(self.device):
+        if self.device.type == "cpu":
+            convolve_linears(network)
             merge_enlargements(network)
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
