@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lipstream.errors import ModelError, SettingsError
+from lipstream.models.autoencoder import Autoencoder, AutoencoderConfig
 from lipstream.models.catalogue import ModelConfig, PinnedFile
 from lipstream.models.checkpoint import check_archive, fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.digest import sha256
@@ -24,7 +25,7 @@ from lipstream.models.locate import (
     read_config,
     read_words,
 )
-from lipstream.models.pointwise import convolve_linears
+from lipstream.models.pointwise import use_pointwise_layers
 from lipstream.models.prune import drop, read_list
 from lipstream.models.quantized_layers import hold_float8, hold_int8, int8_tensors
 from lipstream.models.small_vae import SmallVae, load_taesd
@@ -89,7 +90,7 @@ class Source:
         return self._ready(unet)
 
     def vae(self, dtype: torch.dtype) -> Any:
-        """Load the VAE, diffusers' AutoencoderKL or what stands for it, ready to run. Raises ModelError."""
+        """Load the VAE, an Autoencoder or what stands for it, ready to run. Raises ModelError."""
         if self.vae_name == "own":
             return self._own_vae(dtype)
         taesd = load_taesd(self.config, self.device, dtype)
@@ -121,14 +122,14 @@ class Source:
 
     def _ready(self, network: Any) -> Any:
         if self.device.type == "cpu":
-            convolve_linears(network)
+            use_pointwise_layers(network)
             merge_enlargements(network)
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to run: networks in evaluation mode on one device. vae: AutoencoderKL."""
+    """A model ready to run: networks in evaluation mode on one device. vae: an Autoencoder or what stands for it."""
 
     config: ModelConfig
     unet: UNet
@@ -209,15 +210,13 @@ def read_unet(config: ModelConfig, paths: ModelPaths) -> tuple[UNet, dict[str, T
     return unet, read_tensors(paths.unet, "state_dict")
 
 
-def read_vae(paths: ModelPaths) -> tuple[Any, dict[str, Tensor]]:
+def read_vae(paths: ModelPaths) -> tuple[Autoencoder, dict[str, Tensor]]:
     """Read the VAE, as `read_unet` does."""
-    from diffusers import AutoencoderKL  # costs a second or two: only where a model is really loaded
-
     try:
-        words = json.loads(paths.vae_config.read_text("utf-8"))
+        config = AutoencoderConfig.from_dict(json.loads(paths.vae_config.read_text("utf-8")))
         with torch.device("meta"):
-            vae: Any = AutoencoderKL.from_config(words)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, TypeError) as error:
+            vae = Autoencoder(config)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
             f"not an autoencoder's configuration ({error})", file=paths.vae_config, fix="download it again"
         ) from error
