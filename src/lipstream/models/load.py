@@ -32,6 +32,7 @@ from lipstream.models.small_vae import SmallVae, load_taesd
 from lipstream.models.unet import UNet
 from lipstream.models.upsample_conv import merge_enlargements
 from lipstream.models.whisper import AudioEncoder
+from lipstream.runtime.allocator import freed_memory_given_back
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import Quantize, VaeName
 
@@ -183,8 +184,9 @@ def load_model(
         )
     if source.quantize == "int8-dynamic" and device.type == "mps":
         raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers", fix="use int8")
-    autoencoder, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
-    return Model(source.config, source.unet(dtypes.unet), autoencoder, audio_encoder, dtypes, source)
+    with freed_memory_given_back():
+        autoencoder, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
+        return Model(source.config, source.unet(dtypes.unet), autoencoder, audio_encoder, dtypes, source)
 
 
 def model_source(
