@@ -26,8 +26,9 @@ T = TypeVar("T")
 MOST_WINDOWS = 4
 # The rest is for a compiled step's own memory, fragmentation, faces on the device, and other programs.
 _SHARE_OF_FREE = 0.6
-# A network of fewer parameters computes too little at a time to be split among cores.
-_SMALL = 50_000_000
+# A network of fewer parameters computes too little at a time to be split among cores: with 52 M two windows side by
+# side take 0.88 of the time of one after another, with 116 M 0.91 (benchmarks/side_by_side.py, 2 cores).
+_SMALL = 150_000_000
 # The frames of every call are in memory.
 _MOST_SIDE_BY_SIDE = 4
 

@@ -1,6 +1,7 @@
-"""DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502) without noise added, as diffusers' DDIMScheduler computes it.
+"""DDIM without noise added, as diffusers' DDIMScheduler computes it.
 
-Written out because importing diffusers takes longer than a clip's denoising.
+Source: Song et al. 2021 (https://arxiv.org/abs/2010.02502). Written out because importing diffusers takes longer than
+a clip's denoising.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class AutoencoderConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
         """Take what is known of a configuration file. Raises ValueError for blocks that are not computed here."""
         known = {field.name for field in fields(cls)}
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         config = cls(**given)
         levels = len(config.block_out_channels)
         wanted = {"down_block_types": (_DOWN,) * levels, "up_block_types": (_UP,) * levels, "act_fn": "silu"}
@@ -237,7 +237,7 @@ class Attention(nn.Module):
         tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)
         query, key, value = (layer(tokens)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
         attended: Tensor = self.to_out[0](F.scaled_dot_product_attention(query, key, value)[:, 0])
-        return x + attended.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return x + attended.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):

@@ -49,9 +49,10 @@ def _variance_mean_of_pixels(pixels: Tensor, groups: int) -> tuple[Tensor, Tenso
     number of threads.)
     """
     per_channel = pixels.shape[2] // groups
-    mean = pixels.mean(1, dtype=torch.float32).unflatten(1, (groups, per_channel)).mean(2)
+    shape = len(pixels), groups, per_channel
+    mean = pixels.mean(1, dtype=torch.float32).view(shape).mean(2)
     deviations = pixels - mean.repeat_interleave(per_channel, 1)[:, None]
-    return deviations.square().mean(1).unflatten(1, (groups, per_channel)).mean(2), mean
+    return deviations.square().mean(1).view(shape).mean(2), mean
 
 
 def replace_group_norms(network: nn.Module) -> None:

@@ -35,7 +35,7 @@ class MappedFile:
 def _ranges(path: Path) -> Iterator[tuple[int, int]]:
     """Yield the first address of each private mapping of a file, and the one after its last."""
     name = str(path.resolve())
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             fields = line.rstrip("\n").split(maxsplit=5)
             if len(fields) == 6 and fields[5] == name:
