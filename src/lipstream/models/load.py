@@ -30,7 +30,7 @@ from lipstream.models.prune import drop, read_list
 from lipstream.models.quantized_layers import hold_float8, hold_int8, int8_tensors
 from lipstream.models.small_vae import SmallVae, load_taesd
 from lipstream.models.unet import UNet
-from lipstream.models.upsample_conv import merge_enlargements
+from lipstream.models.upsample_conv import merge_enlargements, pays_on
 from lipstream.models.whisper import AudioEncoder
 from lipstream.runtime.allocator import freed_memory_given_back
 from lipstream.runtime.device import Dtypes
@@ -124,6 +124,7 @@ class Source:
     def _ready(self, network: Any) -> Any:
         if self.device.type == "cpu":
             use_pointwise_layers(network)
+        if pays_on(self.device):
             merge_enlargements(network)
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
