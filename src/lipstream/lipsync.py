@@ -22,6 +22,9 @@ from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
+from lipstream.live.avatar import Avatar
+from lipstream.live.source import opened
+from lipstream.live.worker import LiveWorker
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.conversation import Conversation
 from lipstream.media.origin import signing_for
@@ -34,7 +37,6 @@ from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import file_job, probe_inputs
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
 from lipstream.pipeline.run import run
-from lipstream.pipeline.segment_worker import SegmentWorker
 from lipstream.results import GeneratedCrop, Progress, SyncResult
 from lipstream.runtime.device import torch_device
 from lipstream.runtime.memory import memory_errors
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class LipSync(SegmentWorker):
+class LipSync(LiveWorker):
     """A loaded model and its face detector. Calls from several threads take turns.
 
     A context manager that closes it.
@@ -132,7 +134,7 @@ class LipSync(SegmentWorker):
 
     def __call__(
         self,
-        video: str | Path | VideoInfo,
+        video: str | Path | VideoInfo | Avatar,
         audio: str | Path | SpeechInfo | Mapping[str, str | Path],
         output: str | Path,
         settings: SyncSettings | None = None,
@@ -146,8 +148,9 @@ class LipSync(SegmentWorker):
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
-        video: anything PyAV reads. audio: a recording, or a video with a sound track; for several people, who (as in
-        `settings.face`) and the recording of each, whose sum is the sound. Both may be what `probe_inputs` returned, so
+        video: anything PyAV reads, or a prepared clip, of which only the mouths are computed. audio: a recording, or a
+        video with a sound track; for several people, who (as in `settings.face`) and the recording of each, whose sum
+        is the sound. Both may be what `probe_inputs` returned, so
         that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread, once with all
         stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run. cancel: once set,
         ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box (left, top, right,
@@ -161,9 +164,13 @@ class LipSync(SegmentWorker):
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel, face) as components, memory_errors(components.device):
-            begun_s = time.perf_counter()
-            inputs = probe_inputs(video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
+        with (
+            self._turn(cancel, face) as components,
+            memory_errors(components.device),
+            opened(video, settings, faces, components) as source,
+        ):
+            begun_s, settings, faces = time.perf_counter(), source.settings, source.faces
+            inputs = probe_inputs(source.video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
             if isinstance(inputs.speech, Conversation) and (face, faces) != (None, None):
                 raise SettingsError("several recordings: `face` and a table of faces are for one person")
             if faces is not None and face is not None:
@@ -171,6 +178,7 @@ class LipSync(SegmentWorker):
             table = None if faces is None else checked_table(faces, inputs.video.path, settings, self._runtime)
             signing = signing_for(self._runtime, output)
             job = file_job(components, inputs, output, settings, overwrite=overwrite, signing=signing, faces=table)
+            job = replace(job, prepared=source.avatar)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             watch = Watch(clocks, job.n_frames, on_progress, cancel)
             watch.report()
