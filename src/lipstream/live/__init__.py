@@ -1,0 +1,1 @@
+"""Live: a prepared clip of a face that speaks while the speech is still being spoken."""
