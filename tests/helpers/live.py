@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -15,22 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipstream.live.frames import LiveFrame
+
 FRAME_RATE = Fraction(25)
 SIDE = 128
 MOUTH = (slice(80, 112), slice(40, 88))
 """The rows and columns that speech changes."""
 
 AVATAR: Any = SimpleNamespace(width=SIDE, height=SIDE, frame_rate=FRAME_RATE, n_frames=50, model="tiny")
-
-
-@dataclass(frozen=True)
-class LiveFrame:
-    picture: NDArray[np.uint8]
-    time_s: float
-    samples: NDArray[np.float32]
-    sample_rate_hz: int
-    is_speech: bool
-    ends_segment: bool
 
 
 class DrawnSession:
