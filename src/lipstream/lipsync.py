@@ -22,6 +22,10 @@ from lipstream.errors import SettingsError
 from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
+from lipstream.live.avatar import Avatar
+from lipstream.live.prepare import prepare
+from lipstream.live.source import opened
+from lipstream.media.atomic import check_beside
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.conversation import Conversation
 from lipstream.media.origin import signing_for
@@ -132,7 +136,7 @@ class LipSync(SegmentWorker):
 
     def __call__(
         self,
-        video: str | Path | VideoInfo,
+        video: str | Path | VideoInfo | Avatar,
         audio: str | Path | SpeechInfo | Mapping[str, str | Path],
         output: str | Path,
         settings: SyncSettings | None = None,
@@ -146,8 +150,9 @@ class LipSync(SegmentWorker):
     ) -> SyncResult:
         """Write `video` to `output` with the mouth saying `audio`; the file is whole or absent.
 
-        video: anything PyAV reads. audio: a recording, or a video with a sound track; for several people, who (as in
-        `settings.face`) and the recording of each, whose sum is the sound. Both may be what `probe_inputs` returned, so
+        video: anything PyAV reads, or a prepared clip, of which only the mouths are computed. audio: a recording, or a
+        video with a sound track; for several people, who (as in `settings.face`) and the recording of each, whose sum
+        is the sound. Both may be what `probe_inputs` returned, so
         that they are not probed again. output: .mp4, .mov or .mkv. on_progress: called in this thread, once with all
         stages at zero, then every 0.5 s, and at the end; an exception that it raises ends the run. cancel: once set,
         ends the run within 2 s. face: chooses among the faces of a frame, the largest if None: a box (left, top, right,
@@ -161,9 +166,13 @@ class LipSync(SegmentWorker):
         for it.
         """
         settings, clocks = settings or SyncSettings(), clocks or Clocks.start()
-        with self._turn(cancel, face) as components, memory_errors(components.device):
-            begun_s = time.perf_counter()
-            inputs = probe_inputs(video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
+        with (
+            self._turn(cancel, face) as components,
+            memory_errors(components.device),
+            opened(video, settings, faces, components) as source,
+        ):
+            begun_s, settings, faces = time.perf_counter(), source.settings, source.faces
+            inputs = probe_inputs(source.video, audio, output, overwrite=overwrite, audio_track=settings.audio_track)
             if isinstance(inputs.speech, Conversation) and (face, faces) != (None, None):
                 raise SettingsError("several recordings: `face` and a table of faces are for one person")
             if faces is not None and face is not None:
@@ -171,6 +180,7 @@ class LipSync(SegmentWorker):
             table = None if faces is None else checked_table(faces, inputs.video.path, settings, self._runtime)
             signing = signing_for(self._runtime, output)
             job = file_job(components, inputs, output, settings, overwrite=overwrite, signing=signing, faces=table)
+            job = replace(job, prepared=source.avatar)
             logger.info("%s: %d frames from %s and %s", output, job.n_frames, inputs.video.path, inputs.speech.path)
             watch = Watch(clocks, job.n_frames, on_progress, cancel)
             watch.report()
@@ -214,6 +224,37 @@ class LipSync(SegmentWorker):
             return self._in_threads(
                 components, watch, lambda threads: analyse(components, info, settings, clocks, threads)
             )
+
+    def prepare_avatar(
+        self,
+        video: str | Path | VideoInfo,
+        output: str | Path,
+        settings: SyncSettings | None = None,
+        *,
+        overwrite: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Avatar:
+        """Write all of a video that does not depend on the speech to one file, whole or not at all, and open it.
+
+        Such a clip takes the place of the video in `__call__`, and it is what `live` needs. settings: those of
+        `lipstream.live.avatar_info.DECIDED` belong to it from then on. Raises InputError, NoFaceError, OutputError,
+        SettingsError, ModelError, OutOfMemoryError, Cancelled.
+        """
+        settings, clocks, path = settings or SyncSettings(), Clocks.start(), Path(output)
+        with self._turn(cancel, None) as components, memory_errors(components.device):
+            info = video if isinstance(video, VideoInfo) else probe(video)
+            check_beside(path, inputs=[info.path], overwrite=overwrite)
+            rate = rate_of(components, info, settings)
+            watch = Watch(clocks, round(rate * Fraction(info.duration_s or 0)), on_progress, cancel)
+            watch.report()
+            self._in_threads(
+                components,
+                watch,
+                lambda threads: prepare(components, info, path, settings, clocks, threads, overwrite=overwrite),
+            )
+            watch.report()
+        return Avatar.open(path)
 
     def map(
         self, jobs: Iterable[SyncJob], *, cancel: threading.Event | None = None

@@ -60,6 +60,9 @@ OWN = {
         "run_demo",
     ),
     "analyse": Command("find the face in every frame of a video, once for many speeches", "lipstream.cli.analyse"),
+    "prepare": Command(
+        "keep all of a video that does not depend on the speech, for many speeches", "lipstream.cli.prepare"
+    ),
     "batch": Command("lip-sync many videos with one model in memory", "lipstream.cli.batch"),
     "serve": Command(
         "serve the page and the HTTP interface; token add|list|revoke",

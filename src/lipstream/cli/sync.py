@@ -14,12 +14,13 @@ from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.progress import Reporter, add_progress_option, reporting
 from lipstream.errors import InputError, OutputError, SettingsError
+from lipstream.live.avatar_info import is_avatar
 from lipstream.models.names import check_model
 from lipstream.scale.storage import check_address, fetched, is_address, sent, without_secrets
-from lipstream.settings import RuntimeSettings, SyncSettings
+from lipstream.settings import ALL_DEVICES, RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
-    from lipstream.pipeline.file_job import Inputs
+    from lipstream.media.reader import VideoInfo
     from lipstream.results import SyncResult
 
 _DEMONSTRATION = (
@@ -46,7 +47,11 @@ class _FaceOrRecording(options.Store):
 def add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lipstream sync`."""
     groups = options.option_groups(parser)
-    parser.add_argument("video", metavar="VIDEO", help="any video file that PyAV reads, or its address")
+    parser.add_argument(
+        "video",
+        metavar="VIDEO",
+        help="any video file that PyAV reads, or its address, or what `lipstream prepare` made of one",
+    )
     parser.add_argument(
         "audio", metavar="AUDIO", nargs="?", help="the speech: a sound file, or a video with a sound track"
     )
@@ -164,19 +169,28 @@ def _run(
 
     check_output(output, inputs=(video, *speeches), overwrite=overwrite)
     signing_for(runtime, output)
-    picture = probe(video)
+    prepared = is_avatar(video)
+    if prepared:
+        _check_alone(args, devices)
+    picture = video if prepared else probe(video)
     with reporting(args.progress, quiet=args.quiet) as reporter:
         if model is None and not args.quiet:
             reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
-        from lipstream.pipeline.file_job import probe_inputs
-
-        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
         result = _sync(
-            args, interrupts, reporter, model or "tiny", devices, runtime, inputs, output, settings, overwrite
+            args, interrupts, reporter, model or "tiny", devices, runtime, picture, speech, output, settings, overwrite
         )
     _show(args, replace(result, output=without_secrets(shown_output)))
     return 0
+
+
+def _check_alone(args: argparse.Namespace, devices: Sequence[str]) -> None:
+    """Refuse options that do not go with a prepared clip. Raises SettingsError."""
+    if args.work is not None or args.ray is not None or len(devices) > 1 or devices == (ALL_DEVICES,):
+        raise SettingsError(
+            "a prepared clip is rendered on one device, from end to end",
+            fix="leave out --work, --ray and further devices",
+        )
 
 
 def _sync(
@@ -186,12 +200,14 @@ def _sync(
     model: str,
     devices: Sequence[str],
     runtime: RuntimeSettings,
-    inputs: Inputs,
+    picture: VideoInfo | Path,
+    speech: Path | dict[str, Path],
     output: Path,
     settings: SyncSettings,
     overwrite: bool,
 ) -> SyncResult:
     """Run on one device from end to end, or in segments: on several, on a cluster, or kept in a folder."""
+    from lipstream.pipeline.file_job import probe_inputs
     from lipstream.runtime.device import torch_device
     from lipstream.scale.devices import each_device, replicas
     from lipstream.scale.segments import OfThisProcess, run_in_segments, work_folder
@@ -209,6 +225,7 @@ def _sync(
 
         reporter.status(f"Joining the cluster at {args.ray} ...")
         asked = RaySettings(args.ray, args.ray_actors, args.ray_gpus)
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
         with work_folder(args.work) as work, Cluster(asked, model, runtime, interrupts.cancel) as cluster:
             return run_in_segments(cluster, inputs, output, settings, work, **segments, **common)
     each = each_device(devices, runtime)
@@ -219,7 +236,8 @@ def _sync(
 
     with replicas(model, each, on_export) as syncs:
         if args.work is None and len(syncs) == 1:
-            return syncs[0](inputs.video, inputs.speech, output, settings, **common)
+            return syncs[0](picture, speech, output, settings, **common)
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
         with work_folder(args.work) as work:
             return run_in_segments(OfThisProcess(syncs), inputs, output, settings, work, **segments, **common)
 

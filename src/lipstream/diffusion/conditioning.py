@@ -95,9 +95,13 @@ def condition(
     audio: (n, tokens, dim). check: called before each call of the VAE.
     """
     masked_latents, latents = encode(vae, torch.cat((pixels * mask, pixels)), check).chunk(2)
-    mask_latents = F.interpolate(mask[None], size=latents.shape[-2:]).expand(len(pixels), -1, -1, -1)
-    channels = torch.cat((mask_latents.to(latents.dtype), masked_latents, latents), dim=1)
-    return Conditioning(channels, audio, num_frames)
+    return condition_encoded(torch.cat((masked_latents, latents), dim=1), mask, audio, num_frames)
+
+
+def condition_encoded(latents: Tensor, mask: Tensor, audio: Tensor, num_frames: int) -> Conditioning:
+    """Condition on crops that are encoded. latents: (n, 2 C, h, w), of the masked and the whole crops."""
+    mask_latents = F.interpolate(mask[None], size=latents.shape[-2:]).expand(len(latents), -1, -1, -1)
+    return Conditioning(torch.cat((mask_latents.to(latents.dtype), latents), dim=1), audio, num_frames)
 
 
 def keep_surroundings(decoded: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:

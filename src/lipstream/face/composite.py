@@ -62,7 +62,7 @@ def paste_faces(
     """
     finer = _finer(faces.shape[1])
     face_width, face_height = faces.shape[3] // finer, faces.shape[2] // finer
-    corners, size = _touched(affine_matrices, (face_width, face_height), (pictures[0].width, pictures[0].height))
+    corners, size = touched(affine_matrices, (face_width, face_height), (pictures[0].width, pictures[0].height))
     matrices = np.stack(affine_matrices).astype(np.float64)
     matrices[:, :, 2] += (matrices[:, :, :2] @ corners[..., None])[..., 0]
     grid = affine_grid(matrices, size, (face_width, face_height), faces.device)
@@ -110,7 +110,7 @@ def _levels(faces: Tensor, originals: Tensor) -> Tensor:
     return generated.sub_(share).add_(1).mul_(127.5).addcmul_(share, originals).clamp_(0, 255)
 
 
-def _touched(
+def touched(
     matrices: Sequence[NDArray[np.float32]], size: tuple[int, int], frame_size: tuple[int, int]
 ) -> tuple[NDArray[np.int64], tuple[int, int]]:
     """Rectangles that the warped faces can reach, and a margin where the frame goes on: see `equal_rectangles`.

@@ -84,8 +84,11 @@ class FaceTable:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the table as a safetensors file, whole or not at all. Raises OutputError."""
-        path = Path(path)
-        check_beside(path, inputs=(), overwrite=overwrite)
+        check_beside(Path(path), inputs=(), overwrite=overwrite)
+        write_whole(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return what `save` writes."""
         described = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -102,7 +105,7 @@ class FaceTable:
             "checksums": np.array(self.frames.checksums, np.int64),
         }
         people = {} if self.people is None else _columns(self.people)
-        write_whole(path, save({"landmarks": self.landmarks, **frames, **people}, {_KEY: json.dumps(described)}))
+        return save({"landmarks": self.landmarks, **frames, **people}, {_KEY: json.dumps(described)})
 
     @classmethod
     def load(cls, path: str | Path) -> FaceTable:

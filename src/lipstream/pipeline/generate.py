@@ -84,17 +84,28 @@ class FaceGenerator:
         found = self._batch.in_parts(len(encoded.windows), lambda part: self._denoise(encoded.part(part)))
         faces = iter([face for part in found for face in part])
         frames = itertools.chain.from_iterable(window.frames for window in encoded.windows)
-        return [Repainted(a.frame, a.affine_matrix, None if a.crop is None else next(faces), a.weight) for a in frames]
+        latents = iter(() if encoded.conditioning is None else encoded.conditioning.channels[:, 1:])
+        return [
+            Repainted(a.frame, a.affine_matrix, None, a.weight)
+            if a.crop is None
+            else Repainted(a.frame, a.affine_matrix, next(faces), a.weight, a.crop, next(latents))
+            for a in frames
+        ]
 
     @torch.inference_mode()
     def _encode(self, windows: list[Window]) -> Encoded:
         components, stream, check = self._components, self._components.streams.encode, self._threads.check
+        known = [a.latents for window in windows for a in window.frames if a.latents is not None]
         for vae in components.networks.vae.attempts(*_span(windows)):
             with stream.running():
                 crops = torch.stack([a.crop for window in windows for a in window.frames if a.crop is not None])
                 audio = torch.stack([features for window in windows for features in window.audio])
                 pixels = conditioning.to_pixels(stream.upload(crops))
-                seen = conditioning.condition(vae, pixels, self._mask, audio, windows[0].faces, check)
+                if known:
+                    latents = stream.upload(torch.stack(known))
+                    seen = conditioning.condition_encoded(latents, self._mask, audio, windows[0].faces)
+                else:
+                    seen = conditioning.condition(vae, pixels, self._mask, audio, windows[0].faces, check)
                 is_finite = stream.download(torch.isfinite(seen.channels).all())
             if is_finite:
                 break

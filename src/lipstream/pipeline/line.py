@@ -33,7 +33,7 @@ from lipstream.pipeline.clocks import Clocks, StageClock, timed
 from lipstream.pipeline.detect import seen_faces
 from lipstream.pipeline.first_face import find_first_face
 from lipstream.pipeline.generate import FaceGenerator
-from lipstream.pipeline.records import Aligned, Clip, Components, KnownFaces, Repainted
+from lipstream.pipeline.records import Aligned, Clip, Components, KnownFaces, PreparedFaces, Repainted
 from lipstream.pipeline.threads import FrameBudget, ThreadGroup, grouped
 from lipstream.pipeline.track import LOOKAHEAD, Tracked, tracked
 from lipstream.pipeline.windows import FRAMES_PER_FACE, batches, gather
@@ -135,7 +135,11 @@ def generated_faces(
     else:
         found = seen_faces(components, frames, settings, clip.model_departs, clip.first_face, clocks.detect, threads)
         faces = tracked(found, resolution, clip, is_given=not isinstance(components.detector, MultiFaceDetector))
-    aligned = by_groups(partial(align, resolution, components.streams.align), faces, geometry, clocks.align, threads)
+    if clip.prepared is not None:
+        crop: Callable[[Sequence[Tracked]], Iterable[Aligned]] = partial(take_prepared, clip.prepared)
+    else:
+        crop = partial(align, resolution, components.streams.align)
+    aligned = by_groups(crop, faces, geometry, clocks.align, threads)
 
     audio = timed(_audio_features(components, clip, threads), clocks.features)
 
@@ -192,6 +196,14 @@ def align(resolution: int, stream: DeviceStream, faces: Sequence[Tracked]) -> It
         )
         for one in faces
     ]
+
+
+def take_prepared(prepared: PreparedFaces, faces: Sequence[Tracked]) -> Iterable[Aligned]:
+    """Return the faces of frames with crops and latents that are known."""
+    for one in faces:
+        at, matrix = one.frame.source_index, one.affine_matrix
+        crop, latents = (None, None) if matrix is None else (prepared.crop(at), prepared.latents(at))
+        yield Aligned(one.frame, matrix, crop, begins=one.begins, weight=one.weight, latents=latents)
 
 
 def _audio_features(components: Components, clip: Clip, threads: ThreadGroup) -> Iterator[Tensor]:

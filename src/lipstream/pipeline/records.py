@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,16 @@ class KnownFaces:
         return np.logical_not(np.isnan(self.affine_matrices).any(axis=(1, 2)))
 
 
+class PreparedFaces(Protocol):
+    """What was made of the faces of a video's frames before any speech was there, by the frame's place in it."""
+
+    def crop(self, source_index: int) -> Tensor:
+        """Return the crop, see Aligned."""
+
+    def latents(self, source_index: int) -> Tensor:
+        """Return the latents, see Aligned."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """The frames and the speech of one run, wherever they come from.
@@ -63,6 +73,7 @@ class Clip:
     kept: the weight of the generated face in each frame, where pauses keep the frames as filmed. known: the faces of
     the whole output's frames, where they are known, so that none is searched. first_frame: index in the output of the
     first frame, whose audio features are the first that are needed; `samples` are those of the whole recording.
+    prepared: crops and latents of the known faces, where there are any.
     """
 
     name: str | Path
@@ -80,13 +91,15 @@ class Clip:
     frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
     known: KnownFaces | None = None
     first_frame: int = 0
+    prepared: PreparedFaces | None = None
 
 
 @dataclass(frozen=True)
 class Aligned:
     """A frame, its affine_matrix (2, 3) to the crop and the crop (3, res, res) uint8; None without a face.
 
-    begins, weight: see `lipstream.pipeline.track.Tracked`.
+    begins, weight: see `lipstream.pipeline.track.Tracked`. latents: (2 C, h, w), of the masked and the whole crop,
+    where they are known.
     """
 
     frame: Frame
@@ -94,6 +107,7 @@ class Aligned:
     crop: Tensor | None
     begins: bool = False
     weight: float = 1.0
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,13 +149,16 @@ class Encoded:
 class Repainted:
     """A frame and its new crop: (3, res, res) in [-1, 1], (4, res, res) of `keep_texture`, None without a face.
 
-    The crop lies on the device where it is pasted back, see FaceGeometry. weight: of the generated face.
+    The crop lies on the device where it is pasted back, see FaceGeometry. weight: of the generated face. crop, latents:
+    what it was generated from, see Aligned; the latents are on the networks' device.
     """
 
     frame: Frame
     affine_matrix: Matrix | None
     face: Tensor | None
     weight: float = 1.0
+    crop: Tensor | None = None
+    latents: Tensor | None = None
 
 
 @dataclass

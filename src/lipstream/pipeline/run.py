@@ -24,7 +24,7 @@ from lipstream.pipeline.first_face import no_face_in
 from lipstream.pipeline.line import checked, pictures, recording_maximum, search_first_face
 from lipstream.pipeline.pauses import with_pauses
 from lipstream.pipeline.person import named_person
-from lipstream.pipeline.records import Clip, Components, Counts, KnownFaces
+from lipstream.pipeline.records import Clip, Components, Counts, KnownFaces, PreparedFaces
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.settings import FRAME_RATE_HZ, SyncSettings
 
@@ -34,6 +34,7 @@ class Job:
     """One file to lip-sync. n_frames: of the output, fewer with loop="trim".
 
     open_writer: begins the output, given the speech's samples. faces: see Clip.known; searched for where None.
+    prepared: see Clip.
     """
 
     video: VideoInfo
@@ -43,6 +44,7 @@ class Job:
     open_writer: Callable[[Generator[NDArray[np.float32], None, None]], VideoWriter]
     frame_rate: Fraction = Fraction(FRAME_RATE_HZ)
     faces: Callable[[Clip], KnownFaces] | None = None
+    prepared: PreparedFaces | None = None
 
 
 def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) -> Counts:
@@ -78,7 +80,7 @@ def run(components: Components, job: Job, clocks: Clocks, threads: ThreadGroup) 
             clip = replace(clip, samples=reader.mono() if who is None else _filled_up(job, reader))
             clip = with_pauses(clip, partial(_read_again, speech, threads))
             if job.faces is not None:
-                clip = replace(clip, known=job.faces(clip))
+                clip = replace(clip, known=job.faces(clip), prepared=job.prepared)
             result.is_kept = clip.kept is not None
             frames = result.noted(pictures(components, clip, clocks, threads))
         for frame in arriving(frames, clocks.write):
