@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
+from lipstream.errors import LipstreamError
 from lipstream.live.frames import LiveSession
 from lipstream.serve.live.connection import Connection
 from lipstream.serve.live.settings import LivePageSettings
@@ -31,7 +32,8 @@ class Connections:
     async def open(self, client_id: str, offer: str, replaces: str | None) -> tuple[str, str]:
         """Return the id of a new connection, and the answer to the browser's offer.
 
-        replaces: one that the visitor has lost, which makes room. Raises Refused (503 where all places are taken).
+        replaces: one that the visitor has lost, which makes room. Raises Refused: 503 where all places are taken, or
+        no session can be made.
         """
         if replaces is not None and replaces in self._open:
             await self.get(replaces, client_id).close()
@@ -42,8 +44,10 @@ class Connections:
         connection_id = secrets.token_urlsafe(16)
         try:
             session = await asyncio.to_thread(self._new_session)
-        except BaseException:
+        except BaseException as error:
             self._n_taken -= 1
+            if isinstance(error, LipstreamError):
+                raise Refused(error.message, status=503, code=error.code, fix=error.fix) from error
             raise
         connection = Connection(client_id, session, partial(self._forget, connection_id))
         self._open[connection_id] = connection
