@@ -107,7 +107,7 @@ def test_speech_comes_back_with_pictures_and_its_end(
         pictures = [one for one in running.given if isinstance(one, rtc.VideoFrame)]
         assert {(one.width, one.height) for one in pictures} == {(SIDE, SIDE)}
         assert session.pushed[0][0] == VOICE_HZ
-        # A second segment is told from the first.
+        # A second segment follows the first.
         await running.say(said)
         await running.until(lambda: len(running.finished) == 2)
         session.close()
