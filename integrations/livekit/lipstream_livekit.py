@@ -57,11 +57,10 @@ class LipstreamVideo(VideoGenerator):
             n_cleared = self._n_cleared
             height, width, _ = frame.picture.shape
             yield rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, frame.picture.tobytes())
-            sounds = self._sounds(frame) if frame.is_speech and n_cleared == self._n_cleared else []
-            for sound in sounds:
-                if n_cleared == self._n_cleared:  # else the speech was cleared while the runner had the last part
+            if n_cleared == self._n_cleared and (frame.is_speech or frame.ends_segment):
+                for sound in self._sounds(frame):
                     yield sound
-            if frame.ends_segment and n_cleared == self._n_cleared:
+            if n_cleared == self._n_cleared and frame.ends_segment:  # else it was cleared while the runner had the rest
                 yield AudioSegmentEnd()
 
     def _sounds(self, frame: Any) -> list[rtc.AudioFrame]:
