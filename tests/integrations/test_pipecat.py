@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import time
 import warnings
@@ -40,7 +41,7 @@ from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
 
-from helpers.live import FRAME_RATE, SIDE, DrawnSession, tone
+from helpers.live import FRAME_RATE, MOUTH, SIDE, DrawnSession, tone
 
 PLUG = Path(__file__).parents[2] / "integrations" / "pipecat" / "lipstream_pipecat.py"
 VOICE_HZ = 24000
@@ -229,3 +230,67 @@ def test_a_session_that_fails_is_an_error_of_the_pipeline(plug: ModuleType) -> N
     session = DrawnSession(VOICE_HZ, error=RuntimeError("out of luck"), fails_after=3)
     seen, _ = run(plug, session, steps)  # and the EndFrame does not wait for ever
     assert "lipstream: out of luck" in [one.error for one in seen.up if isinstance(one, ErrorFrame)]
+
+
+def test_a_peer_sees_and_hears_it_over_webrtc(plug: ModuleType) -> None:
+    aiortc = pytest.importorskip("aiortc", reason="aiortc is not installed")
+    from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
+    from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
+
+    loud_s: list[float] = []
+    open_s: list[float] = []
+
+    async def keep(track: Any) -> None:
+        with contextlib.suppress(aiortc.mediastreams.MediaStreamError):
+            while True:
+                frame = await track.recv()
+                if track.kind == "audio" and np.abs(frame.to_ndarray()).max() > 3000:
+                    loud_s.append(time.monotonic())
+                if track.kind == "video" and (frame.to_ndarray(format="rgb24")[MOUTH].mean(2) < 90).sum() > 400:
+                    open_s.append(time.monotonic())
+
+    async def both() -> None:
+        peer = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
+        tasks: list[asyncio.Task[None]] = []
+        peer.on("track", lambda track: tasks.append(asyncio.ensure_future(keep(track))))
+        peer.addTransceiver("audio", "sendrecv")
+        peer.addTransceiver("video", "sendrecv")
+        peer.createDataChannel("chat")
+        await peer.setLocalDescription(await peer.createOffer())
+        connection = SmallWebRTCConnection()
+        await connection.initialize(peer.localDescription.sdp, "offer")
+        params = TransportParams(
+            audio_out_enabled=True,
+            audio_out_sample_rate=VOICE_HZ,
+            video_out_enabled=True,
+            video_out_width=SIDE,
+            video_out_height=SIDE,
+            video_out_framerate=25,
+        )
+        transport = SmallWebRTCTransport(connection, params)
+        connected = asyncio.Event()
+
+        @transport.event_handler("on_client_connected")
+        async def _(transport: Any, client: Any) -> None:
+            connected.set()
+
+        pipeline = Pipeline([transport.input(), plug.LipstreamVideo(DrawnSession(VOICE_HZ)), transport.output()])
+        worker = PipelineWorker(pipeline, cancel_on_idle_timeout=False, enable_rtvi=False)
+
+        async def stepping() -> None:
+            answer = connection.get_answer()
+            await peer.setRemoteDescription(aiortc.RTCSessionDescription(answer["sdp"], answer["type"]))
+            await asyncio.wait_for(connected.wait(), 20)
+            await asyncio.sleep(1)
+            await say(worker, 1.0)
+            await until(lambda: len(loud_s) > 40 and len(open_s) > 15)
+            await worker.queue_frame(EndFrame())
+
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        await asyncio.wait_for(asyncio.gather(runner.run(), stepping()), 60)
+        await peer.close()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(both())
+    assert abs(loud_s[0] - open_s[0]) < 0.4
