@@ -23,9 +23,8 @@ from lipstream.face.chosen import FaceChoice
 from lipstream.face.registry import Detector, make_detector
 from lipstream.jobs import JobResult, SyncJob, run_job
 from lipstream.live.avatar import Avatar
-from lipstream.live.prepare import prepare
 from lipstream.live.source import opened
-from lipstream.media.atomic import check_beside
+from lipstream.live.worker import LiveWorker
 from lipstream.media.audio import SpeechInfo
 from lipstream.media.conversation import Conversation
 from lipstream.media.origin import signing_for
@@ -38,7 +37,6 @@ from lipstream.pipeline.clocks import Clocks
 from lipstream.pipeline.file_job import file_job, probe_inputs
 from lipstream.pipeline.memory_clip import generated_crops, pasted_pictures
 from lipstream.pipeline.run import run
-from lipstream.pipeline.segment_worker import SegmentWorker
 from lipstream.results import GeneratedCrop, Progress, SyncResult
 from lipstream.runtime.device import torch_device
 from lipstream.runtime.memory import memory_errors
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class LipSync(SegmentWorker):
+class LipSync(LiveWorker):
     """A loaded model and its face detector. Calls from several threads take turns.
 
     A context manager that closes it.
@@ -224,37 +222,6 @@ class LipSync(SegmentWorker):
             return self._in_threads(
                 components, watch, lambda threads: analyse(components, info, settings, clocks, threads)
             )
-
-    def prepare_avatar(
-        self,
-        video: str | Path | VideoInfo,
-        output: str | Path,
-        settings: SyncSettings | None = None,
-        *,
-        overwrite: bool = False,
-        on_progress: Callable[[Progress], None] | None = None,
-        cancel: threading.Event | None = None,
-    ) -> Avatar:
-        """Write all of a video that does not depend on the speech to one file, whole or not at all, and open it.
-
-        Such a clip takes the place of the video in `__call__`, and it is what `live` needs. settings: those of
-        `lipstream.live.avatar_info.DECIDED` belong to it from then on. Raises InputError, NoFaceError, OutputError,
-        SettingsError, ModelError, OutOfMemoryError, Cancelled.
-        """
-        settings, clocks, path = settings or SyncSettings(), Clocks.start(), Path(output)
-        with self._turn(cancel, None) as components, memory_errors(components.device):
-            info = video if isinstance(video, VideoInfo) else probe(video)
-            check_beside(path, inputs=[info.path], overwrite=overwrite)
-            rate = rate_of(components, info, settings)
-            watch = Watch(clocks, round(rate * Fraction(info.duration_s or 0)), on_progress, cancel)
-            watch.report()
-            self._in_threads(
-                components,
-                watch,
-                lambda threads: prepare(components, info, path, settings, clocks, threads, overwrite=overwrite),
-            )
-            watch.report()
-        return Avatar.open(path)
 
     def map(
         self, jobs: Iterable[SyncJob], *, cancel: threading.Event | None = None

@@ -67,7 +67,7 @@ def feature_rows(
     n_mels, n_rows = encoder.config.n_mels, first_row_of(first_block, encoder.config, overlap_s)
     if maximum is None:
         maximum = mel.log_mel_maximum(open_samples(), n_mels)
-    block_frames, overlap = 2 * encoder.config.n_audio_ctx, _overlap(encoder.config, overlap_s)
+    block_frames, overlap = 2 * encoder.config.n_audio_ctx, overlap_columns(encoder.config, overlap_s)
     blocks = mel.log_mel_blocks(open_samples(), n_mels, block_frames - overlap, first_block)
     for index, (block, is_last) in enumerate(_overlapping(blocks, overlap), first_block):
         n_frames = block.shape[1]
@@ -77,7 +77,7 @@ def feature_rows(
         stop = n_frames // ROWS_PER_FRAME - (0 if is_last else overlap // (2 * ROWS_PER_FRAME))
         first, last = n_rows // ROWS_PER_FRAME, (n_rows + stop - start - 1) // ROWS_PER_FRAME
         for tried in [encoder] if attempts is None else attempts(first, last):
-            states = _encode(tried, padded)[start:stop]
+            states = encode(tried, padded)[start:stop]
             if attempts is None or torch.isfinite(states).all():
                 break
         n_rows += stop - start
@@ -89,18 +89,18 @@ def first_block_of(
 ) -> int:
     """Return the block of `feature_rows` in which the audio features of a frame begin."""
     row = math.floor(ROWS_PER_FRAME * FRAME_RATE_HZ * frame / Fraction(frame_rate)) - ROWS_BEFORE
-    overlap = _overlap(config, overlap_s)
+    overlap = overlap_columns(config, overlap_s)
     return max(0, row - overlap // (2 * ROWS_PER_FRAME)) // (config.n_audio_ctx - overlap // ROWS_PER_FRAME)
 
 
 def first_row_of(block: int, config: AudioEncoderConfig, overlap_s: float = 0.0) -> int:
     """Return the first row that a block of `feature_rows` gives."""
-    overlap = _overlap(config, overlap_s)
+    overlap = overlap_columns(config, overlap_s)
     rows = config.n_audio_ctx - overlap // ROWS_PER_FRAME
     return block * rows + overlap // (2 * ROWS_PER_FRAME) if block else 0
 
 
-def _overlap(config: AudioEncoderConfig, overlap_s: float) -> int:
+def overlap_columns(config: AudioEncoderConfig, overlap_s: float) -> int:
     """Return how many mel frames two blocks share: whole video frames, at most half a block."""
     mel_frames = mel.SAMPLE_RATE_HZ // mel.HOP_SIZE // FRAME_RATE_HZ
     return min(round(overlap_s * FRAME_RATE_HZ), config.n_audio_ctx // mel_frames) * mel_frames
@@ -127,7 +127,7 @@ def _overlapping(blocks: Iterable[Tensor], overlap: int) -> Iterator[tuple[Tenso
 
 
 @torch.inference_mode()
-def _encode(encoder: Encoder, block: Tensor) -> Tensor:
+def encode(encoder: Encoder, block: Tensor) -> Tensor:
     """Return the hidden states (rows, layers + 1, dim), float32, of normalised mel frames (n_mels, 2 * n_audio_ctx)."""
     states: Tensor = encoder(block[None].to(encoder.device, encoder.dtype))[0]
     return states.float()

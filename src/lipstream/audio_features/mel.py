@@ -24,7 +24,8 @@ TYPICAL_MAXIMUM = 1.2
 """About the largest log10 mel energy of recorded speech, for silence that is to be heard as a pause in such."""
 
 _DYNAMIC_RANGE = 8.0
-_PAD = FFT_SIZE // 2
+PAD = FFT_SIZE // 2
+"""Samples that a column needs before and after its middle."""
 
 
 def mel_filters(n_mels: int) -> Tensor:
@@ -55,12 +56,22 @@ def log_mel_blocks(
     spectrogram: n_samples // HOP_SIZE frames in all, mirrored at the recording's two ends only. first_block: those
     before it are left out, without being computed.
     """
-    filters = mel_filters(n_mels)
-    window = torch.hann_window(FFT_SIZE)
+    spectrogram = Spectrogram(n_mels)
     for piece in _padded_pieces(samples, block_frames * HOP_SIZE, first_block):
-        spectrum = torch.stft(piece, FFT_SIZE, HOP_SIZE, window=window, center=False, return_complex=True)
-        energy = filters @ spectrum.abs().square()
-        yield energy.clamp_min(1e-10).log10()
+        yield spectrogram(piece)
+
+
+class Spectrogram:
+    """Computes log10 mel energies of samples, without anything before and after them."""
+
+    def __init__(self, n_mels: int) -> None:
+        self._filters, self._window = mel_filters(n_mels), torch.hann_window(FFT_SIZE)
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Return (n_mels, columns), float32, of (n,) samples; column i begins with sample HOP_SIZE i."""
+        spectrum = torch.stft(samples, FFT_SIZE, HOP_SIZE, window=self._window, center=False, return_complex=True)
+        energy = self._filters @ spectrum.abs().square()
+        return energy.clamp_min(1e-10).log10()
 
 
 def log_mel_maximum(samples: Iterable[NDArray[np.float32]], n_mels: int = N_MELS) -> float:
@@ -75,24 +86,22 @@ def _padded_pieces(samples: Iterable[NDArray[np.float32]], piece_size: int, firs
     """Cut a stream into pieces of `piece_size` samples with what the STFT needs on both sides of each, from `first`."""
     held = torch.zeros(0)
     started = first > 0  # only the first piece begins with a mirror
-    n_unused = max(0, first * piece_size - _PAD)
+    n_unused = max(0, first * piece_size - PAD)
     for part in samples:
         if n_unused >= len(part):
             n_unused -= len(part)
             continue
         part, n_unused = part[n_unused:], 0
         held = torch.cat((held, torch.from_numpy(part)))
-        if not started and len(held) > _PAD:
-            held = torch.cat((held[1 : _PAD + 1].flip(0), held))
+        if not started and len(held) > PAD:
+            held = mirrored_before(held)
             started = True
         # The last frame of a piece reaches FFT_SIZE - HOP_SIZE samples into the next one; one sample more stays
         # back so that the end of the recording, which is mirrored, is never cut off from its last samples.
         while started and len(held) > piece_size + FFT_SIZE:
             yield held[: piece_size + FFT_SIZE - HOP_SIZE]
             held = held[piece_size:]
-    # A recording shorter than the mirror is long gets silence around it.
-    silence = torch.zeros(_PAD)
-    held = torch.cat((held, held[-_PAD - 1 : -1].flip(0)) if started else (silence, held, silence))
+    held = mirrored_after(held, has_begun=started)
     # The whole recording's last column, centred on its end, is the one that Whisper drops.
     n_frames = (len(held) - FFT_SIZE) // HOP_SIZE
     while n_frames > 0:
@@ -100,6 +109,20 @@ def _padded_pieces(samples: Iterable[NDArray[np.float32]], piece_size: int, firs
         yield held[: (frames - 1) * HOP_SIZE + FFT_SIZE]
         held = held[frames * HOP_SIZE :]
         n_frames -= frames
+
+
+def mirrored_before(samples: Tensor) -> Tensor:
+    """Return the first samples of a recording, more than PAD, with their mirror before them."""
+    return torch.cat((samples[1 : PAD + 1].flip(0), samples))
+
+
+def mirrored_after(samples: Tensor, *, has_begun: bool) -> Tensor:
+    """Return the last samples of a recording with their mirror after them.
+
+    has_begun: its beginning has been mirrored. A recording shorter than the mirror is long gets silence around it.
+    """
+    silence = torch.zeros(PAD)
+    return torch.cat((samples, samples[-PAD - 1 : -1].flip(0)) if has_begun else (silence, samples, silence))
 
 
 def normalise(log_mel: Tensor, maximum: float) -> Tensor:

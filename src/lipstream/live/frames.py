@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lipstream.errors import SettingsError
+from lipstream.settings import SyncSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,24 @@ class LiveFrame:
     sample_rate_hz: int
     is_speech: bool
     ends_segment: bool
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """How a session runs. Raises SettingsError.
+
+    realtime: frames come at the frame rate, and idle while nobody speaks; else those of the speech come as soon as they
+    are there, and no others. look_ahead_s: how much sound has to be there after a frame before it is generated, s; with
+    0.26 the bundled model's audio features are those of the whole recording. sync: how faces are generated.
+    """
+
+    realtime: bool = True
+    look_ahead_s: float = 0.26
+    sync: SyncSettings = field(default_factory=SyncSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.look_ahead_s <= 2:
+            raise SettingsError(f"look_ahead_s = {self.look_ahead_s:g}: must be from 0 to 2", setting="look_ahead_s")
 
 
 class LiveSession(Protocol):

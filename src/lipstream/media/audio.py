@@ -174,25 +174,43 @@ def n_output_frames(info: SpeechInfo, frame_rate: int | Fraction = 25) -> int:
     return max(1, round(frame_rate * info.duration_s))
 
 
+class Resampler:
+    """Resamples mono as it comes, to round(samples in x to_hz / from_hz) samples in all."""
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        self._from_hz, self._to_hz = from_hz, to_hz
+        self._resampler = None if from_hz == to_hz else AudioResampler(format="flt", layout="mono", rate=to_hz)
+        self._n_in = self._n_out = 0
+
+    def add(self, block: Samples) -> list[Samples]:
+        """Return what is known after the next block, (n,) float32."""
+        if self._resampler is None:
+            return [block]
+        frame = AudioFrame.from_ndarray(block[None], format="flt", layout="mono")
+        frame.sample_rate = self._from_hz
+        frame.time_base = Fraction(1, self._from_hz)
+        frame.pts = self._n_in
+        self._n_in += len(block)
+        resampled = _samples(self._resampler.resample(frame))
+        self._n_out += sum(map(len, resampled))
+        return resampled
+
+    def end(self) -> Samples:
+        """Return the last samples."""
+        if self._resampler is None:
+            return np.zeros(0, np.float32)
+        n_left = max(0, round(Fraction(self._n_in * self._to_hz, self._from_hz)) - self._n_out)
+        tail = np.concatenate([*_samples(self._resampler.resample(None)), np.zeros(n_left, np.float32)])
+        return tail[:n_left]
+
+
 def resample(blocks: Iterable[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
     """Resample (n,) float32 blocks to round(samples in x to_hz / from_hz) samples in all."""
-    if from_hz == to_hz:
-        yield from blocks
-        return
-    resampler = AudioResampler(format="flt", layout="mono", rate=to_hz)
-    n_in = n_out = 0
+    resampler = Resampler(from_hz, to_hz)
     for block in blocks:
-        frame = AudioFrame.from_ndarray(block[None], format="flt", layout="mono")
-        frame.sample_rate = from_hz
-        frame.time_base = Fraction(1, from_hz)
-        frame.pts = n_in
-        n_in += len(block)
-        for samples in _samples(resampler.resample(frame)):
-            n_out += len(samples)
-            yield samples
-    n_left = round(Fraction(n_in * to_hz, from_hz)) - n_out
-    tail = np.concatenate([*_samples(resampler.resample(None)), np.zeros(max(0, n_left), np.float32)])
-    yield tail[: max(0, n_left)]
+        yield from resampler.add(block)
+    if from_hz != to_hz:
+        yield resampler.end()
 
 
 def mixed_down(blocks: Iterable[Samples], from_hz: int, to_hz: int, channel: int | None = None) -> Iterator[Samples]:

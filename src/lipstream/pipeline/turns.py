@@ -107,7 +107,7 @@ class Turns:
             if self._paused_in == threading.get_ident():
                 raise SettingsError(
                     "this thread has not exhausted the frames or crops of this LipSync that it has begun",
-                    fix="exhaust or close that generator first",
+                    fix="exhaust or close that generator, or live session, first",
                 )
         try:
             while not self._threads.join(POLL_S):

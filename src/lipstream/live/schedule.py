@@ -1,0 +1,236 @@
+"""What is generated when, and what each frame shows: the rules of a live session, without threads and without a clock.
+
+The frames of the output are numbered, and frame i is due at a time of its own. The frames of the speech are bound to
+them window by window, when a window is planned: from then on its sound is played at its place, whatever becomes of the
+pictures. A window takes as many frames as have their sound and can be generated in time; when time is short it is
+thinned (every second or fourth face, each shown for two or four frames), and when there is none the last face stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from lipstream.live.speech import Segment
+
+AHEAD = 32
+"""Frames that may be generated before they are shown."""
+
+_SIZES = (16, 8, 4)
+_STRIDES = (2, 4)
+_MARGIN_S = 0.02
+_CUSHION_FRAMES = 2  # that the first window is ready before it is shown, so that the next one may be late
+_QUICK_S = 0.1  # a first window that takes no longer may be as long as the model's
+_LATE_S = 0.5  # a receiver that has not asked for so long gets no burst of frames: the clock waits for it
+
+
+@dataclass
+class Cost:
+    """About how long generating n faces takes, s: measured once, then corrected by how each window went."""
+
+    base_s: float = 0.0
+    per_face_s: float = 0.0
+    factor: float = 1.0
+
+    def of(self, n: int) -> float:
+        """Return the time for n faces."""
+        return self.factor * (self.base_s + n * self.per_face_s)
+
+    def correct(self, n: int, seconds: float) -> None:
+        """Take into account that n faces took so long: slower counts at once, faster little by little."""
+        expected_s = self.base_s + n * self.per_face_s
+        if expected_s > 0:
+            ratio = seconds / expected_s
+            self.factor = max(0.5 * self.factor + 0.5 * ratio, 0.9 * self.factor + 0.1 * ratio)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A frame of the speech at its place in the output. picture: None until it is generated, or for ever.
+
+    place: frames since the speech, or what of it follows a gap, began.
+    """
+
+    segment: Segment
+    frame: int
+    index: int
+    place: int
+    picture: Any = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames to generate together, of which every `stride`th gets a face of its own."""
+
+    slots: tuple[Slot, ...]
+    stride: int = 1
+
+    @property
+    def faces(self) -> int:
+        """Number of faces to generate."""
+        return math.ceil(len(self.slots) / self.stride)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing is to be done before `until_s`, or before something is pushed or given out."""
+
+    until_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The frame whose turn it is. slot: of the speech; None while nobody speaks."""
+
+    index: int
+    slot: Slot | None
+
+
+@dataclass
+class Schedule:
+    """The state of a session; all times are of one clock, s. num_frames: the longest window.
+
+    is_realtime: frames are due at the frame rate, and idle between the speech; else they follow one another.
+    """
+
+    frame_rate: Fraction
+    num_frames: int
+    is_realtime: bool
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        self.next_index = 0  # of the output
+        self._start_s: float | None = None  # when frame 0 was due
+        self._speech: deque[Segment] = deque()  # of which something is not planned yet
+        self._slots: dict[int, Slot] = {}
+        self._next_frame = 0  # of the first segment
+        self._last: Slot | None = None  # that was planned
+
+    def add(self, segment: Segment) -> None:
+        """Add a segment, to be spoken after those that there are."""
+        self._speech.append(segment)
+
+    def clear(self) -> None:
+        """Forget all speech that has not been given out."""
+        self._speech.clear()
+        self._slots.clear()
+        self._next_frame, self._last = 0, None
+
+    def due_s(self, index: int, now_s: float) -> float:
+        """Return when a frame is to be shown; as if the next one were shown now, where none has been yet."""
+        start_s = now_s - float(self.next_index / self.frame_rate) if self._start_s is None else self._start_s
+        return start_s + float(index / self.frame_rate)
+
+    def take(self, now_s: float) -> Turn | Wait:
+        """Return what the next frame shows, if it is due."""
+        slot = self._slots.get(self.next_index)
+        if not self.is_realtime:
+            if slot is None or slot.picture is None:
+                return Wait()
+            return self._given(slot)
+        if self._start_s is None or now_s - self.due_s(self.next_index, now_s) > _LATE_S:
+            self._start_s = now_s - float(self.next_index / self.frame_rate)
+        if (due_s := self.due_s(self.next_index, now_s)) > now_s:
+            return Wait(due_s)
+        self._drop_finished()
+        if slot is None and self._goes_on():  # its window could not be begun in time, its sound goes on
+            (slot,) = self._bind(1, self.next_index)
+        return self._given(slot)
+
+    def _given(self, slot: Slot | None) -> Turn:
+        self._slots.pop(self.next_index, None)
+        self.next_index += 1
+        return Turn(self.next_index - 1, slot)
+
+    def _goes_on(self) -> bool:
+        """Return whether the next frame of the output follows a planned one and has its sound."""
+        if self._last is None or self._last.index != self.next_index - 1:
+            return False
+        return bool(self._speech) and self._speech[0].n_ready() > self._next_frame > 0
+
+    def plan(self, now_s: float) -> Window | Wait:
+        """Return the next window to generate."""
+        self._drop_finished()
+        if not self._speech:
+            return Wait()
+        segment, first = self._speech[0], self._next_frame
+        n_ready, is_whole = segment.n_ready() - first, segment.is_ended
+        if n_ready == 0:
+            return Wait()
+        if not self.is_realtime:
+            if n_ready < self.num_frames and not is_whole:
+                return Wait()
+            return self._window(min(n_ready, self.num_frames), 1, self._follow(self.next_index))
+        follow = self._follow(self.next_index)
+        if follow - self.next_index >= AHEAD:
+            return Wait()
+        slack_s = self.due_s(follow, now_s) - now_s
+        is_late = slack_s < self.cost.of(1) + _MARGIN_S
+        if self._last is None or self._last.index < self.next_index - 1 or (is_late and self._came_late(follow, now_s)):
+            return self._begin(n_ready, is_whole, now_s)
+        return self._go_on(n_ready, is_whole, follow, slack_s, now_s)
+
+    def done(self, window: Window, pictures: list[Any], seconds: float) -> None:
+        """Take the pictures of a window, which took so long."""
+        for slot, picture in zip(window.slots, pictures, strict=True):
+            slot.picture = picture
+        self.cost.correct(window.faces, seconds)
+
+    def _drop_finished(self) -> None:
+        while self._speech and self._speech[0].is_ended and self._next_frame >= self._speech[0].n_frames:
+            self._speech.popleft()
+            self._next_frame = 0
+
+    def _follow(self, index: int) -> int:
+        """Return the place after what is planned, but not before `index`."""
+        return index if self._last is None else max(index, self._last.index + 1)
+
+    def _came_late(self, follow: int, now_s: float) -> bool:
+        """Return whether the sound of the next frame was not there when generating it should have begun."""
+        arrived_s = self._speech[0].arrived_s(self._next_frame)
+        return arrived_s > self.due_s(follow, now_s) - self.cost.of(min(_SIZES)) - _MARGIN_S
+
+    def _begin(self, n_ready: int, is_whole: bool, now_s: float) -> Window | Wait:
+        """Plan a first window, to be shown as soon as it is there and a little more."""
+        if n_ready < min(_SIZES) and not is_whole:
+            return Wait()
+        quick = [n for n in _SIZES if n <= n_ready and self.cost.of(n) <= _QUICK_S]
+        n = min(quick[0] if quick else min(_SIZES), n_ready, self.num_frames)
+        wanted_s = now_s + self.cost.of(n) - self.due_s(0, now_s)
+        return self._window(n, 1, self._follow(max(self.next_index, self._index_at(wanted_s) + _CUSHION_FRAMES)))
+
+    def _index_at(self, since_start_s: float) -> int:
+        return math.ceil(since_start_s * self.frame_rate)
+
+    def _go_on(self, n_ready: int, is_whole: bool, follow: int, slack_s: float, now_s: float) -> Window | Wait:
+        """Plan a window that follows another one and is due at a time that stands fast."""
+        most = min(n_ready, self.num_frames)
+        if most < self.num_frames and not is_whole:  # more may come while there is time
+            spare_s = slack_s - self.cost.of(most) - _MARGIN_S - float(1 / self.frame_rate)
+            if spare_s > 0:
+                return Wait(now_s + spare_s)
+        sizes = [n for n in (most, *_SIZES) if n <= most]
+        for stride in (1, *_STRIDES):
+            for n in sizes:
+                if self.cost.of(math.ceil(n / stride)) + _MARGIN_S <= slack_s:
+                    return self._window(n, stride, follow)
+        # The last face stays until one that is begun now can be there.
+        n_kept = self._index_at(self.cost.of(1) + _MARGIN_S - slack_s)
+        self._bind(min(max(n_kept, 1), n_ready), follow)
+        return self.plan(now_s)
+
+    def _window(self, n: int, stride: int, index: int) -> Window:
+        return Window(tuple(self._bind(n, index)), stride)
+
+    def _bind(self, n: int, index: int) -> list[Slot]:
+        """Give the next n frames of the speech their places in the output, from `index` on."""
+        follows = self._last is not None and self._last.index == index - 1
+        place = self._last.place + 1 if follows and self._last is not None else 0
+        segment, first = self._speech[0], self._next_frame
+        slots = [Slot(segment, first + i, index + i, place + i) for i in range(n)]
+        self._slots.update((slot.index, slot) for slot in slots)
+        self._next_frame, self._last = first + n, slots[-1]
+        return slots
