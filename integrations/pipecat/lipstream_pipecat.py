@@ -14,6 +14,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+from pipecat.audio.utils import create_stream_resampler
 from pipecat.frames.frames import (
     CancelFrame,
     EndFrame,
@@ -40,6 +41,8 @@ class LipstreamVideo(FrameProcessor):
         super().__init__(**options)
         self._session = session
         self._task: asyncio.Task[None] | None = None
+        self._rate_hz = 0  # of the sound that goes out: the pipeline's
+        self._resampler = create_stream_resampler(clear_after_secs=None)
         self._is_open = False  # a segment has begun and not ended
         self._stopped: deque[Frame | None] = deque()  # of segments that are not out yet
         self._all_out = asyncio.Event()
@@ -57,6 +60,7 @@ class LipstreamVideo(FrameProcessor):
             self._end_segment(frame)
             return
         if isinstance(frame, StartFrame):
+            self._rate_hz = self.processor_setup.audio_out_sample_rate
             self._task = self.create_task(self._give_out())
         elif isinstance(frame, InterruptionFrame):
             self._session.interrupt()
@@ -101,15 +105,26 @@ class LipstreamVideo(FrameProcessor):
             self._forget()  # else an EndFrame would wait for what does not come
 
     async def _give(self, frame: Any) -> None:
-        samples = np.rint(np.clip(frame.samples, -1, 1) * 32767).astype(np.int16)
         height, width, _ = frame.picture.shape
         picture = OutputImageRawFrame(frame.picture.tobytes(), (width, height), "RGB")
         picture.sync_with_audio = True
         await self.push_frame(picture)
-        await self.push_frame(SpeechOutputAudioRawFrame(samples.tobytes(), frame.sample_rate_hz, 1))
+        await self.push_frame(SpeechOutputAudioRawFrame(await self._sound(frame), self._rate_hz, 1))
         if frame.ends_segment and self._stopped:
             stopped = self._stopped.popleft()
             if stopped is not None:
                 await self.push_frame(stopped)
             if not self._stopped:
                 self._all_out.set()
+
+    async def _sound(self, frame: Any) -> bytes:
+        """Return a frame's samples at the pipeline's rate, which transports cannot see change."""
+        if not frame.is_speech:
+            self._resampler = create_stream_resampler(clear_after_secs=None)
+            return bytes(2 * round(len(frame.samples) * self._rate_hz / frame.sample_rate_hz))
+        samples = np.rint(np.clip(frame.samples, -1, 1) * 32767).astype(np.int16)
+        sound = await self._resampler.resample(samples.tobytes(), frame.sample_rate_hz, self._rate_hz)
+        if frame.ends_segment:
+            sound += await self._resampler.flush()
+            self._resampler = create_stream_resampler(clear_after_secs=None)
+        return bytes(sound)

@@ -25,22 +25,19 @@ AVATAR: Any = SimpleNamespace(width=SIDE, height=SIDE, frame_rate=FRAME_RATE, n_
 
 
 class DrawnSession:
-    """Answers the calls of LiveSession. fails_after: frames after which its iteration raises `error`."""
+    """Answers the calls of LiveSession: sound at the rate of its segment, in silence at the last one's.
 
-    def __init__(
-        self,
-        sample_rate_hz: int = 16000,
-        *,
-        realtime: bool = True,
-        error: Exception | None = None,
-        fails_after: int = 0,
-    ) -> None:
-        self.sample_rate_hz, self.realtime, self.error, self.fails_after = sample_rate_hz, realtime, error, fails_after
-        self.pushed: list[tuple[int, int, tuple[int, ...]]] = []  # sample rate, samples, shape
+    fails_after: frames after which its iteration raises `error`.
+    """
+
+    def __init__(self, *, realtime: bool = True, error: Exception | None = None, fails_after: int = 0) -> None:
+        self.realtime, self.error, self.fails_after = realtime, error, fails_after
+        self.pushed: list[tuple[int, tuple[int, ...]]] = []  # sample rate, shape
         self.n_interrupts = 0
         self.is_closed = False
         self._lock = threading.Lock()
-        self._waiting: deque[NDArray[np.float32] | None] = deque()  # None: a segment ends
+        self._segments: deque[_Segment] = deque()
+        self._rate_hz = 16000
         self._n_frames = 0
 
     def __enter__(self) -> DrawnSession:
@@ -51,22 +48,25 @@ class DrawnSession:
 
     def push_audio(self, samples: NDArray[Any], sample_rate_hz: int) -> None:
         assert not self.is_closed
-        self.pushed.append((sample_rate_hz, len(samples), samples.shape))
+        self.pushed.append((sample_rate_hz, samples.shape))
         values = samples.astype(np.float32) / (32768 if samples.dtype == np.int16 else 1)
         mono = values.mean(1) if values.ndim == 2 else values
-        n_out = round(len(mono) * self.sample_rate_hz / sample_rate_hz)
-        at = np.arange(n_out) * sample_rate_hz / self.sample_rate_hz
         with self._lock:
-            self._waiting.append(np.interp(at, np.arange(len(mono)), mono).astype(np.float32))
+            if not self._segments or self._segments[-1].is_ended:
+                self._segments.append(_Segment(sample_rate_hz))
+            segment = self._segments[-1]
+            assert segment.rate_hz == sample_rate_hz
+            segment.samples = np.concatenate([segment.samples, mono])
 
     def end_segment(self) -> None:
         with self._lock:
-            self._waiting.append(None)
+            if self._segments:
+                self._segments[-1].is_ended = True
 
     def interrupt(self) -> None:
         self.n_interrupts += 1
         with self._lock:
-            self._waiting.clear()
+            self._segments.clear()
 
     def close(self) -> None:
         self.is_closed = True
@@ -88,26 +88,27 @@ class DrawnSession:
     def _next(self) -> LiveFrame:
         if self.error is not None and self._n_frames >= self.fails_after:
             raise self.error
-        n_samples = round(self.sample_rate_hz / FRAME_RATE)
-        samples, is_speech, ends = np.zeros(n_samples, np.float32), False, False
         with self._lock:
-            filled = 0
-            while self._waiting and filled < n_samples and not ends:
-                first, is_speech = self._waiting.popleft(), True
-                if first is None:
-                    ends = True
-                    continue
-                part = first[: n_samples - filled]
-                samples[filled : filled + len(part)] = part
-                filled += len(part)
-                if len(part) < len(first):
-                    self._waiting.appendleft(first[len(part) :])
-            if self._waiting and self._waiting[0] is None and filled == n_samples:
-                self._waiting.popleft()
-                ends = True
+            segment = self._segments[0] if self._segments else None
+            self._rate_hz = self._rate_hz if segment is None else segment.rate_hz
+            n_samples = round(self._rate_hz / FRAME_RATE)
+            is_speech = segment is not None and (segment.is_ended or len(segment.samples) >= n_samples)
+            samples, ends = np.zeros(n_samples, np.float32), False
+            if segment is not None and is_speech:
+                part = segment.samples[:n_samples]
+                samples[: len(part)] = part
+                segment.samples = segment.samples[n_samples:]
+                ends = segment.is_ended and len(segment.samples) == 0
+            if ends:
+                self._segments.popleft()
         time_s = float(self._n_frames / FRAME_RATE)
         self._n_frames += 1
-        return LiveFrame(drawn(np.abs(samples).max()), time_s, samples, self.sample_rate_hz, is_speech, ends)
+        return LiveFrame(drawn(np.abs(samples).max()), time_s, samples, self._rate_hz, is_speech, ends)
+
+
+class _Segment:
+    def __init__(self, rate_hz: int) -> None:
+        self.rate_hz, self.samples, self.is_ended = rate_hz, np.zeros(0, np.float32), False
 
 
 def drawn(loudness: float) -> NDArray[np.uint8]:

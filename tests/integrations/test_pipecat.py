@@ -158,7 +158,7 @@ def loudness(frame: OutputAudioRawFrame) -> int:
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(24000, 1), (44100, 2)])
 def test_speech_comes_out_with_pictures_before_its_end(plug: ModuleType, rate_hz: int, channels: int) -> None:
-    session = DrawnSession(VOICE_HZ)
+    session = DrawnSession()
 
     async def steps(worker: PipelineWorker, seen: Seen) -> None:
         await until(lambda: len(seen.of(OutputImageRawFrame)) > 3)
@@ -177,7 +177,8 @@ def test_speech_comes_out_with_pictures_before_its_end(plug: ModuleType, rate_hz
     assert seen.down.index(stopped) > seen.down.index(loud[-1])
     assert seen.down.index(seen.of(TTSStartedFrame)[0]) < seen.down.index(loud[0])
     assert seen.down.index(seen.of(EndFrame)[0]) > seen.down.index(stopped)
-    assert session.pushed[0] == (rate_hz, 1000, (1000, channels))
+    assert session.pushed[0] == (rate_hz, (1000, channels))
+    assert {one.sample_rate for one in sounds} == {VOICE_HZ}
     # What the transport plays: all of the tone, and a picture with an open mouth no further away than a few chunks.
     played = sum(one.num_frames for one in transport.sent if isinstance(one, OutputAudioRawFrame) and loudness(one))
     assert played / VOICE_HZ == pytest.approx(0.8, abs=0.08)
@@ -188,7 +189,7 @@ def test_speech_comes_out_with_pictures_before_its_end(plug: ModuleType, rate_hz
 
 
 def test_an_interruption_ends_the_speech_and_the_next_is_whole(plug: ModuleType) -> None:
-    session = DrawnSession(VOICE_HZ)
+    session = DrawnSession()
     n_loud = [0, 0]
 
     async def steps(worker: PipelineWorker, seen: Seen) -> None:
@@ -219,7 +220,7 @@ def test_the_transport_learns_that_the_bot_has_stopped(plug: ModuleType) -> None
         await say(worker, 0.4)
         await until(lambda: [one for one in seen.up if isinstance(one, BotStoppedSpeakingFrame)])
 
-    seen, _ = run(plug, DrawnSession(VOICE_HZ), steps)
+    seen, _ = run(plug, DrawnSession(), steps)
     assert seen.of(EndFrame)
 
 
@@ -227,7 +228,7 @@ def test_a_session_that_fails_is_an_error_of_the_pipeline(plug: ModuleType) -> N
     async def steps(worker: PipelineWorker, seen: Seen) -> None:
         await say(worker, 0.4)
 
-    session = DrawnSession(VOICE_HZ, error=RuntimeError("out of luck"), fails_after=3)
+    session = DrawnSession(error=RuntimeError("out of luck"), fails_after=3)
     seen, _ = run(plug, session, steps)  # and the EndFrame does not wait for ever
     assert "lipstream: out of luck" in [one.error for one in seen.up if isinstance(one, ErrorFrame)]
 
@@ -274,7 +275,7 @@ def test_a_peer_sees_and_hears_it_over_webrtc(plug: ModuleType) -> None:
         async def _(transport: Any, client: Any) -> None:
             connected.set()
 
-        pipeline = Pipeline([transport.input(), plug.LipstreamVideo(DrawnSession(VOICE_HZ)), transport.output()])
+        pipeline = Pipeline([transport.input(), plug.LipstreamVideo(DrawnSession()), transport.output()])
         worker = PipelineWorker(pipeline, cancel_on_idle_timeout=False, enable_rtvi=False)
 
         async def stepping() -> None:

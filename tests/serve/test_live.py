@@ -104,7 +104,7 @@ def test_pictures_and_sound_come_together_and_end_together(tmp_path: Path) -> No
     sessions: list[DrawnSession] = []
 
     def new_session() -> DrawnSession:
-        sessions.append(DrawnSession(24000))
+        sessions.append(DrawnSession())
         return sessions[-1]
 
     async def visit(visitor: Visitor) -> None:
@@ -264,11 +264,25 @@ def test_pictures_are_dropped_where_they_are_not_taken_and_sound_is_not() -> Non
     asyncio.run(run())
 
 
+def test_sound_whose_rate_changes_stays_beside_the_pictures() -> None:
+    async def run() -> None:
+        sounds = SoundTrack()
+        n_out = 0
+        for at in range(300):
+            rate_hz = (16000, 22050, 44100)[at % 3]
+            begin, end = (round(i * rate_hz / 25) for i in (at, at + 1))
+            sounds.put(np.full(end - begin, 0.25, np.float32), rate_hz)
+            while sounds.n_waiting:
+                n_out += (await sounds.recv()).samples
+            assert abs(n_out / 48000 - sounds.time_s) < 0.03  # a packet, and what a resampler holds
+
+    asyncio.run(run())
+
+
 def test_the_command_serves_and_ends_in_order(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "helpers.live_process", "--port", "0", "--data", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
 
@@ -278,14 +292,14 @@ def test_the_command_serves_and_ends_in_order(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             await visitor.until(lambda: visitor.peer.connectionState == "closed")
 
-        with httpx.Client(base_url=address, timeout=60) as client:
-            visiting(client, visit)
-        out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (0, "the model is closed\n"), err
-        assert "Traceback" not in err
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            with httpx.Client(base_url=address, timeout=60) as client:
+                visiting(client, visit)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "the model is closed\n"), err
+    assert "Traceback" not in err
 
 
 def test_the_command_refuses_to_let_everybody_in(tmp_path: Path) -> None:

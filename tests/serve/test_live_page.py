@@ -145,7 +145,7 @@ def test_text_is_said_and_interrupted(browser: Any, tmp_path: Path) -> None:
     sessions: list[DrawnSession] = []
 
     def new_session() -> DrawnSession:
-        sessions.append(DrawnSession(24000))
+        sessions.append(DrawnSession())
         return sessions[-1]
 
     with serving_live(tmp_path, new_session) as client, opened(browser, client) as page:
@@ -160,19 +160,19 @@ def test_text_is_said_and_interrupted(browser: Any, tmp_path: Path) -> None:
         silent = watch(page, 1.0)
         assert max(silent["mouths"]) < 100 and max(silent["levels"]) < 0.01
         assert sessions[0].n_interrupts == 1
-        n_pushed = sum(n for _, n, _ in sessions[0].pushed)
+        n_pushed = sum(shape[0] for _, shape in sessions[0].pushed)
         page.fill("#text", "And on.")
         page.click("#say")
         wait_for(page, "state", "Speaking")
         wait_for(page, "state", "Ready")
-        assert sum(n for _, n, _ in sessions[0].pushed) > n_pushed
+        assert sum(shape[0] for _, shape in sessions[0].pushed) > n_pushed
 
 
 def test_the_microphone_is_said_while_it_is_on(browser: Any, tmp_path: Path) -> None:
     sessions: list[DrawnSession] = []
 
     def new_session() -> DrawnSession:
-        sessions.append(DrawnSession(24000))
+        sessions.append(DrawnSession())
         return sessions[-1]
 
     with serving_live(tmp_path, new_session) as client, opened(browser, client) as page:
@@ -182,7 +182,7 @@ def test_the_microphone_is_said_while_it_is_on(browser: Any, tmp_path: Path) -> 
         assert page.get_attribute("#microphone", "aria-pressed") == "true"
         beeps = watch(page, 3.0)  # Chromium's own microphone beeps each second
         assert max(beeps["levels"]) > 0.05 and max(beeps["mouths"]) > 150
-        rates = {(rate, len(shape)) for rate, _, shape in sessions[0].pushed}
+        rates = {(rate, len(shape)) for rate, shape in sessions[0].pushed}
         assert rates == {(48000, 2)}
         page.click("#microphone")
         wait_for(page, "state", "Ready")

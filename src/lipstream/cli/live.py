@@ -9,6 +9,7 @@ from pathlib import Path
 from lipstream.cli import options
 from lipstream.cli.interrupts import Interrupts
 from lipstream.cli.listening import check_is_guarded, check_packages, listening, run_server
+from lipstream.live.frames import LiveSession
 from lipstream.serve.live.settings import LivePageSettings
 from lipstream.settings import RuntimeSettings
 
@@ -44,7 +45,11 @@ def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     try:
         check_is_guarded(settings, database)
         with listening(settings) as listener, LipSync.load(avatar.model, runtime) as sync:
-            app = create_live_app(settings, database, lambda: sync.live(avatar), avatar.width, avatar.height)
+
+            def new_session() -> LiveSession:
+                return LipSync(sync.model, sync.detector, sync.runtime).live(avatar)  # one each: they would take turns
+
+            app = create_live_app(settings, database, new_session, avatar.width, avatar.height)
             log_as_json()
             run_server(app, listener, access_log=args.verbose)
     finally:

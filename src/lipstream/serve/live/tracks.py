@@ -35,6 +35,11 @@ class _Queued(MediaStreamTrack):
             self._frames.append(frame)
             self._there.set()
 
+    @property
+    def n_waiting(self) -> int:
+        """How many frames have been put in and not sent."""
+        return len(self._frames)
+
     def clear(self) -> None:
         """Throw away what has not been sent."""
         self._frames.clear()
@@ -79,18 +84,36 @@ class SoundTrack(_Queued):
         self.time_s = Fraction(0)
         self._rate_hz = 0
         self._resampler: AudioResampler | None = None
+        self._resampled = np.zeros(0, np.int16)  # that fills no packet yet
         self._n_out = 0
 
     def put(self, samples: NDArray[np.float32], sample_rate_hz: int) -> None:
-        """Add (n,) float32 samples, full scale 1."""
-        if self._resampler is None or self._rate_hz != sample_rate_hz:
-            self._resampler = AudioResampler("s16", "mono", SOUND_RATE_HZ, frame_size=_PACKET_SAMPLES)
-            self._rate_hz = sample_rate_hz
+        """Add (n,) float32 samples, full scale 1, at any rate."""
+        if self._rate_hz != sample_rate_hz:
+            self._finish()
+            self._rate_hz, self._resampler = sample_rate_hz, AudioResampler("s16", "mono", SOUND_RATE_HZ)
         whole = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
         frame = AudioFrame.from_ndarray(whole[None], format="s16", layout="mono")
         frame.sample_rate = sample_rate_hz
         self.time_s += Fraction(len(samples), sample_rate_hz)
-        for resampled in self._resampler.resample(frame):
-            resampled.pts, resampled.time_base = self._n_out, Fraction(1, SOUND_RATE_HZ)
-            self._n_out += resampled.samples
-            self._add(resampled)
+        self._take(frame)
+        while len(self._resampled) >= _PACKET_SAMPLES:
+            packet = AudioFrame.from_ndarray(self._resampled[None, :_PACKET_SAMPLES], format="s16", layout="mono")
+            packet.sample_rate = SOUND_RATE_HZ
+            packet.pts, packet.time_base = self._n_out, Fraction(1, SOUND_RATE_HZ)
+            self._resampled = self._resampled[_PACKET_SAMPLES:]
+            self._n_out += _PACKET_SAMPLES
+            self._add(packet)
+
+    def _finish(self) -> None:
+        """Take what the resampler still holds: exactly as long as what was put in, so that the pictures fit."""
+        if self._resampler is not None:
+            self._take(None)
+            n_resampled = round(self.time_s * SOUND_RATE_HZ) - self._n_out
+            missing = max(0, n_resampled - len(self._resampled))
+            self._resampled = np.pad(self._resampled[:n_resampled], (0, missing))
+
+    def _take(self, frame: AudioFrame | None) -> None:
+        assert self._resampler is not None
+        made = [one.to_ndarray()[0] for one in self._resampler.resample(frame)]
+        self._resampled = np.concatenate([self._resampled, *made])
