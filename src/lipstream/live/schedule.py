@@ -16,6 +16,9 @@ from typing import Any
 
 from lipstream.live.speech import Segment
 
+LATEST_S = 0.8
+"""A frame is shown at most so long after the last sample came that generating it needs, or when its turn comes, s."""
+
 AHEAD = 32
 """Frames that may be generated before they are shown."""
 
@@ -168,8 +171,7 @@ class Schedule:
         if follow - self.next_index >= AHEAD:
             return Wait()
         slack_s = self.due_s(follow, now_s) - now_s
-        is_late = slack_s < self.cost.of(1) + _MARGIN_S
-        if self._last is None or self._last.index < self.next_index - 1 or (is_late and self._came_late(follow, now_s)):
+        if self._last is None or self._last.index < self.next_index - 1 or self._is_to_wait(follow, slack_s, now_s):
             return self._begin(n_ready, is_whole, now_s)
         return self._go_on(n_ready, is_whole, follow, slack_s, now_s)
 
@@ -188,10 +190,16 @@ class Schedule:
         """Return the place after what is planned, but not before `index`."""
         return index if self._last is None else max(index, self._last.index + 1)
 
-    def _came_late(self, follow: int, now_s: float) -> bool:
-        """Return whether the sound of the next frame was not there when generating it should have begun."""
-        arrived_s = self._speech[0].arrived_s(self._next_frame)
-        return arrived_s > self.due_s(follow, now_s) - self.cost.of(min(_SIZES)) - _MARGIN_S
+    def _is_to_wait(self, follow: int, slack_s: float, now_s: float) -> bool:
+        """Return whether the speech is to pause, once, since it comes later than its pictures take.
+
+        Where the pictures take longer than they last, pausing would not help: then the sound goes on without them.
+        """
+        least = min(_SIZES)
+        if slack_s >= self.cost.of(1) + _MARGIN_S or self.cost.of(least) > float(least / self.frame_rate):
+            return False
+        begin_s = self.due_s(follow, now_s) - self.cost.of(least) - _MARGIN_S
+        return self._speech[0].arrived_s(self._next_frame) > begin_s
 
     def _begin(self, n_ready: int, is_whole: bool, now_s: float) -> Window | Wait:
         """Plan a first window, to be shown as soon as it is there and a little more."""
@@ -199,8 +207,12 @@ class Schedule:
             return Wait()
         quick = [n for n in _SIZES if n <= n_ready and self.cost.of(n) <= _QUICK_S]
         n = min(quick[0] if quick else min(_SIZES), n_ready, self.num_frames)
-        wanted_s = now_s + self.cost.of(n) - self.due_s(0, now_s)
-        return self._window(n, 1, self._follow(max(self.next_index, self._index_at(wanted_s) + _CUSHION_FRAMES)))
+        in_time = (s for s in (1, *_STRIDES) if self.cost.of(math.ceil(n / s)) <= LATEST_S / 2)
+        stride = next(in_time, _STRIDES[-1])
+        shown_s = now_s + self.cost.of(math.ceil(n / stride)) + float(_CUSHION_FRAMES / self.frame_rate)
+        latest_s = self._speech[0].arrived_s(self._next_frame) + LATEST_S - float(1 / self.frame_rate)
+        index = self._index_at(min(shown_s, max(latest_s, now_s)) - self.due_s(0, now_s))
+        return self._window(n, stride, self._follow(max(self.next_index, index)))
 
     def _index_at(self, since_start_s: float) -> int:
         return math.ceil(since_start_s * self.frame_rate)

@@ -234,5 +234,7 @@ class PushSession:
         frames = self._clip.frames(first.index, last.index + 1)
         audio = self._hearing.features(first.frame, len(window.slots))
         spoken = self._mouths.generate(frames, audio, window.stride)
+        if not self._settings.realtime:
+            return list(spoken)
         pairs = zip(window.slots, frames, spoken, strict=True)
         return [self._mouths.beginning(frame, one, slot.place) for slot, frame, one in pairs]
