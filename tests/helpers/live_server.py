@@ -13,6 +13,7 @@ import uvicorn
 
 from helpers.live import SIDE, DrawnSession
 from helpers.service import until
+from lipstream.live.frames import LiveSession
 from lipstream.serve.database import Database
 from lipstream.serve.live.app import create_live_app
 from lipstream.serve.live.settings import LivePageSettings
@@ -20,13 +21,13 @@ from lipstream.serve.live.settings import LivePageSettings
 
 @contextmanager
 def serving_live(
-    folder: Path, new_session: Callable[[], DrawnSession] = DrawnSession, **settings: object
+    folder: Path, new_session: Callable[[], LiveSession] = DrawnSession, *, side: int = SIDE, **settings: object
 ) -> Iterator[httpx.Client]:
     """Yield a client of the live page's server, until the block ends."""
     given = LivePageSettings(data=str(folder / "data"), **settings)
     database = Database(given.database_url)
     database.migrate()
-    app = create_live_app(given, database, new_session, SIDE, SIDE)
+    app = create_live_app(given, database, new_session, side, side)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

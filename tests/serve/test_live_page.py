@@ -17,7 +17,10 @@ pytest.importorskip("aiortc", reason="the extra live is not installed")
 from helpers.live import MOUTH, SIDE, DrawnSession, tone
 from helpers.live_server import serving_live
 from helpers.media import write_wav
+from helpers.pipeline import write_clip
 from helpers.service import until
+from lipstream import LipSync, read_frames
+from lipstream.bundled import sample
 from lipstream.errors import OutOfMemoryError
 from lipstream.serve.live import speech
 
@@ -49,6 +52,19 @@ WATCH = """([top, bottom, left, right, side, ms]) => new Promise((done) => {
     seen.levels.push(Math.max(...sound.samples.map(Math.abs)));
     seen.brightest = Math.max(seen.brightest, all[4 * (4 * side + 4)]);
     seen.times.push(video.currentTime);
+    if (performance.now() - begun > ms) done(seen); else setTimeout(look, 40);
+  };
+  look();
+})"""
+
+# The green of two parts of the picture, the mouth and a corner, over a while.
+WATCH_PARTS = """(ms) => new Promise((done) => {
+  const video = document.querySelector('#face'), canvas = new OffscreenCanvas(128, 128), seen = [[], []];
+  const drawing = canvas.getContext('2d', {willReadFrequently: true}), begun = performance.now();
+  const look = () => {
+    drawing.drawImage(video, 0, 0, 128, 128);
+    [[54, 50, 24, 12], [0, 0, 24, 12]].forEach((box, part) =>
+      seen[part].push(Array.from(drawing.getImageData(...box).data).filter((_, at) => at % 4 === 1)));
     if (performance.now() - begun > ms) done(seen); else setTimeout(look, 40);
   };
   look();
@@ -225,3 +241,31 @@ def test_a_visit_ends_in_time(browser: Any, tmp_path: Path) -> None:
         page.click("#start")
         wait_for(page, "said", "the time for a visit is over")
         wait_for(page, "state", "Not connected")
+
+
+@pytest.mark.timeout(600)
+def test_the_bundled_model_speaks(browser: Any, tmp_path: Path) -> None:
+    picture = next(iter(read_frames(sample.VIDEO))).image
+    clip = write_clip(tmp_path / "still.mp4", [picture] * 25)
+    with LipSync.load("tiny", device="cpu", detector="mediapipe", threads=2) as sync:
+        avatar = sync.prepare_avatar(clip, tmp_path / "still.avatar")
+        sessions = serving_live(tmp_path, lambda: sync.live(avatar), side=avatar.width)
+        with sessions as client, opened(browser, client) as page:
+            start(page)
+            time.sleep(2)  # the encoder's first pictures are coarse
+            idle = motion(page, 1.5)
+            page.set_input_files("#recording", str(sample.SPEECH))
+            wait_for(page, "state", "Speaking")
+            spoken = motion(page, 4)
+            page.click("#interrupt")
+            wait_for(page, "state", "Ready")
+            page.click("#stop")
+            until(lambda: client.get("/api/live").json()["sessions"] == 0)
+    print(idle, spoken)
+    assert spoken[0] > 4 and spoken[0] > 4 * idle[0]
+    assert max(idle[1], spoken[1]) < 2
+
+
+def motion(page: Any, seconds: float) -> list[float]:
+    """Return how much the mouth and a corner change over a while: standard deviation over time, mean of the pixels."""
+    return [float(np.array(part).std(0).mean()) for part in page.evaluate(WATCH_PARTS, 1000 * seconds)]
