@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lipstream.face.registry import make_detector
     from lipstream.jobs import JobResult, SyncJob
     from lipstream.lipsync import LipSync
+    from lipstream.live.avatar import Avatar
+    from lipstream.live.frames import LiveFrame, LiveSession, LiveSettings
     from lipstream.media.audio import SpeechInfo, read_mono
     from lipstream.media.reader import Frame, VideoInfo, read_frames
     from lipstream.models.load import Model
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from lipstream.settings import RuntimeSettings, SyncSettings
 
 __all__ = [
+    "Avatar",
     "Cancelled",
     "Denoiser",
     "Detector",
@@ -51,6 +54,9 @@ __all__ = [
     "JobResult",
     "LipSync",
     "LipstreamError",
+    "LiveFrame",
+    "LiveSession",
+    "LiveSettings",
     "Model",
     "ModelError",
     "MultiFaceDetector",
@@ -75,6 +81,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Avatar": "lipstream.live.avatar",
     "Denoiser": "lipstream.diffusion.sampling",
     "Detector": "lipstream.face.detector",
     "Face": "lipstream.face.detector",
@@ -85,6 +92,9 @@ _HOMES = {
     "Inputs": "lipstream.pipeline.file_job",
     "JobResult": "lipstream.jobs",
     "LipSync": "lipstream.lipsync",
+    "LiveFrame": "lipstream.live.frames",
+    "LiveSession": "lipstream.live.frames",
+    "LiveSettings": "lipstream.live.frames",
     "Model": "lipstream.models.load",
     "MultiFaceDetector": "lipstream.face.detector",
     "Progress": "lipstream.results",

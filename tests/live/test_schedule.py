@@ -18,7 +18,7 @@ from lipstream.live.speech import Segment
 
 RATE = Fraction(25)
 RATE_HZ = 16000
-LOOK_AHEAD_S = 0.26
+LOOK_AHEAD_S = 0.27
 
 
 @dataclass

@@ -20,6 +20,7 @@ from lipstream.scale.storage import check_address, fetched, is_address, sent, wi
 from lipstream.settings import ALL_DEVICES, RuntimeSettings, SyncSettings
 
 if TYPE_CHECKING:
+    from lipstream.media.audio import SpeechInfo
     from lipstream.media.reader import VideoInfo
     from lipstream.results import SyncResult
 
@@ -177,8 +178,21 @@ def _run(
         if model is None and not args.quiet:
             reporter.notice(_DEMONSTRATION)
         reporter.status("Starting ...")
+        from lipstream.pipeline.file_job import probe_audio
+
+        recording = probe_audio(speech, settings.audio_track)
         result = _sync(
-            args, interrupts, reporter, model or "tiny", devices, runtime, picture, speech, output, settings, overwrite
+            args,
+            interrupts,
+            reporter,
+            model or "tiny",
+            devices,
+            runtime,
+            picture,
+            recording,
+            output,
+            settings,
+            overwrite,
         )
     _show(args, replace(result, output=without_secrets(shown_output)))
     return 0
@@ -201,7 +215,7 @@ def _sync(
     devices: Sequence[str],
     runtime: RuntimeSettings,
     picture: VideoInfo | Path,
-    speech: Path | dict[str, Path],
+    speech: SpeechInfo,
     output: Path,
     settings: SyncSettings,
     overwrite: bool,
@@ -225,7 +239,7 @@ def _sync(
 
         reporter.status(f"Joining the cluster at {args.ray} ...")
         asked = RaySettings(args.ray, args.ray_actors, args.ray_gpus)
-        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
         with work_folder(args.work) as work, Cluster(asked, model, runtime, interrupts.cancel) as cluster:
             return run_in_segments(cluster, inputs, output, settings, work, **segments, **common)
     each = each_device(devices, runtime)
@@ -237,7 +251,7 @@ def _sync(
     with replicas(model, each, on_export) as syncs:
         if args.work is None and len(syncs) == 1:
             return syncs[0](picture, speech, output, settings, **common)
-        inputs = probe_inputs(picture, speech, output, overwrite=overwrite, audio_track=settings.audio_track)
+        inputs = probe_inputs(picture, speech, output, overwrite=overwrite)
         with work_folder(args.work) as work:
             return run_in_segments(OfThisProcess(syncs), inputs, output, settings, work, **segments, **common)
 

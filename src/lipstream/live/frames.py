@@ -38,11 +38,11 @@ class LiveSettings:
 
     realtime: frames come at the frame rate, and idle while nobody speaks; else those of the speech come as soon as they
     are there, and no others. look_ahead_s: how much sound has to be there after a frame before it is generated, s; with
-    0.26 the bundled model's audio features are those of the whole recording. sync: how faces are generated.
+    0.27 the bundled model's audio features are those of the whole recording. sync: how faces are generated.
     """
 
     realtime: bool = True
-    look_ahead_s: float = 0.26
+    look_ahead_s: float = 0.27
     sync: SyncSettings = field(default_factory=SyncSettings)
 
     def __post_init__(self) -> None:

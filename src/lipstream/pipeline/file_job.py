@@ -48,16 +48,20 @@ def probe_inputs(
 
     Raises the InputError or OutputError that a run with these files would begin with.
     """
-    if isinstance(audio, SpeechInfo):
-        speech = audio
-    elif isinstance(audio, Mapping):
-        speech = probe_conversation(audio, log_mel_maximum, track=audio_track)
-    else:
-        speech = probe_speech(audio, log_mel_maximum, track=audio_track)
+    speech = probe_audio(audio, audio_track)
     inputs = Inputs(video if isinstance(video, VideoInfo) else probe(video), speech)
     paths = [one.path for _, one in recordings_of(speech)]
     check_output(output, inputs=(inputs.video.path, *paths), overwrite=overwrite)
     return inputs
+
+
+def probe_audio(audio: str | Path | SpeechInfo | Mapping[str, str | Path], audio_track: int | None) -> SpeechInfo:
+    """Probe a recording, or those of several people, unless that is done. Raises InputError."""
+    if isinstance(audio, SpeechInfo):
+        return audio
+    if isinstance(audio, Mapping):
+        return probe_conversation(audio, log_mel_maximum, track=audio_track)
+    return probe_speech(audio, log_mel_maximum, track=audio_track)
 
 
 def file_job(
