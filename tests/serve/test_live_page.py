@@ -253,19 +253,21 @@ def test_the_bundled_model_speaks(browser: Any, tmp_path: Path) -> None:
         with sessions as client, opened(browser, client) as page:
             start(page)
             time.sleep(2)  # the encoder's first pictures are coarse
-            idle = motion(page, 1.5)
+            idle = parts(page, 1.5)
             page.set_input_files("#recording", str(sample.SPEECH))
             wait_for(page, "state", "Speaking")
-            spoken = motion(page, 4)
+            spoken = parts(page, 4.5)
             page.click("#interrupt")
             wait_for(page, "state", "Ready")
             page.click("#stop")
             until(lambda: client.get("/api/live").json()["sessions"] == 0)
-    print(idle, spoken)
-    assert spoken[0] > 4 and spoken[0] > 4 * idle[0]
-    assert max(idle[1], spoken[1]) < 2
+    before = [part.mean(0) for part in idle]
+    # How far the picture is at most from what it was: on a busy machine few are generated, and the rest are held.
+    idle_mouth, idle_corner = (np.abs(part - mean).mean(1).max() for part, mean in zip(idle, before, strict=True))
+    mouth, corner = (np.abs(part - mean).mean(1).max() for part, mean in zip(spoken, before, strict=True))
+    assert mouth > 6 and mouth > 4 * max(idle_mouth, idle_corner, corner)
 
 
-def motion(page: Any, seconds: float) -> list[float]:
-    """Return how much the mouth and a corner change over a while: standard deviation over time, mean of the pixels."""
-    return [float(np.array(part).std(0).mean()) for part in page.evaluate(WATCH_PARTS, 1000 * seconds)]
+def parts(page: Any, seconds: float) -> list[np.ndarray]:
+    """Return the mouth and a corner over a while: (times, pixels) each."""
+    return [np.array(part, float) for part in page.evaluate(WATCH_PARTS, 1000 * seconds)]
