@@ -72,6 +72,8 @@ class PushSession:
         with self._changed:
             if self._is_closed:
                 raise SettingsError("this session is closed", fix="begin another one")
+            if not len(mono):
+                return
             if self._segment is None:
                 self._segment = Segment(sample_rate_hz, self._avatar.frame_rate, self._settings.look_ahead_s)
                 self._schedule.add(self._segment)
@@ -81,8 +83,7 @@ class PushSession:
                     fix="end the segment first",
                     setting="sample_rate_hz",
                 )
-            if len(mono):
-                self._segment.add(mono, self._clock())
+            self._segment.add(mono, self._clock())
             self._changed.notify_all()
 
     def end_segment(self) -> None:
@@ -122,19 +123,17 @@ class PushSession:
 
     def __iter__(self) -> Iterator[LiveFrame]:
         while True:
-            turn = self._next()
+            with self._changed:
+                while isinstance(turn := self._next(), Wait):
+                    self._changed.wait(None if turn.until_s is None else self._delay_s(turn))
             if turn is None:
                 return
-            if isinstance(turn, Turn):
-                yield self._frame(turn)
-                continue
-            with self._changed:
-                if not self._is_closed and self._error is None:
-                    self._changed.wait(self._delay_s(turn))
+            yield self._frame(turn)
 
     async def __aiter__(self) -> AsyncIterator[LiveFrame]:
         while True:
-            turn = self._next()
+            with self._changed:
+                turn = self._next()
             if turn is None:
                 return
             if isinstance(turn, Turn):
@@ -146,16 +145,18 @@ class PushSession:
         return _POLL_S if wait.until_s is None else max(0.0, wait.until_s - self._clock())
 
     def _next(self) -> Turn | Wait | None:
-        """Return the frame whose turn it is, how long to wait, or None at the end. Raises what went wrong."""
-        with self._changed:
-            if self._is_closed:
-                return None
-            if self._error is not None:
-                raise self._error
-            turn = self._schedule.take(self._clock())
-            if isinstance(turn, Turn):
-                self._changed.notify_all()
-            return turn
+        """Return the frame whose turn it is, how long to wait, or None at the end. Raises what went wrong.
+
+        To be called with the lock held.
+        """
+        if self._is_closed:
+            return None
+        if self._error is not None:
+            raise self._error
+        turn = self._schedule.take(self._clock())
+        if isinstance(turn, Turn):
+            self._changed.notify_all()
+        return turn
 
     def _frame(self, turn: Turn) -> LiveFrame:
         (frame,) = self._clip.frames(turn.index, turn.index + 1)

@@ -29,6 +29,8 @@ def mono_of(samples: NDArray[Any]) -> Samples:
         raise InputError(f"samples are {array.dtype}, not float32 or int16", fix="convert them")
     if array.ndim not in (1, 2) or (array.ndim == 2 and not 0 < array.shape[1] <= _MOST_CHANNELS):
         raise InputError(f"samples are {array.shape}, not (n,) or (n, channels)", fix="pass (n, channels)")
+    if not array.size:
+        return np.zeros(0, np.float32)
     planar = np.atleast_2d(array.astype(np.float32).T)
     valid, _ = without_invalid(planar)
     return np.ascontiguousarray(valid.mean(0), np.float32)
