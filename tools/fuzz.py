@@ -150,12 +150,19 @@ def run(corpus: list[Path], n_files: int, seed: int) -> int:
     return n_bad
 
 
-def run_atheris(corpus: Path, options: list[str]) -> None:
-    """Let atheris make the files."""
+def run_atheris(corpus: list[Path], options: list[str]) -> None:
+    """Let atheris make the files: the first byte says of which kind one is."""
     import atheris
 
-    folder = Path(tempfile.mkdtemp())
-    suffixes = sorted({path.suffix for path in corpus.iterdir() if path.is_file()})
+    with atheris.instrument_imports(include=["lipstream"]):
+        import lipstream.media.audio
+        import lipstream.media.loop
+        import lipstream.media.reader
+        import lipstream.models.checkpoint  # noqa: F401
+    folder, seeds = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    suffixes = sorted({path.suffix for path in corpus})
+    for path in corpus:
+        (seeds / path.name).write_bytes(bytes([suffixes.index(path.suffix)]) + path.read_bytes())
 
     def target(data: bytes) -> None:
         if data:
@@ -164,7 +171,7 @@ def run_atheris(corpus: Path, options: list[str]) -> None:
             read_everything(path)
 
     logging.disable(logging.CRITICAL)
-    atheris.Setup([sys.argv[0], *options, str(corpus)], target)
+    atheris.Setup([sys.argv[0], *options, str(seeds)], target)
     atheris.Fuzz()
 
 
@@ -175,10 +182,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true")
     args, options = parser.parse_known_args()
-    if args.atheris:
-        run_atheris(args.corpus, options)
-        return 0
     files = sorted(path for path in args.corpus.iterdir() if path.is_file() and path.stat().st_size < LARGEST_BYTES)
+    if args.atheris:
+        run_atheris(files, options)
+        return 0
     return 1 if run(files, args.files, args.seed) else 0
 
 

@@ -15,7 +15,16 @@ from lipstream.errors import ModelError
 from lipstream.evaluate import openings, sync_tracks
 from lipstream.evaluate.appearance import EdgeStep, Sharpness
 from lipstream.evaluate.measures import MEASURES
-from lipstream.evaluate.perceptual import FID_FILE, LPIPS_FILE, FaceNetworks, FrechetDistance, find_networks
+from lipstream.evaluate.perceptual import (
+    FID_FILE,
+    FVD_FILE,
+    FVD_FRAMES,
+    LPIPS_FILE,
+    FaceNetworks,
+    FrechetDistance,
+    Likeness,
+    find_networks,
+)
 from lipstream.evaluate.region import CROP_PX, face_regions
 from lipstream.evaluate.score import ClipFiles, ClipScore, Series
 from lipstream.evaluate.summary import Failure, Report, mean_with_interval, table
@@ -156,7 +165,7 @@ def clip_score(name: str, **measures: float | None) -> ClipScore:
 
 def test_a_report_has_a_row_per_clip_and_counts_failures() -> None:
     scores = clip_score("a.mp4", ssim=0.5, psnr_db=float("inf")), clip_score("b.mp4", ssim=0.7, sync_c=None)
-    report = Report(scores, (Failure("c.mp4", "broken"),), None, {"leakage": "no --source"})
+    report = Report(scores, (Failure("c.mp4", "broken"),), {"fid": None, "fvd": 3.25}, {"leakage": "no --source"})
     values = json.loads(report.to_json())
     assert (values["scored"], values["failed"]) == (2, 1)
     assert values["clips"][0]["psnr_db"] is None  # JSON has no infinity
@@ -171,6 +180,8 @@ def test_a_report_has_a_row_per_clip_and_counts_failures() -> None:
     assert "2 of 3 clips scored" in text
     assert "failed: c.mp4: broken" in text
     assert "not measured: leakage: no --source" in text
+    assert "fvd" in text and "3.25" in text and "fid" not in text
+    assert (report.to_dict()["fid"], report.to_dict()["fvd"]) == (None, 3.25)
 
 
 def test_the_frechet_distance_of_gaussians_is_the_formula() -> None:
@@ -185,31 +196,62 @@ def test_the_frechet_distance_of_gaussians_is_the_formula() -> None:
 
 
 class Stand(torch.nn.Module):
-    """A stand-in for the networks of LPIPS and FID: the mean colour."""
+    """A stand-in for the networks of LPIPS, FID and FVD: the mean colour."""
 
     def forward(
-        self, x: torch.Tensor, resize_images: bool = False, return_lpips: bool = False, return_features: bool = False
+        self,
+        x: torch.Tensor,
+        resize_images: bool = False,
+        return_lpips: bool = False,
+        return_features: bool = False,
+        rescale: bool = False,
+        resize: bool = False,
     ) -> torch.Tensor:
-        return x.float().mean((2, 3))
+        return x.float().flatten(2).mean(2)
+
+
+def likeness(networks: FaceNetworks) -> Likeness:
+    return Likeness(networks, FrechetDistance(), FrechetDistance())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_networks_are_taken_from_the_folder_that_is_named(tmp_path: Path) -> None:
     nothing, absent = find_networks(tmp_path)
-    assert set(absent) >= {"lpips", "fid"}
+    assert set(absent) >= {"lpips", "fid", "fvd"}
     assert LPIPS_FILE in absent["lpips"]
-    for name in (LPIPS_FILE, FID_FILE):
+    for name in (LPIPS_FILE, FID_FILE, FVD_FILE):
         torch.jit.script(Stand()).save(str(tmp_path / name))  # type: ignore[no-untyped-call]
     networks, absent = find_networks(tmp_path)
-    assert not {"lpips", "fid"} & set(absent)
-    image, matrix, frechet = np.full((300, 300, 3), 100, np.uint8), np.eye(2, 3, dtype=np.float32), FrechetDistance()
-    assert nothing.compared(image, image + 10, matrix, frechet) == {}
-    assert networks.compared(image, image + 10, matrix, frechet)["lpips"] == pytest.approx(300)
-    assert networks.compared(image, image, matrix, frechet)["lpips"] == 0
-    assert frechet.count == 2
+    assert not {"lpips", "fid", "fvd"} & set(absent)
+    image, matrix = np.full((300, 300, 3), 100, np.uint8), np.eye(2, 3, dtype=np.float32)
+    found = []
+    for given, other in ((nothing, image + 10), (networks, image + 10), (networks, image)):
+        one = likeness(given)
+        one.add(image, other, matrix)
+        found.append(one.means().get("lpips"))
+    assert found == [None, pytest.approx(300), 0]
     (tmp_path / LPIPS_FILE).write_bytes(b"not a network")
     with pytest.raises(ModelError, match="TorchScript"):
         find_networks(tmp_path)
+
+
+def test_fid_compares_frames_and_fvd_whole_windows_of_them() -> None:
+    shapes = []
+
+    def features(crops: torch.Tensor) -> np.ndarray:
+        shapes.append(tuple(crops.shape))
+        return crops.double().flatten(2).mean(2).numpy()
+
+    fid, fvd = FrechetDistance(), FrechetDistance()
+    compared = Likeness(FaceNetworks(features=features, window_features=features), fid, fvd)
+    image, matrix = np.full((300, 300, 3), 100, np.uint8), np.eye(2, 3, dtype=np.float32)
+    for index in range(3 * FVD_FRAMES):
+        if index == FVD_FRAMES + 5:
+            compared.interrupt()  # no window goes over a frame without a face
+        compared.add(image, image + index % 7, matrix)
+    assert (fid.count, fvd.count) == (3 * FVD_FRAMES, 2)
+    assert set(shapes) == {(1, 3, 256, 256), (1, 3, FVD_FRAMES, 256, 256)}
+    assert fvd.value() is not None
 
 
 def test_identity_is_the_cosine_of_the_embeddings() -> None:
@@ -221,6 +263,10 @@ def test_identity_is_the_cosine_of_the_embeddings() -> None:
 
     dark, light = np.zeros((300, 300, 3), np.uint8), np.full((300, 300, 3), 255, np.uint8)
     matrix, networks = np.eye(2, 3, dtype=np.float32), FaceNetworks(embed=embed)
-    found = [networks.compared(dark, other, matrix, FrechetDistance())["identity"] for other in (dark, light)]
+    found = []
+    for other in (dark, light):
+        one = likeness(networks)
+        one.add(dark, other, matrix)
+        found.append(one.means()["identity"])
     assert found == pytest.approx([1, 1 / np.sqrt(2)])
     assert set(seen) == {(3, 112, 112)}

@@ -23,6 +23,7 @@ from lipstream_lab.train import (
     augment,
     bundle,
     cli,
+    critic,
     data,
     dataset,
     decoder,
@@ -114,6 +115,14 @@ def test_decoder_only_leaves_the_encoder_alone(tmp_path):
     after = vae.train(pictures, tmp_path, SMALL_VAE, loop_of(2), CPU, decoder_only=True).state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder"}
+
+
+def test_an_autoencoder_is_begun_from_another(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    torch.manual_seed(7)
+    other = vae.build(SMALL_VAE).state_dict()
+    after = vae.train(pictures, tmp_path, SMALL_VAE, loop_of(1, learning_rate=1e-6), CPU, begin=other).state_dict()
+    assert all(torch.allclose(after[name], tensor, atol=1e-5) for name, tensor in other.items())
 
 
 def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
@@ -492,6 +501,31 @@ def test_finishing_changes_the_decoder_alone(tmp_path):
     ).state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
     assert all(torch.equal(trained[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_critic_and_the_decoder_learn_from_their_own_losses_alone():
+    torch.manual_seed(0)
+    finishing = critic.Finishing(made_vae())
+    smooth = torch.zeros(8, 3, 32, 32, requires_grad=True)
+    grain = torch.randn(8, 3, 32, 32)
+    sum(finishing.decoder_losses(smooth, grain)).backward()
+    assert smooth.grad is not None and smooth.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in finishing.critic.parameters())
+    smooth.grad = None
+    optimizer = torch.optim.Adam(finishing.critic.parameters(), 1e-3)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = finishing.critic_loss(smooth, grain)
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss.detach()))
+    assert smooth.grad is None
+    assert values[0] == pytest.approx(2, abs=0.3)
+    assert values[-1] < 0.5 * values[0]
+    worse, _ = finishing.decoder_losses(smooth, grain)
+    better, _ = finishing.decoder_losses(grain, grain)
+    assert better < worse
 
 
 def test_texture_minds_strength_not_place():

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--syncnet", type=Path, metavar="FILE", help="the published syncnet_v2.model [the hub's cache]"
     )
     hardware.add_argument(
-        "--networks", type=Path, metavar="DIR", help="TorchScript of LPIPS (vgg16.pt) and FID (see docs/quality.md)"
+        "--networks", type=Path, metavar="DIR", help="TorchScript of LPIPS, FID and FVD (see docs/quality.md)"
     )
     add_progress_option(groups["messages"])
 

@@ -15,6 +15,7 @@ from lipstream.errors import InputError, NoFaceError
 from lipstream.evaluate.lip_metrics import MouthFinder, inner_lips_distance
 from lipstream.evaluate.mouth import mouth_opening
 from lipstream.evaluate.openings import correlation
+from lipstream.evaluate.perceptual import Likeness
 from lipstream.evaluate.quality import Appearance, Compared, Psnr, Ssim, similarity_near
 from lipstream.evaluate.region import face_regions
 from lipstream.evaluate.sync_tracks import Box
@@ -94,14 +95,13 @@ class ClipMeter:
     """
 
     def __init__(self, tools: Tools) -> None:
-        self._tools = tools
         self.frames = self.frames_without_face = 0
         self.boxes: list[Box | None] = []
         self._series: dict[str, list[float]] = {}
         self._distances: list[float] = []
         self._own, self._reference = Appearance(), Appearance()
         self._repainted, self._face = (Psnr(), Ssim()), (Psnr(), Ssim())
-        self._likeness: dict[str, list[float]] = {}
+        self._likeness = Likeness(tools.networks, tools.fid, tools.fvd)
 
     def add(self, seen: Seen) -> None:
         """Add one frame."""
@@ -115,7 +115,11 @@ class ClipMeter:
             self._distances.append(inner_lips_distance(one, other))
         if seen.regions is not None and seen.affine_matrix is not None:
             self._add_appearance(seen.pictures, seen.regions)
-            self._add_likeness(seen.pictures, seen.affine_matrix)
+            like = seen.pictures.source if seen.pictures.reference is None else seen.pictures.reference
+            if like is not None:
+                self._likeness.add(like, seen.pictures.video, seen.affine_matrix)
+        else:
+            self._likeness.interrupt()
 
     def _add_appearance(self, pictures: Pictures, regions: _Regions) -> None:
         self._own.add(pictures.video, regions.repainted)
@@ -127,14 +131,6 @@ class ClipMeter:
             if regions.similarity is not None:
                 similarity, box = regions.similarity
                 ssim.add_map(similarity, counts[box])
-
-    def _add_likeness(self, pictures: Pictures, affine_matrix: Matrix) -> None:
-        like = pictures.source if pictures.reference is None else pictures.reference
-        if like is not None:
-            tools = self._tools
-            found = tools.networks.compared(like, pictures.video, affine_matrix, tools.frechet)
-            for name, value in found.items():
-                self._likeness.setdefault(name, []).append(value)
 
     def check(self, video: Path) -> None:
         """Raise InputError without a frame, NoFaceError without a mouth."""
@@ -153,7 +149,7 @@ class ClipMeter:
         openings = self.openings()
         found: dict[str, float | None] = {"frames": self.frames, "frames_without_face": self.frames_without_face}
         found |= self._own.values()
-        found |= {name: float(np.mean(values)) for name, values in self._likeness.items()}
+        found |= self._likeness.means()
         if "reference" not in openings:
             return found
         found |= {f"reference_{name}": value for name, value in self._reference.values().items()}

@@ -66,7 +66,7 @@ def evaluate(
     """Score clips one after the other; one that fails is counted and the rest go on.
 
     runtime: its detector finds the faces, its device computes SyncNet. syncnet: the published file, None for the hub's
-    cache. networks: the folder of LPIPS' and FID's networks. on_clip: given which clip is next. on_report: given what
+    cache. networks: the folder of those of LPIPS, FID and FVD. on_clip: given which clip is next. on_report: given what
     is known after each clip. Raises ModelError for a network that is named and cannot be used.
     """
     device = torch_device(runtime)
@@ -74,7 +74,7 @@ def evaluate(
     network = _syncnet(syncnet, str(device), absent)
     scores: list[ClipScore] = []
     failures: list[Failure] = []
-    report = Report((), (), None, absent)
+    report = Report((), (), {}, absent)
     with closing(make_detector(runtime.detector, device)) as detector, closing(MouthFinder(detector)) as finder:
         tools = Tools(finder, network, others, absent=absent)
         for index, files in enumerate(clips):
@@ -87,7 +87,8 @@ def evaluate(
                 failures.append(Failure(str(files.video), str(error)))
                 if len(clips) == 1:
                     raise
-            report = Report(tuple(scores), tuple(failures), tools.frechet.value(), _absent_from_all(scores, absent))
+            distances = {"fid": tools.fid.value(), "fvd": tools.fvd.value()}
+            report = Report(tuple(scores), tuple(failures), distances, _absent_from_all(scores, absent))
             on_report(report)
     return report
 

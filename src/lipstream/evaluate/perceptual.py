@@ -1,7 +1,8 @@
-"""Measures that need somebody else's network: likeness of a face embedding, LPIPS and FID, where the files are here.
+"""Measures that need somebody else's network: likeness of a face embedding, LPIPS, FID, FVD, where the files are here.
 
 None is downloaded. The face embedding is InsightFace's, from its own folder; LPIPS and FID take the TorchScript files
-of StyleGAN's metrics from a folder that the user names. TorchScript holds a program: take it from its authors alone.
+of StyleGAN's metrics, FVD that of StyleGAN-V's, from a folder that the user names. TorchScript holds a program: take it
+from its authors alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ Matrix = NDArray[np.float32]
 
 LPIPS_FILE = "vgg16.pt"
 FID_FILE = "inception-2015-12-05.pt"
+FVD_FILE = "i3d_torchscript.pt"
+FVD_FRAMES = 16  # of a window
 EMBEDDING_FILES = (("buffalo_l", "w600k_r50.onnx"), ("buffalo_s", "w600k_mbf.onnx"))
 
 # ArcFace's crop of 112 px from the face rectangle of a 256 px crop: the similarity that best takes the mean eyes, nose
@@ -40,46 +43,71 @@ _EMBEDDING_PX, _EMBEDDING_SCALE, _EMBEDDING_SHIFT = 112, 0.425, (11.5, 16.8)
 class FaceNetworks:
     """The networks that are at hand. embed: a face (3, 112, 112), RGB, -1 to 1, to its embedding. lpips: two crops.
 
-    features: crops (n, 3, 256, 256) uint8 to those that FID compares, (n, features).
+    features: crops (n, 3, 256, 256) uint8 to those that FID compares, (n, features). window_features: windows of crops
+    (n, 3, FVD_FRAMES, 256, 256) uint8 to those that FVD compares.
     """
 
     embed: Callable[[Tensor], NDArray[np.float32]] | None = None
     lpips: Callable[[Tensor, Tensor], float] | None = None
     features: Callable[[Tensor], NDArray[np.float64]] | None = None
+    window_features: Callable[[Tensor], NDArray[np.float64]] | None = None
 
-    def compared(self, like: Image, image: Image, affine_matrix: Matrix, frechet: FrechetDistance) -> dict[str, float]:
-        """Return `identity` and `lpips` of the same face in two frames (h, w, 3), as far as networks are here.
 
-        What FID compares is added to `frechet`.
-        """
-        found = {}
-        if self.embed is not None:
-            one, other = (self.embed(_embedding_crop(picture, affine_matrix)) for picture in (like, image))
-            found["identity"] = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
-        if self.lpips is None and self.features is None:
-            return found
+class Likeness:
+    """Accumulates, for one clip, what the networks that are here say of its face and the one that it is compared with.
+
+    fid, fvd: take what is compared over all clips.
+    """
+
+    def __init__(self, networks: FaceNetworks, fid: FrechetDistance, fvd: FrechetDistance) -> None:
+        self._networks, self._fid, self._fvd = networks, fid, fvd
+        self._values: dict[str, list[float]] = {}
+        self._window: list[list[Tensor]] = []
+
+    def add(self, like: Image, image: Image, affine_matrix: Matrix) -> None:
+        """Add a frame (h, w, 3) in which both have a face."""
+        networks = self._networks
+        if networks.embed is not None:
+            one, other = (networks.embed(_embedding_crop(picture, affine_matrix)) for picture in (like, image))
+            cosine = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+            self._values.setdefault("identity", []).append(cosine)
+        if networks.lpips is None and networks.features is None and networks.window_features is None:
+            return
         crops = [crop_face(picture, affine_matrix, CROP_PX) for picture in (like, image)]
-        if self.lpips is not None:
-            found["lpips"] = self.lpips(*crops)
-        if self.features is not None:
-            frechet.add(*(self.features(crop[None]) for crop in crops))
-        return found
+        if networks.lpips is not None:
+            self._values.setdefault("lpips", []).append(networks.lpips(*crops))
+        if networks.features is not None:
+            self._fid.add(*(networks.features(crop[None]) for crop in crops))
+        if networks.window_features is not None:
+            self._window.append(crops)
+            if len(self._window) == FVD_FRAMES:
+                windows = (torch.stack(frames, 1)[None] for frames in zip(*self._window, strict=True))
+                self._fvd.add(*(networks.window_features(window) for window in windows))
+                self._window.clear()
+
+    def interrupt(self) -> None:
+        """Begin a new window: a frame has no face."""
+        self._window.clear()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean `identity` and `lpips`, as far as networks are here."""
+        return {name: float(np.mean(values)) for name, values in self._values.items()}
 
 
 def find_networks(folder: Path | None, device: torch.device | str = "cpu") -> tuple[FaceNetworks, dict[str, str]]:
     """Load what is on this machine, and say what is not and why, by the measure's name.
 
-    folder: holds LPIPS_FILE and FID_FILE, or one of them. Raises ModelError for a file that cannot be loaded.
+    folder: holds LPIPS_FILE, FID_FILE, FVD_FILE or some of them. Raises ModelError for a file that cannot be loaded.
     """
     absent: dict[str, str] = {}
     embed = _load_embedding(absent)
-    lpips, inception = (
-        _script(folder, name, measure, device, absent) for name, measure in ((LPIPS_FILE, "lpips"), (FID_FILE, "fid"))
-    )
+    files = {"lpips": LPIPS_FILE, "fid": FID_FILE, "fvd": FVD_FILE}
+    lpips, inception, i3d = (_script(folder, name, measure, device, absent) for measure, name in files.items())
     return FaceNetworks(
         embed,
         None if lpips is None else partial(_lpips, lpips, device),
         None if inception is None else partial(_features, inception, device),
+        None if i3d is None else partial(_window_features, i3d, device),
     ), absent
 
 
@@ -94,6 +122,13 @@ def _lpips(network: Any, device: torch.device | str, one: Tensor, other: Tensor)
 def _features(network: Any, device: torch.device | str, crops: Tensor) -> NDArray[np.float64]:
     """Return Inception's features (n, features) of crops (n, 3, h, w) uint8."""
     return np.asarray(network(crops.to(device), return_features=True).double().cpu().numpy())
+
+
+@torch.inference_mode()
+def _window_features(network: Any, device: torch.device | str, windows: Tensor) -> NDArray[np.float64]:
+    """Return I3D's features (n, features) of windows (n, 3, frames, h, w) uint8."""
+    found = network(windows.float().to(device), rescale=True, resize=True, return_features=True)
+    return np.asarray(found.double().cpu().numpy())
 
 
 def _script(

@@ -51,14 +51,15 @@ class ClipFiles:
 class Tools:
     """What measures: a mouth finder with its detector, and the networks that are at hand.
 
-    frechet: takes what FID compares, over all clips. absent: why a measure cannot be taken on this machine, by its
+    fid, fvd: take what these compare, over all clips. absent: why a measure cannot be taken on this machine, by its
     name.
     """
 
     finder: MouthFinder
     syncnet: syncnet.SyncNet | None = None
     networks: FaceNetworks = field(default_factory=FaceNetworks)
-    frechet: FrechetDistance = field(default_factory=FrechetDistance)
+    fid: FrechetDistance = field(default_factory=FrechetDistance)
+    fvd: FrechetDistance = field(default_factory=FrechetDistance)
     absent: dict[str, str] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +41,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured. scores: in the order of the clips. fid: over all their frames, None without its network.
+    """What was measured. scores: in the order of the clips.
 
-    absent: why a measure was not taken on any clip, by its name.
+    distances: "fid" and "fvd", over all their frames, None without the network or with too few frames. absent: why a
+    measure was not taken on any clip, by its name.
     """
 
     scores: tuple[ClipScore, ...]
     failures: tuple[Failure, ...]
-    fid: float | None
+    distances: Mapping[str, float | None]
     absent: dict[str, str]
 
     def means(self) -> dict[str, Mean]:
@@ -67,7 +68,8 @@ class Report:
             "version": __version__,
             "clips": [_row(score) for score in self.scores],
             "means": {name: asdict(mean) for name, mean in self.means().items()},
-            "fid": self.fid,
+            "fid": self.distances.get("fid"),
+            "fvd": self.distances.get("fvd"),
             "scored": len(self.scores),
             "failed": len(self.failures),
             "failures": [asdict(failure) for failure in self.failures],
@@ -126,8 +128,9 @@ def table(report: Report) -> str:
         interval = "" if mean.low is None else f"  [{mean.low:.{measure.digits}f}, {mean.high:.{measure.digits}f}]"
         fewer = "" if mean.clips == len(report.scores) else f"  ({mean.clips} clips)"
         lines.append(f"  {measure.title:{width}}  {name:24}  {value}{interval}{fewer}")
-    if report.fid is not None:
-        lines.append(f"  {'FID of the faces':{width}}  {'fid':24}  {report.fid:.2f}")
+    for name, distance in report.distances.items():
+        if distance is not None:
+            lines.append(f"  {f'{name.upper()} of the faces':{width}}  {name:24}  {distance:.2f}")
     reasons: dict[str, list[str]] = {}
     for name, reason in report.absent.items():
         reasons.setdefault(reason, []).append(name)

@@ -138,7 +138,7 @@ def _start(args: argparse.Namespace, report: Report) -> None:
 def _vae(args: argparse.Namespace, report: Report) -> None:
     crops = np.stack(list(data.all_crops(_clips_of(args.work))))
     settings = vae.VaeSettings(resolution=crops.shape[1])
-    folder = args.work / _VAE
+    folder, begin = args.work / _VAE, args.work / start.FOLDER
     vae.train(
         crops,
         folder,
@@ -147,6 +147,7 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
         torch.device(args.device),
         _step_reporter(report),
         decoder_only=args.decoder_only,
+        begin=start.autoencoder(begin).state_dict() if begin.is_dir() else None,
     )
     curves.draw_curves(folder, folder / "curves.png")
 
@@ -255,7 +256,7 @@ def _bundle(args: argparse.Namespace, report: Report) -> None:
     else:
         model, step = _load_trained(args.work, settings, stage.autoencoder)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
-        load_average(args.work / _FINISH, stage.autoencoder)
+        decoder.load(args.work / _FINISH, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
     description = bundle.BundleSettings(
         args.name,
@@ -293,13 +294,18 @@ class _Stage:
 
     @classmethod
     def open(cls, work: Path) -> _Stage:
-        """Load the autoencoder: of the model to begin from, or as trained, with a scaling factor measured on clips."""
+        """Load the autoencoder: as trained, or of the model to begin from.
+
+        One trained from nothing gets a scaling factor measured on clips.
+        """
         paths = data.clip_paths(_clips_of(work))[:_SCALE_PICTURES]
         first = torch.from_numpy(np.stack([data.Clip.load(path).crops[0] for path in paths])).float() / 127.5 - 1
         resolution = first.shape[-1]
         begin = work / start.FOLDER
         if begin.is_dir():
             autoencoder = start.autoencoder(begin)
+            if (work / _VAE / CHECKPOINT_NAME).exists():
+                load_average(work / _VAE, autoencoder)
         else:
             autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
             load_average(_run_folder(work, _VAE), autoencoder)

@@ -1,8 +1,8 @@
 """Fine-tune the VAE decoder on the U-Net's predictions.
 
 A U-Net trained by regression predicts conditional means, which a decoder trained on encodings alone decodes to blurred
-images. Here the decoder is trained on predictions, with a loss on pixels and one on the local strength of fine texture,
-wherever its details lie. The encoder and the U-Net stay frozen.
+images. Here the decoder is trained on predictions, with a loss on pixels, one on the local strength of fine texture,
+wherever its details lie, and a critic of the mouth (`critic.py`). The encoder and the U-Net stay frozen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import losses
+from lipstream_lab.train.critic import Finishing
 from lipstream_lab.train.latents import LatentClip, Sampler
-from lipstream_lab.train.loop import LoopSettings, Report, Run
+from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
 from lipstream_lab.train.unet import ConditionedUNet, UNetSettings
 
 # Texture strength is compared over patches: small enough to separate lips from teeth, larger than single details.
@@ -28,7 +29,10 @@ _PATCH_PX = 8
 
 @dataclass(frozen=True)
 class FinishSettings:
-    """Batch size and loss weights. encoded_share: frames decoded from encodings, so that these stay sharp."""
+    """Batch size and loss weights. encoded_share: frames decoded from encodings, so that these stay sharp.
+
+    critic_steps: that the critic learns alone at first.
+    """
 
     windows: int = 2
     num_frames: int = 8
@@ -36,6 +40,9 @@ class FinishSettings:
     encoded_share: float = 0.3
     mouth_gain: float = 8.0
     texture_weight: float = 8.0
+    critic_weight: float = 0.05
+    features_weight: float = 0.5
+    critic_steps: int = 100
 
 
 def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -68,12 +75,13 @@ def train(
     torch.manual_seed(loop.seed)
     model = model.to(device).eval().requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
-    run = Run(folder, vae, loop, device)
+    run = Run(folder, Finishing(vae), loop, device)
+    finishing: Finishing = run.module  # type: ignore[assignment]
     sampler = Sampler(clips, mask, footage_share=unet.footage_share, dubbed_share=unet.dubbed_share)
     size = mask.shape[-1]
     weight = (losses.mouth_weight(size, settings.mouth_gain) * (0.05 + (1 - mask[None]))).to(device)
 
-    def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
         noise = torch.randn((settings.windows, *batch.latents.shape[1:]), generator=generator).to(device)
         with torch.no_grad():
@@ -81,10 +89,22 @@ def train(
         chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames].to(device)
         n_encoded = round(settings.encoded_share * len(chosen))
         latents = torch.cat((batch.latents[chosen[:n_encoded]], predicted[chosen[n_encoded:]]))
-        decoded, target = conditioning.decode(run.module, latents), batch.crops[chosen]
+        decoded, target = conditioning.decode(finishing.vae, latents), batch.crops[chosen]
         pixels = losses.pixel_loss(decoded, target, weight, laplacian_gain=0.25)
         texture = texture_loss(decoded, target, weight)
-        return {"loss": pixels + settings.texture_weight * texture, "pixels": pixels, "texture": texture}
+        critic = finishing.critic_loss(decoded, target)
+        total = pixels + settings.texture_weight * texture + critic
+        parts = {"pixels": pixels, "texture": texture, "critic": critic}
+        if step >= settings.critic_steps:
+            verdict, features = finishing.decoder_losses(decoded, target)
+            total = total + settings.critic_weight * verdict + settings.features_weight * features
+            parts |= {"verdict": verdict, "features": features}
+        return {"loss": total, **parts}
 
-    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))
-    return run.average
+    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average.vae, step))
+    return run.average.vae
+
+
+def load(folder: Path, vae: Any) -> None:
+    """Load the averaged decoder of a run into an autoencoder."""
+    load_average(folder, Finishing(vae))

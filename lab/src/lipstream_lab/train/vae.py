@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class VaeSettings:
     latent_channels: int = 8
     block_out_channels: tuple[int, ...] = (24, 48, 64, 96)
     batch_size: int = 12
-    mouth_gain: float = 2.0
+    mouth_gain: float = 6.0
     kl_weight: float = 1e-4
 
 
@@ -62,13 +62,17 @@ def train(
     report: Report | None = None,
     after_save: Callable[[Any, int], None] | None = None,
     decoder_only: bool = False,
+    begin: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """Train on crops uint8 (n, h, w, 3); return the averaged autoencoder.
 
-    decoder_only: freeze the encoder, so that latents computed earlier remain valid.
+    decoder_only: freeze the encoder, so that latents computed earlier remain valid. begin: tensors of the autoencoder
+    to begin from.
     """
     torch.manual_seed(loop.seed)
     vae = build(settings)
+    if begin is not None:
+        vae.load_state_dict(begin)
     if decoder_only:
         vae.encoder.requires_grad_(False)
     run = Run(folder, vae, loop, device)

@@ -1,0 +1,68 @@
+"""A critic of mouths, which learns beside the decoder to tell its pictures from true ones.
+
+What several mouths could be, regression draws as their mean: lips as a band, teeth as a strip. A critic of patches (as
+in Isola et al. 2017, https://arxiv.org/abs/1611.07004, with the hinge loss and spectral normalisation of Miyato et al.
+2018, https://arxiv.org/abs/1802.05957) asks for one of them instead; matching its features of the true picture
+(Larsen et al. 2016, https://arxiv.org/abs/1512.09300) asks for the true one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrizations import spectral_norm
+
+# The mouth with chin and cheeks beside it in an aligned crop: rows and columns, as shares of its side.
+_ROWS, _COLUMNS = (0.4, 0.8), (0.25, 0.75)
+_WIDTHS = (32, 64, 96, 96)
+
+
+class Critic(nn.Module):
+    """Maps pictures (n, 3, res, res) to the features of their mouths and, last, to verdicts on patches (n, 1, h, w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers, previous = [], 3
+        for index, width in enumerate(_WIDTHS):
+            layers.append(spectral_norm(nn.Conv2d(previous, width, 4 if index else 3, 2 if index else 1, 1)))
+            previous = width
+        self.layers = nn.ModuleList(layers)
+        self.verdict = spectral_norm(nn.Conv2d(previous, 1, 3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        side = pictures.shape[-1]
+        rows, columns = (slice(round(a * side), round(b * side)) for a, b in (_ROWS, _COLUMNS))
+        x, found = pictures[..., rows, columns], []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            found.append(x)
+        return [*found, self.verdict(x)]
+
+
+class Finishing(nn.Module):
+    """The autoencoder whose decoder is trained, and its critic: one module, so that a run resumes with both."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, self.critic = vae, Critic()
+
+    def critic_loss(self, made: Tensor, true: Tensor) -> Tensor:
+        """Return the critic's hinge loss, which does not reach the decoder. made, true: (n, 3, res, res)."""
+        verdicts = self.critic(torch.cat((made.detach(), true)))[-1]
+        on_made, on_true = verdicts.chunk(2)
+        return F.relu(1 + on_made).mean() + F.relu(1 - on_true).mean()
+
+    def decoder_losses(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a critic that stays as it is asks of the decoder: its verdict, and the distance of features."""
+        frozen = {name: value.detach() for name, value in self.critic.named_parameters()}
+        *of_made, verdict = functional_call(self.critic, frozen, (made,))
+        with torch.no_grad():
+            of_true = functional_call(self.critic, frozen, (true,))
+        distances = [
+            (a - b).abs().mean() / b.abs().mean().clamp_min(1e-3) for a, b in zip(of_made, of_true, strict=False)
+        ]
+        return -verdict.mean(), torch.stack(distances).mean()
