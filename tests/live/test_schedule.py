@@ -164,6 +164,19 @@ def test_where_compute_is_short_faces_are_thinned_and_the_sound_goes_on(per_face
         assert np.mean([slot.picture is not None for _, slot in spoken]) > 0.8
 
 
+def test_speech_does_not_wait_for_a_window_that_takes_too_long() -> None:
+    live = simulation(0.015)
+    first = live.speak(0.4, 0.4, 100.0)
+    live.cost_s = lambda n: 5.0  # something else takes the processor
+    live.run(1)
+    second = live.speak(1.0, 1.0, 100.0)
+    live.run(3)
+    shown = {slot.segment: time_s for time_s, slot in reversed(live.spoken())}
+    for segment in (first, second):
+        assert shown[segment] <= segment.arrived_s(0) + LATEST_S + 1e-6
+    assert [slot.frame for _, slot in live.spoken()] == [*range(10), *range(25)]
+
+
 def test_speech_that_comes_late_pauses_and_goes_on() -> None:
     live = simulation(0.015)
     segment = Segment(RATE_HZ, RATE, LOOK_AHEAD_S)

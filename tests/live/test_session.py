@@ -126,7 +126,7 @@ def test_pictures_never_jump_between_idling_and_speech(
     assert max(steps) < 3.0  # of 255: two frames of different people are some 60 apart
 
 
-def test_an_interruption_is_heard_of_within_a_frame(sync: LipSync, avatar: Avatar, speech: NDArray[np.float32]) -> None:
+def test_an_interruption_acts_within_a_frame(sync: LipSync, avatar: Avatar, speech: NDArray[np.float32]) -> None:
     with sync.live(avatar) as session:
         session.push_audio(np.tile(speech, 5), RATE_HZ)
         frames = iter(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -245,6 +246,8 @@ def test_a_visit_ends_in_time(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_the_bundled_model_speaks(browser: Any, tmp_path: Path) -> None:
+    if os.getloadavg()[0] > 3 * (os.cpu_count() or 1):
+        pytest.skip("the machine is too busy to generate pictures in real time")
     picture = next(iter(read_frames(sample.VIDEO))).image
     clip = write_clip(tmp_path / "still.mp4", [picture] * 25)
     with LipSync.load("tiny", device="cpu", detector="mediapipe", threads=2) as sync:

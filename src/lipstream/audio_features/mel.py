@@ -21,7 +21,7 @@ N_MELS = 80
 """Mel bands of every known model's audio encoder."""
 
 TYPICAL_MAXIMUM = 1.2
-"""About the largest log10 mel energy of recorded speech, for silence that is to be heard as a pause in such."""
+"""About the largest log10 mel energy of recorded speech, for silence that stands for a pause in such."""
 
 _DYNAMIC_RANGE = 8.0
 PAD = FFT_SIZE // 2

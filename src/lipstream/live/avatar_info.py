@@ -1,4 +1,4 @@
-"""What a prepared clip says of itself, and how it is told from a video. Imports no torch."""
+"""What a prepared clip says of itself, and how one is recognised. Imports no torch."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ class AvatarInfo:
 def is_avatar(path: str | Path) -> bool:
     """Return whether a file begins as a prepared clip does, of any version."""
     try:
+        if not Path(path).is_file():  # reading from a pipe would take from it
+            return False
         with Path(path).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             return size < _MOST_HEADER_BYTES and FORMAT.encode() in file.read(size)

@@ -29,13 +29,16 @@ class EndlessClip:
         threads.start(self._read, "clip")
 
     def frames(self, start: int, stop: int) -> list[Frame]:
-        """Return frames that have not been released, once they are read; their pictures are not to be changed."""
+        """Return frames once they are read; their pictures are not to be changed.
+
+        In place of one that has been released meanwhile, and is not needed any more, comes the first that has not.
+        """
         with self._changed:
             self._threads.wait(self._changed, lambda: self._error is not None or self._stop() >= stop)
             if self._error is not None:
                 raise self._error
             first = self._frames[0].index
-            return [self._frames[index - first] for index in range(start, stop)]
+            return [self._frames[max(0, index - first)] for index in range(start, stop)]
 
     def release(self, before: int) -> None:
         """Let go of the frames before one."""

@@ -38,8 +38,8 @@ class Spoken:
     face: Tensor
 
 
-class Hearing:
-    """What has been heard of a session, segment by segment, as the audio encoder takes it. For one thread.
+class LiveFeatures:
+    """Audio features of a session, segment by segment. For one thread.
 
     Whisper's floor lies below the largest energy of the recording. Of speech that is still being spoken that is not
     known: it is the largest so far, of all segments, and a typical one before anybody has spoken.

@@ -139,7 +139,8 @@ class Schedule:
         if (due_s := self.due_s(self.next_index, now_s)) > now_s:
             return Wait(due_s)
         self._drop_finished()
-        if slot is None and self._goes_on():  # its window could not be begun in time, its sound goes on
+        if slot is None and (self._goes_on() or self._is_overdue(now_s)):
+            # Its window could not be begun in time: the sound does without.
             (slot,) = self._bind(1, self.next_index)
         return self._given(slot)
 
@@ -153,6 +154,14 @@ class Schedule:
         if self._last is None or self._last.index != self.next_index - 1:
             return False
         return bool(self._speech) and self._speech[0].n_ready() > self._next_frame > 0
+
+    def _is_overdue(self, now_s: float) -> bool:
+        """Return whether speech that nothing is planned of has waited for as long as it may."""
+        if not self._speech or self._follow(self.next_index) > self.next_index:
+            return False
+        segment, frame = self._speech[0], self._next_frame
+        is_there = segment.n_ready() > frame
+        return is_there and segment.arrived_s(frame) + LATEST_S - float(1 / self.frame_rate) <= now_s
 
     def plan(self, now_s: float) -> Window | Wait:
         """Return the next window to generate."""

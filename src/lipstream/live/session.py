@@ -20,7 +20,7 @@ from lipstream.errors import SettingsError
 from lipstream.live.avatar import Avatar
 from lipstream.live.clip import EndlessClip
 from lipstream.live.frames import LiveFrame, LiveSettings
-from lipstream.live.mouths import Hearing, Mouths
+from lipstream.live.mouths import LiveFeatures, Mouths
 from lipstream.live.schedule import AHEAD, Schedule, Slot, Turn, Wait, Window
 from lipstream.live.speech import Segment, mono_of
 from lipstream.pipeline.records import Components
@@ -51,16 +51,18 @@ class PushSession:
         self._avatar, self._settings, self._clock = avatar, settings, clock
         self._threads, self._changed = threads, threads.condition()
         self._schedule = Schedule(avatar.frame_rate, num_frames, settings.realtime)
-        self._hearing = Hearing(components, avatar, settings.sync)
+        self._features = LiveFeatures(components, avatar, settings.sync)
         self._mouths = Mouths(components, avatar, settings.sync, threads)
         self._clip = EndlessClip(avatar, threads, AHEAD + 2 * num_frames)
         self._num_frames = num_frames
         self._segment: Segment | None = None  # that is being pushed
-        self._heard: tuple[Segment, int] | None = None  # the segment that is being generated, samples taken of it
+        self._features_of: tuple[Segment, int] | None = None  # the segment that is being generated, samples taken of it
+        self.n_generated = 0
+        """Faces that were generated for speech: fewer than its frames where they were thinned."""
         self._epoch = 0  # rises with each interruption
         self._sample_rate_hz = 16000
         self._face: Tensor | None = None  # the last one that was given out
-        self._since = 0  # frames that nobody has spoken
+        self._since = 0  # frames since then whose mouth was closed, or closing
         self._error: BaseException | None = None
         self._is_closed = False
         self.on_close: Callable[[], None] = threads.close
@@ -171,11 +173,14 @@ class PushSession:
                 samples = slot.segment.samples(slot.frame)
                 slot.segment.forget(slot.frame + 1)
                 ends = slot.segment.is_ended and slot.frame == slot.segment.n_frames - 1
-            self._sample_rate_hz, self._since = slot.segment.sample_rate_hz, 0
+            self._sample_rate_hz = slot.segment.sample_rate_hz
             if slot.picture is not None:
-                image, self._face = slot.picture.image, slot.picture.face
+                image, self._face, self._since = slot.picture.image, slot.picture.face, 0
+            elif self._face is not None and self._since == 0:  # there was no time for this one
+                image = self._mouths.held(frame, self._face)
             else:
-                image = self._mouths.idle(frame) if self._face is None else self._mouths.held(frame, self._face)
+                image = self._mouths.ending(frame, self._face, self._since)
+                self._since += 1
         self._clip.release(turn.index + 1)
         return LiveFrame(
             picture=image,
@@ -198,12 +203,13 @@ class PushSession:
                     if isinstance(window, Wait):
                         self._changed.wait(None if window.until_s is None else max(0.001, window.until_s - now_s))
                         continue
-                    self._hear(window.slots[0])
+                    self._take_speech(window.slots[0])
                 begun_s = self._clock()
                 pictures = self._pictures(window)
                 with self._changed:
                     if epoch == self._epoch:
                         self._schedule.done(window, pictures, self._clock() - begun_s)
+                    self.n_generated += window.faces
                     self._changed.notify_all()
         except Stopped:
             raise
@@ -214,26 +220,26 @@ class PushSession:
 
     def _measure(self) -> None:
         frames = self._clip.frames(0, self._num_frames)
-        self._hearing.add(np.zeros(2 * 16000, np.float32), is_whole=True)
-        cost = self._mouths.measured(frames, self._hearing.features(0, self._num_frames), self._clock)
+        self._features.add(np.zeros(2 * 16000, np.float32), is_whole=True)
+        cost = self._mouths.measured(frames, self._features.features(0, self._num_frames), self._clock)
         with self._changed:
             self._schedule.cost = cost
 
-    def _hear(self, slot: Slot) -> None:
+    def _take_speech(self, slot: Slot) -> None:
         """Take what has come of a segment since its last window."""
-        if self._heard is None or self._heard[0] is not slot.segment:
-            self._heard = (slot.segment, 0)
-            self._hearing.begin()
-        segment, n_taken = self._heard
-        heard = segment.heard
-        self._hearing.add(heard.part(n_taken, heard.stop).copy(), is_whole=segment.is_ended)
-        self._heard = (segment, heard.stop)
-        heard.forget(heard.stop)
+        if self._features_of is None or self._features_of[0] is not slot.segment:
+            self._features_of = (slot.segment, 0)
+            self._features.begin()
+        segment, n_taken = self._features_of
+        samples = segment.model_samples
+        self._features.add(samples.part(n_taken, samples.stop), is_whole=segment.is_ended)
+        self._features_of = (segment, samples.stop)
+        samples.forget(samples.stop)
 
     def _pictures(self, window: Window) -> list[Any]:
         first, last = window.slots[0], window.slots[-1]
         frames = self._clip.frames(first.index, last.index + 1)
-        audio = self._hearing.features(first.frame, len(window.slots))
+        audio = self._features.features(first.frame, len(window.slots))
         spoken = self._mouths.generate(frames, audio, window.stride)
         if not self._settings.realtime:
             return list(spoken)

@@ -40,29 +40,36 @@ class Recording:
     """A recording that grows at its end and is forgotten from its start. Places are counted from its first sample."""
 
     def __init__(self) -> None:
-        self._held = np.zeros(0, np.float32)
+        self._room = np.zeros(16000, np.float32)
+        self._begin = self._end = 0  # of what is held, in the room
         self.first = 0  # place of the first sample that is held
 
     @property
     def stop(self) -> int:
         """Place after the last sample."""
-        return self.first + len(self._held)
+        return self.first + self._end - self._begin
 
     def add(self, samples: Samples) -> None:
         """Add samples to the end."""
-        self._held = np.concatenate((self._held, samples))
+        if self._end + len(samples) > len(self._room):
+            held = self._room[self._begin : self._end]
+            self._room = np.zeros(2 * (len(held) + len(samples)), np.float32)
+            self._room[: len(held)] = held
+            self._begin, self._end = 0, len(held)
+        self._room[self._end : self._end + len(samples)] = samples
+        self._end += len(samples)
 
     def part(self, start: int, stop: int) -> Samples:
         """Return the samples from `start` to before `stop`, silence beyond the end."""
-        start, stop = start - self.first, stop - self.first
-        assert start >= 0
-        held = self._held[start:stop]
+        assert start >= self.first
+        offset = self._begin - self.first
+        held = self._room[start + offset : min(stop + offset, self._end)]
         return np.pad(held, (0, stop - start - len(held)))
 
     def forget(self, before: int) -> None:
         """Let go of what lies before a place."""
-        n = min(max(0, before - self.first), len(self._held))
-        self._held, self.first = self._held[n:].copy(), self.first + n
+        n = min(max(0, before - self.first), self._end - self._begin)
+        self._begin, self.first = self._begin + n, self.first + n
 
 
 class Segment:
@@ -78,20 +85,20 @@ class Segment:
         self.sample_rate_hz, self.is_ended = sample_rate_hz, False
         self._frame_rate, self._look_ahead = frame_rate, round(look_ahead_s * MODEL_SAMPLE_RATE_HZ)
         self._played = Recording()
-        self.heard = Recording()  # at the model's rate
+        self.model_samples = Recording()  # at the model's rate
         self._resampler = Resampler(sample_rate_hz, MODEL_SAMPLE_RATE_HZ)
-        self._arrivals: list[tuple[int, float]] = []  # samples heard, and when the last of them came
+        self._arrivals: list[tuple[int, float]] = []  # samples at the model's rate, and when the last of them came
 
     def add(self, samples: Samples, now_s: float) -> None:
         """Add samples (n,)."""
         self._played.add(samples)
-        for heard in self._resampler.add(samples):
-            self.heard.add(np.clip(heard, -1.0, 1.0))
-        self._arrivals.append((self.heard.stop, now_s))
+        for resampled in self._resampler.add(samples):
+            self.model_samples.add(np.clip(resampled, -1.0, 1.0))
+        self._arrivals.append((self.model_samples.stop, now_s))
 
     def end(self, now_s: float) -> None:
         """Say that nothing more comes."""
-        self.heard.add(np.clip(self._resampler.end(), -1.0, 1.0))
+        self.model_samples.add(np.clip(self._resampler.end(), -1.0, 1.0))
         self.is_ended = True
         self._arrivals.append((2**62, now_s))
 
@@ -104,13 +111,12 @@ class Segment:
         """Return how many frames, from the first on, have all samples that generating them needs."""
         if self.is_ended:
             return self.n_frames
-        known = self.heard.stop - self._look_ahead
+        known = self.model_samples.stop - self._look_ahead
         return max(0, math.floor(known * self._frame_rate / MODEL_SAMPLE_RATE_HZ))
 
     def arrived_s(self, frame: int) -> float:
         """Return when the last sample came that a frame needs, which is ready."""
-        needed = math.ceil((frame + 1) * MODEL_SAMPLE_RATE_HZ / self._frame_rate) + self._look_ahead
-        return self._arrivals[bisect_left(self._arrivals, (needed, -math.inf))][1]
+        return self._arrivals[self._arrival(frame)][1]
 
     def samples(self, frame: int) -> Samples:
         """Return the samples that are played with a frame, at `sample_rate_hz`."""
@@ -119,6 +125,11 @@ class Segment:
     def forget(self, frame: int) -> None:
         """Let go of the samples of frames before `frame`, which have been played."""
         self._played.forget(self._sample(frame))
+        del self._arrivals[: self._arrival(frame)]
+
+    def _arrival(self, frame: int) -> int:
+        needed = math.ceil((frame + 1) * MODEL_SAMPLE_RATE_HZ / self._frame_rate) + self._look_ahead
+        return bisect_left(self._arrivals, (needed, -math.inf))
 
     def _sample(self, frame: int) -> int:
         return round(frame * self.sample_rate_hz / self._frame_rate)

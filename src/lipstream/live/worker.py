@@ -49,7 +49,8 @@ class LiveWorker(SegmentWorker):
             info = video if isinstance(video, VideoInfo) else probe(video)
             check_beside(path, inputs=[info.path], overwrite=overwrite)
             rate = rate_of(components, info, settings)
-            watch = Watch(clocks, round(rate * Fraction(info.duration_s or 0)), on_progress, cancel)
+            n_frames = round(rate * Fraction(info.duration_s or 0))
+            watch = Watch(clocks, 2 * n_frames, on_progress, cancel)  # analysed, then generated
             watch.report()
             self._in_threads(
                 components,
