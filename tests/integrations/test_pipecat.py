@@ -233,7 +233,7 @@ def test_a_session_that_fails_is_an_error_of_the_pipeline(plug: ModuleType) -> N
     assert "lipstream: out of luck" in [one.error for one in seen.up if isinstance(one, ErrorFrame)]
 
 
-def test_a_peer_sees_and_hears_it_over_webrtc(plug: ModuleType) -> None:
+def test_a_peer_gets_it_over_webrtc(plug: ModuleType) -> None:
     aiortc = pytest.importorskip("aiortc", reason="aiortc is not installed")
     from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
     from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport

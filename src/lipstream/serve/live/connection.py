@@ -133,7 +133,7 @@ class Connection:
         return task
 
     def _send(self, event: dict[str, Any]) -> None:
-        if self._events is not None and self._events.readyState == "open":
+        if self._events is not None and self._events.readyState == "open" and self._peer.connectionState == "connected":
             self._events.send(json.dumps(event))
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
