@@ -172,6 +172,11 @@ def test_small_networks_are_called_side_by_side_on_a_cpu(unet: UNet, words: Any,
 def test_large_networks_take_all_cores(unet: UNet, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = sum(tensor.numel() for tensor in unet.state_dict().values())
     monkeypatch.setattr(batching, "_SMALL", numbers)
+    for cores, calls in ((2, 3), (4, 3), (8, None)):
+        monkeypatch.setattr(batching, "cores", lambda cores=cores: cores)
+        assert batching.calls_side_by_side(unet.config, RuntimeSettings(device="cpu", threads=3)) == calls
+    monkeypatch.setattr(batching, "_MEDIUM", numbers)
+    monkeypatch.setattr(batching, "cores", lambda: 2)
     assert batching.calls_side_by_side(unet.config, RuntimeSettings(device="cpu", threads=3)) is None
 
 

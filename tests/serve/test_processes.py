@@ -168,10 +168,20 @@ def test_a_worker_whose_model_is_broken_says_so(tmp_path: Path) -> None:
     assert done.returncode == 5 and done.stderr.splitlines()[-1].startswith("lipstream: error: ")
 
 
-@pytest.mark.parametrize("name", ["lipstream.cli.serve", "lipstream.cli.main", "lipstream.serve.settings"])
+@pytest.mark.parametrize(
+    "name", ["lipstream.cli.serve", "lipstream.cli.live", "lipstream.cli.main", "lipstream.serve.live.settings"]
+)
 def test_nothing_of_the_extra_is_imported_without_need(name: str) -> None:
     code = f"import sys, {name}; print(*{{one.partition('.')[0] for one in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"fastapi", "starlette", "sqlalchemy", "alembic", "uvicorn", "gradio", "httpcore", "pydantic"} & set(
-        done.stdout.split()
-    )
+    assert not {
+        "fastapi",
+        "starlette",
+        "sqlalchemy",
+        "alembic",
+        "uvicorn",
+        "gradio",
+        "httpcore",
+        "pydantic",
+        "aiortc",
+    } & set(done.stdout.split())

@@ -73,6 +73,7 @@ OWN = {
     "worker": Command(
         "do the jobs of a service on another machine", "lipstream.cli.serve", "add_worker_arguments", "run_worker"
     ),
+    "live": Command("serve a page where a prepared face says what is typed, recorded or spoken", "lipstream.cli.live"),
     "models": Command("list, download, verify and quantize models", "lipstream.cli.models"),
     "export": Command("write a model for another engine", "lipstream.cli.export"),
     "engines": Command("list the engines, and what the cache of exported networks holds", "lipstream.cli.engines"),

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lipstream.cli import options
 from lipstream.cli.console import write_json, write_result
 from lipstream.cli.interrupts import Interrupts
+from lipstream.cli.listening import check_is_guarded, check_packages, listening, run_server
 from lipstream.errors import SettingsError
 from lipstream.serve.settings import ServiceSettings, WorkSettings
 from lipstream.settings import RuntimeSettings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from lipstream.serve.database import Database
     from lipstream.serve.render import Renderer
 
-_GRACE_S = 10
+_PACKAGES = ("alembic", "fastapi", "httpcore", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
 _DATABASE = next(f for f in fields(WorkSettings) if f.name == "database")
 _DATA = next(f for f in fields(WorkSettings) if f.name == "data")
 
@@ -48,7 +44,7 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
 def run_serve(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Serve the page and the interface until a signal comes, or carry out an action on tokens."""
     action: Callable[[argparse.Namespace], None] = args.action
-    _check_extra()
+    check_packages("the service", "web", _PACKAGES)
     action(args)
     return 0
 
@@ -59,7 +55,7 @@ def run_worker(args: argparse.Namespace, interrupts: Interrupts) -> int:
     if args.database is None:
         raise SettingsError("--database is missing", fix="name the one that `lipstream serve` uses")
     renderers = _renderers(args, settings)
-    _check_extra()
+    check_packages("the service", "web", _PACKAGES)
     from lipstream.serve.database import Database
     from lipstream.serve.files import Files
     from lipstream.serve.logs import log_as_json
@@ -91,54 +87,13 @@ def _serve(args: argparse.Namespace) -> None:
 
     service = Service.open(settings)
     try:
-        _check_is_guarded(settings, service.database)
-        with _listening(settings) as listener:
+        check_is_guarded(settings, service.database)
+        with listening(settings) as listener:
             app = create_app(settings, renderers, service=service)
             log_as_json()
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            write_result(f"http://{host}:{listener.getsockname()[1]}")
-            _run(app, listener, access_log=args.verbose)
+            run_server(app, listener, access_log=args.verbose)
     finally:
         service.close()
-
-
-def _run(app: FastAPI, listener: socket.socket, *, access_log: bool) -> None:
-    """Serve until SIGINT or SIGTERM, then let requests end."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            app.state.stopping.set()  # ends the streams of events, which would last
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(
-        app, log_config=None, access_log=access_log, server_header=False, timeout_graceful_shutdown=_GRACE_S
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises its signal again when all has ended
-        Server(config).run(sockets=[listener])
-
-
-def _listening(settings: ServiceSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror})",
-            fix="choose another --port or --host",
-        ) from error
-
-
-def _check_is_guarded(settings: ServiceSettings, database: Database) -> None:
-    """Refuse to listen beyond this machine where everybody would come in. Raises SettingsError."""
-    from lipstream.serve.tokens import list_tokens
-
-    if settings.is_local or settings.insecure or any(one.revoked_s is None for one in list_tokens(database)):
-        return
-    raise SettingsError(
-        f"--host {settings.host} is beyond this machine, and there is no token",
-        fix="make one with `lipstream serve token add NAME`, or let everybody in with --insecure",
-    )
 
 
 def _renderers(args: argparse.Namespace, settings: WorkSettings) -> Sequence[Renderer]:
@@ -212,10 +167,3 @@ def _revoke_token(args: argparse.Namespace) -> None:
     revoke_token(_database(args), args.name)
     if args.json:
         write_json({"revoked": args.name})
-
-
-def _check_extra() -> None:
-    """Raise SettingsError where what the service is made of is not installed."""
-    for name in ("alembic", "fastapi", "httpcore", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn"):
-        if importlib.util.find_spec(name) is None:
-            raise SettingsError(f"the service needs the package {name}", fix="pip install 'lipstream[web]'")

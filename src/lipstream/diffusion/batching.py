@@ -18,6 +18,7 @@ from lipstream.models.load import Model
 from lipstream.models.unet import UNet
 from lipstream.models.unet_config import UNetConfig
 from lipstream.presets import Sampling
+from lipstream.runtime.cpu import cores
 from lipstream.runtime.device import face_threads, torch_device
 from lipstream.settings import RuntimeSettings
 
@@ -28,6 +29,9 @@ MOST_WINDOWS = 4
 _SHARE_OF_FREE = 0.6
 # A network of fewer parameters computes too little at a time to be split among cores.
 _SMALL = 50_000_000
+# Up to here a window a core is faster where that leaves no core idle: with 52, 205 and 319 M parameters two windows on
+# two cores took 0.82, 0.93 and 0.89 of the time of one after another (benchmarks/side_by_side.py).
+_MEDIUM = 400_000_000
 # The frames of every call are in memory.
 _MOST_SIDE_BY_SIDE = 4
 
@@ -50,7 +54,8 @@ def calls_side_by_side(unet: UNetConfig, runtime: RuntimeSettings) -> int | None
     if torch_device(runtime).type == "cpu" and runtime.engine == "triton":
         return min(face_threads(runtime), _MOST_SIDE_BY_SIDE)
     with torch.device("meta"):
-        is_small = sum(tensor.numel() for tensor in UNet(unet).state_dict().values()) < _SMALL
+        parameters = sum(tensor.numel() for tensor in UNet(unet).state_dict().values())
+    is_small = parameters < (_MEDIUM if cores() <= _MOST_SIDE_BY_SIDE else _SMALL)
     if torch_device(runtime).type != "cpu" or runtime.compile or not is_small:
         return None
     return min(face_threads(runtime), _MOST_SIDE_BY_SIDE)

@@ -1,4 +1,4 @@
-"""What solves the way from noise to picture: diffusers' schedulers, from the words of a model."""
+"""What solves the way from noise to picture: DDIM, or a scheduler of diffusers, from the words of a model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
+from lipstream.diffusion.ddim import DDIM, DDIMConfig
 from lipstream.errors import SettingsError
 from lipstream.presets import SchedulerName
 
@@ -34,6 +34,11 @@ def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_
     """
     if name != "ddim":
         return _multi_step(words, name, num_inference_steps)
+    config = DDIMConfig.from_words(words)
+    if config is not None:
+        return DDIM(config, num_inference_steps)
+    from diffusers import DDIMScheduler  # takes seconds, and knows words that no published model has
+
     scheduler: Any = DDIMScheduler.from_config(dict(words))  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(num_inference_steps)
     # Where timesteps are spaced backwards by floating-point numbers, rounding makes one too many of some: 61, say.
@@ -42,7 +47,7 @@ def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_
 
 
 def _multi_step(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
-    # Only where wanted: they import scipy where it is installed, which takes most of a second.
+    # Only where wanted: diffusers takes seconds to import.
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     for word, default in (("clip_sample", True), ("thresholding", False)):

@@ -38,6 +38,7 @@ from lipstream.models.exported import (
 )
 from lipstream.models.group_norm import PooledGroupNorm, replace_norms
 from lipstream.models.load import Source, vae_factor
+from lipstream.models.pointwise import restore_layers
 from lipstream.models.unet import UNet
 from lipstream.models.whole_folder import whole_folder
 from lipstream.version import __version__
@@ -130,16 +131,17 @@ def model_graphs(
         raise SettingsError(f"resolution = {resolution}: must be a multiple of {vae_factor(vae)}", setting="resolution")
     size, channels = resolution // vae_factor(vae), source.config.unet.out_channels
     unet = source.unet(dtype)
-    _export_norms(unet)
+    _export_layers(unet)
     yield from of_unet(unet, size, source.config.audio_encoder.tokens_per_frame)
     del unet
-    _export_norms(vae)
+    _export_layers(vae)
     yield from vae_graphs(vae, resolution, size, channels)
     del vae
     yield audio_encoder_graph(source.audio_encoder(dtype))
 
 
-def _export_norms(network: nn.Module) -> None:
+def _export_layers(network: nn.Module) -> None:
+    restore_layers(network)
     for kind in (PooledGroupNorm, nn.GroupNorm):
         replace_norms(network, kind, ExportedGroupNorm)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lipstream.errors import ModelError
+from lipstream.models.mapped_file import MappedFile
 from lipstream.models.quantized_layers import SCALE
 from lipstream.models.unet_layers import sinusoidal_positions
 
@@ -90,7 +91,7 @@ def fill(
 ) -> None:
     """Fill a module built on the meta device with tensors, every one accounted for. Raises ModelError."""
     filled: dict[str, Tensor] = {}
-    missing = []
+    missing, mapped = [], MappedFile(path)
     for name, wanted in module.state_dict().items():
         tensor = tensors.get(name)
         if tensor is None and name.endswith(_POSITIONS):
@@ -112,7 +113,12 @@ def fill(
         else:
             # Whole numbers stay what they are, and so do their scales: half a dtype's digits would cost more than int8.
             keeps = not tensor.is_floating_point() or name.endswith(f".{SCALE}")
-            filled[name] = tensor.to(device=device, dtype=wanted.dtype if keeps else dtype)
+            # In the memory format to be computed in at once: changed later, old and new take each other's place badly.
+            memory_format = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+            target = wanted.dtype if keeps else dtype
+            filled[name] = tensor.to(device=device, dtype=target, memory_format=memory_format)
+            if filled[name] is not tensor and not tensor.is_meta:
+                mapped.give_back(tensor)
     if missing:
         raise ModelError(
             f"{len(missing)} missing tensors: {_listing(missing)}",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lipstream.errors import ModelError, SettingsError
+from lipstream.models.autoencoder import Autoencoder, AutoencoderConfig
 from lipstream.models.catalogue import ModelConfig, PinnedFile
 from lipstream.models.checkpoint import check_archive, fill, leave_out_absent_motion_modules, read_tensors
 from lipstream.models.digest import sha256
@@ -24,12 +25,14 @@ from lipstream.models.locate import (
     read_config,
     read_words,
 )
+from lipstream.models.pointwise import use_pointwise_layers
 from lipstream.models.prune import drop, read_list
 from lipstream.models.quantized_layers import hold_float8, hold_int8, int8_tensors
 from lipstream.models.small_vae import SmallVae, load_taesd
 from lipstream.models.unet import UNet
 from lipstream.models.upsample_conv import merge_enlargements, pays_on
 from lipstream.models.whisper import AudioEncoder
+from lipstream.runtime.allocator import freed_memory_given_back
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import Quantize, VaeName
 
@@ -88,7 +91,7 @@ class Source:
         return self._ready(unet)
 
     def vae(self, dtype: torch.dtype) -> Any:
-        """Load the VAE, diffusers' AutoencoderKL or what stands for it, ready to run. Raises ModelError."""
+        """Load the VAE, an Autoencoder or what stands for it, ready to run. Raises ModelError."""
         if self.vae_name == "own":
             return self._own_vae(dtype)
         taesd = load_taesd(self.config, self.device, dtype)
@@ -119,6 +122,8 @@ class Source:
         fill(module, tensors, path, self.device, dtype)
 
     def _ready(self, network: Any) -> Any:
+        if self.device.type == "cpu":
+            use_pointwise_layers(network)
         if pays_on(self.device):
             merge_enlargements(network)
         return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -126,7 +131,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to run: networks in evaluation mode on one device. vae: AutoencoderKL."""
+    """A model ready to run: networks in evaluation mode on one device. vae: an Autoencoder or what stands for it."""
 
     config: ModelConfig
     unet: UNet
@@ -180,8 +185,9 @@ def load_model(
         )
     if source.quantize == "int8-dynamic" and device.type == "mps":
         raise SettingsError("quantize = 'int8-dynamic': Metal has no product of integers", fix="use int8")
-    autoencoder, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
-    return Model(source.config, source.unet(dtypes.unet), autoencoder, audio_encoder, dtypes, source)
+    with freed_memory_given_back():
+        autoencoder, audio_encoder = source.vae(dtypes.vae), source.audio_encoder(dtypes.audio_encoder)
+        return Model(source.config, source.unet(dtypes.unet), autoencoder, audio_encoder, dtypes, source)
 
 
 def model_source(
@@ -207,15 +213,13 @@ def read_unet(config: ModelConfig, paths: ModelPaths) -> tuple[UNet, dict[str, T
     return unet, read_tensors(paths.unet, "state_dict")
 
 
-def read_vae(paths: ModelPaths) -> tuple[Any, dict[str, Tensor]]:
+def read_vae(paths: ModelPaths) -> tuple[Autoencoder, dict[str, Tensor]]:
     """Read the VAE, as `read_unet` does."""
-    from diffusers import AutoencoderKL  # costs a second or two: only where a model is really loaded
-
     try:
-        words = json.loads(paths.vae_config.read_text("utf-8"))
+        config = AutoencoderConfig.from_dict(json.loads(paths.vae_config.read_text("utf-8")))
         with torch.device("meta"):
-            vae: Any = AutoencoderKL.from_config(words)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, TypeError) as error:
+            vae = Autoencoder(config)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(
             f"not an autoencoder's configuration ({error})", file=paths.vae_config, fix="download it again"
         ) from error

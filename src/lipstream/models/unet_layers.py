@@ -70,7 +70,10 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, channels: int, max_len: int) -> None:
         super().__init__()
-        self.register_buffer("pe", sinusoidal_positions(max_len, channels))
+        pe = torch.empty(1, max_len, channels)
+        if not pe.is_meta:  # torch's arange for that device takes seconds to import
+            pe.copy_(sinusoidal_positions(max_len, channels))
+        self.register_buffer("pe", pe)
 
 
 def sinusoidal_positions(max_len: int, channels: int) -> Tensor:

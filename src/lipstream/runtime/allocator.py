@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _MOST_BYTES = 2**31 - 1
 # Beyond this, older versions of glibc refuse a threshold and return 0.
 _ACCEPTED_BYTES = 32 * 2**20
+
+
+# While a model is loaded, what is larger goes back when it is freed.
+_LOADING_BYTES = 2**16
+
+_keeps = False
 
 
 def keep_freed_memory() -> None:
@@ -19,9 +27,30 @@ def keep_freed_memory() -> None:
     which takes up to a tenth of a run's CPU time. One pool per thread, glibc's default, would keep more memory than is
     ever used at once. Does nothing where the C library is not glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
+    global _keeps
+    _keeps = True
+    _set_malloc(_ARENA_MAX, 1)
+    _set_malloc(_MMAP_THRESHOLD, _MOST_BYTES)
+    _set_malloc(_TRIM_THRESHOLD, _MOST_BYTES)
+
+
+@contextmanager
+def freed_memory_given_back() -> Iterator[None]:
+    """Let memory that is freed inside go back to the system, though `keep_freed_memory` was called.
+
+    For loading a model: the space of tensors that were converted is not used again, a quarter of the weights' size.
+    """
+    if not _keeps:
+        yield
         return
-    for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _MOST_BYTES), (_TRIM_THRESHOLD, _MOST_BYTES)):
-        if not mallopt(parameter, value):
-            mallopt(parameter, min(value, _ACCEPTED_BYTES))
+    _set_malloc(_MMAP_THRESHOLD, _LOADING_BYTES)
+    try:
+        yield
+    finally:
+        _set_malloc(_MMAP_THRESHOLD, _MOST_BYTES)
+
+
+def _set_malloc(parameter: int, value: int) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not mallopt(parameter, value):
+        mallopt(parameter, min(value, _ACCEPTED_BYTES))

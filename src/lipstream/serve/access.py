@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lipstream.serve.database import Database
-from lipstream.serve.settings import ServiceSettings
+from lipstream.serve.settings import ListenSettings
 from lipstream.serve.tokens import are_required, client_of
 
 COOKIE = "lipstream_token"
@@ -32,7 +32,7 @@ class Access:
     only, so that no page elsewhere reaches it under a name of its own; scripts of other pages can change nothing.
     """
 
-    def __init__(self, app: ASGIApp, database: Database, settings: ServiceSettings) -> None:
+    def __init__(self, app: ASGIApp, database: Database, settings: ListenSettings) -> None:
         self._app, self._database = app, database
         others = tuple(one.strip().lower() for one in (settings.public_host or "").split(",") if one.strip())
         self._hosts = ("localhost", "127.0.0.1", "::1", settings.host.lower(), *others)

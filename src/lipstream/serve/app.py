@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from anyio import CapacityLimiter
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic.json_schema import models_json_schema
 from sqlalchemy.exc import DBAPIError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from lipstream.errors import LipstreamError
 from lipstream.serve.access import Access
+from lipstream.serve.answers import add_errors
 from lipstream.serve.api import router
 from lipstream.serve.metrics import exposition
-from lipstream.serve.refused import Refused
 from lipstream.serve.render import Renderer
 from lipstream.serve.running import Running
 from lipstream.serve.schema import AddressesModel, JobModel
 from lipstream.serve.service import Service
 from lipstream.serve.settings import ServiceSettings
 from lipstream.version import __version__
-
-logger = logging.getLogger(__name__)
 
 _SUBMITTING_THREADS = 8
 
@@ -75,7 +68,7 @@ def create_app(
     app.add_middleware(Access, database=opened.database, settings=settings)
     app.include_router(router)
     _add_health(app, opened)
-    _add_errors(app)
+    add_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     if importlib.util.find_spec("gradio") is not None:
         from lipstream.serve.page import mount_page
@@ -103,44 +96,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
         return PlainTextResponse(exposition(service), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Answer every error with one form: {"error": {"code", "message", "fix"}}."""
-
-    @app.exception_handler(Refused)
-    async def _(request: Request, error: Refused) -> Response:
-        headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-        if error.status == 413:
-            headers["connection"] = "close"  # or else the rest would be read, and thrown away
-        return _answer(error.status, error.kind, error.message, error.fix, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def _(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return _answer(422, "request", f"{'.'.join(map(str, first['loc']))}: {first['msg']}", None)
-
-    @app.exception_handler(HTTPException)
-    async def _(request: Request, error: HTTPException) -> Response:
-        return _answer(error.status_code, "http", error.detail, None, error.headers)
-
-    @app.exception_handler(LipstreamError)
-    async def _(request: Request, error: LipstreamError) -> Response:
-        logger.error("%s", error)
-        return _answer(500, error.code, "the service cannot store or read its files", "tell the service's owner")
-
-    @app.exception_handler(DBAPIError)
-    async def _(request: Request, error: DBAPIError) -> Response:
-        logger.error("database: %s", type(error.orig).__name__)
-        return _answer(503, "database", "the database does not answer", "try again", {"retry-after": "5"})
-
-    @app.exception_handler(ClientDisconnect)
-    async def _(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # which nobody reads
-
-
-def _answer(status: int, code: str, message: str, fix: str | None, headers: Any = None) -> Response:
-    return JSONResponse({"error": {"code": code, "message": message, "fix": fix}}, status, headers)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Understood:
 
 def inspect(video: Path, audio: Path, audio_track: int | None, limits: ServiceSettings) -> Understood:
     """Return what two local files hold. Raises Refused (422) for what cannot be used, or is beyond the limits."""
-    seen, speech = inspect_video(video, limits), inspect_speech(audio, audio_track, limits)
+    seen, speech = inspect_video(video, limits), inspect_speech(audio, audio_track, limits.max_duration_s)
     return Understood(
         width=seen.width,
         height=seen.height,
@@ -75,11 +75,11 @@ def inspect_video(video: Path, limits: ServiceSettings) -> VideoInfo:
     return seen
 
 
-def inspect_speech(audio: Path, audio_track: int | None, limits: ServiceSettings) -> SpeechInfo:
-    """Return what a local recording is, read to its end. Raises Refused (422)."""
+def inspect_speech(audio: Path, audio_track: int | None, most_s: float) -> SpeechInfo:
+    """Return what a local recording is, read to its end. most_s: how long it may be. Raises Refused (422)."""
     _check_container(audio, "recording")
     try:
-        return probe_speech(audio, _Bounded(limits.max_duration_s), track=audio_track)
+        return probe_speech(audio, _Bounded(most_s), track=audio_track)
     except InputError as error:
         raise _unusable(f"recording: {error.message}", "input", error.fix) from error
 

@@ -1,4 +1,4 @@
-"""What `lipstream serve` and `lipstream worker` can be set to: limits, times, places. Needs no extra."""
+"""What `lipstream serve`, `worker` and `live` can be set to: limits, times, places. Needs no extra."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from lipstream.settings_record import Settings, setting
 
 
 @dataclass(frozen=True)
-class WorkSettings(Settings):
-    """What a server and its workers share: where jobs and files are, which models are served, how long a job may take.
-
-    database: an SQLAlchemy URL; None: SQLite in the user's data folder. data: folder or fsspec address of uploads and
-    results. model: names or folders, separated by commas; the first is the default. Raises SettingsError.
-    """
+class PlaceSettings(Settings):
+    """Where tokens, jobs and files are. database: an SQLAlchemy URL; None: SQLite. data: folder or fsspec address."""
 
     database: str | None = setting(
         None, "SQLAlchemy URL of the jobs' database", group="service", metavar="URL", unset="SQLite in the data folder"
@@ -33,6 +29,56 @@ class WorkSettings(Settings):
         metavar="DIR",
         unset="in the user's data folder",
     )
+
+    @property
+    def data_place(self) -> str:
+        """The folder or address of uploads and results."""
+        return self.data or str(user_data_path("lipstream") / "service" / "files")
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the database; the folder of the default one is made."""
+        if self.database is not None:
+            return self.database
+        local = self.data is not None and not is_address(self.data)
+        folder = Path(str(self.data)) if local else user_data_path("lipstream") / "service"
+        folder.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{folder.absolute() / 'jobs.sqlite'}"
+
+
+@dataclass(frozen=True)
+class ListenSettings(Settings):
+    """Where a server listens, and whom it lets in."""
+
+    host: str = setting("127.0.0.1", "address to listen on", group="service", metavar="HOST")
+    port: int = setting(7860, "port to listen on; 0: any", group="service", metavar="PORT", low=0, high=65535)
+    public_host: str | None = setting(
+        None,
+        "other names that this server is reached by, with commas",
+        group="service",
+        metavar="NAME,...",
+        unset="none",
+    )
+    insecure: bool = setting(False, "listen beyond this machine without tokens", group="service")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:  # a name
+            return False
+
+
+@dataclass(frozen=True)
+class WorkSettings(PlaceSettings):
+    """What a server and its workers share: where jobs and files are, which models are served, how long a job may take.
+
+    model: names or folders, separated by commas; the first is the default. Raises SettingsError.
+    """
+
     model: str = setting(
         "tiny", "models to serve, with commas; the first is the default", group="service", metavar="NAME|FOLDER,..."
     )
@@ -70,21 +116,6 @@ class WorkSettings(Settings):
             check_model(one)
 
     @property
-    def data_place(self) -> str:
-        """The folder or address of uploads and results."""
-        return self.data or str(user_data_path("lipstream") / "service" / "files")
-
-    @property
-    def database_url(self) -> str:
-        """The URL of the database; the folder of the default one is made."""
-        if self.database is not None:
-            return self.database
-        local = self.data is not None and not is_address(self.data)
-        folder = Path(str(self.data)) if local else user_data_path("lipstream") / "service"
-        folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder.absolute() / 'jobs.sqlite'}"
-
-    @property
     def keep_s(self) -> float:
         """`keep` in seconds."""
         return seconds("keep", self.keep)
@@ -111,19 +142,9 @@ class WorkSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ServiceSettings(WorkSettings):
+class ServiceSettings(ListenSettings, WorkSettings):
     """What a server is set to besides: where it listens, and what it accepts. Raises SettingsError."""
 
-    host: str = setting("127.0.0.1", "address to listen on", group="service", metavar="HOST")
-    port: int = setting(7860, "port to listen on; 0: any", group="service", metavar="PORT", low=0, high=65535)
-    public_host: str | None = setting(
-        None,
-        "other names that this server is reached by, with commas",
-        group="service",
-        metavar="NAME,...",
-        unset="none",
-    )
-    insecure: bool = setting(False, "listen beyond this machine without tokens", group="service")
     no_worker: bool = setting(False, "take requests only: workers run elsewhere", group="service")
     allow_urls: bool = setting(
         False, "let clients name public http(s) addresses of videos, recordings and webhooks", group="service"
@@ -155,13 +176,3 @@ class ServiceSettings(WorkSettings):
     def max_duration_s(self) -> float:
         """`max_duration` in seconds."""
         return seconds("max_duration", self.max_duration)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:  # a name
-            return False

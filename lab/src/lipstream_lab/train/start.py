@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lipstream.errors import SettingsError
@@ -30,8 +32,9 @@ def copy_model(model: str, work: Path) -> Path:
 def autoencoder(folder: Path) -> Any:
     """Return the VAE of a model's folder, float32, with its own scaling factor."""
     config, _ = read_config(folder)
-    vae, tensors = read_vae(locate(config, folder))
-    vae.load_state_dict(_float32(tensors), assign=True)
+    paths = locate(config, folder)
+    vae: Any = AutoencoderKL.from_config(json.loads(paths.vae_config.read_text("utf-8")))  # type: ignore[no-untyped-call]
+    vae.load_state_dict(_float32(read_vae(paths)[1]), assign=True)
     return vae.to(memory_format=torch.channels_last)
 
 

@@ -47,7 +47,7 @@ def understand(
             about_video = _alert(error)
     if speech:
         try:
-            sound = inspect_speech(Path(speech), track, service.settings)
+            sound = inspect_speech(Path(speech), track, service.settings.max_duration_s)
         except LipstreamError as error:
             about_speech = _alert(error)
     if picture is not None and seen is not None and not seen.faces:
