@@ -19,6 +19,7 @@ from lipstream.errors import OutputError
 from lipstream.media.color import ColorTags
 from lipstream.media.pixel_format import Layout, layout_of
 from lipstream.media.processor import has_avx512
+from lipstream.media.scheduling import scheduled_as_before
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ def add_picture_stream(container: OutputContainer, encoding: EncodingSettings, k
     _describe(stream.codec_context, encoding, kind, name)
     if encoding.codec == "hevc" and container.format.name != "matroska":
         stream.codec_context.codec_tag = "hvc1"  # by which Apple's players know it
+    if name == "libsvtav1":
+        with scheduled_as_before():
+            stream.codec_context.open()
     return stream
 
 
