@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.rows import resident_mb
 
 from lipstream import LipSync, LiveSettings, RuntimeSettings, __version__
 from lipstream.bundled import sample
@@ -169,12 +170,6 @@ def measure(session: Any, source: str, seconds: float, look_ahead_s: float, rate
 
 def rounded(values: list[float], percent: int) -> float | str:
     return round(float(np.percentile(values, percent)), 3) if values else ""
-
-
-def resident_mb() -> float:
-    """Return the memory of this process, MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @contextmanager

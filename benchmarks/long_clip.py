@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from lipstream.bundled import sample
-from rows import row
+from rows import resident_mb, row
 
 RESULTS = Path(__file__).parent / "results.csv"
 
@@ -88,19 +88,10 @@ def follow(command: list[str]) -> list[Moment]:
             continue
         begun_s = begun_s or time.monotonic()
         now_s = time.monotonic() - begun_s
-        moments.append(Moment(now_s, event["frames"], event["left_s"], memory_mb(process.pid)))
+        moments.append(Moment(now_s, event["frames"], event["left_s"], resident_mb(process.pid)))
     if process.wait():
         raise SystemExit(f"lipstream {' '.join(command)} failed")
     return moments
-
-
-def memory_mb(pid: int) -> float:
-    """Return the resident memory of a process, 0 once it has ended (Linux)."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return pages * 4096 / 1e6
 
 
 def summary(moments: list[Moment]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,15 @@ def row(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {gpu}",
         "versions": f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
+
+
+def resident_mb(pid: int | str = "self") -> float:
+    """Memory of a process, MB; 0 once it has ended (Linux)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def settle(device: torch.device) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,3 +127,14 @@ def tone(duration_s: float, sample_rate_hz: int, channels: int = 1) -> NDArray[n
     at = np.arange(round(duration_s * sample_rate_hz)) / sample_rate_hz
     mono = (12000 * np.sin(2 * np.pi * 300 * at)).astype(np.int16)
     return np.repeat(mono[:, None], channels, axis=1)
+
+
+def load_plug(host: str) -> ModuleType:
+    """Import the plug for a host, which lies beside the package."""
+    name = f"lipstream_{host}"
+    path = Path(__file__).parents[2] / "integrations" / host / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

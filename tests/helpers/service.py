@@ -95,15 +95,22 @@ def until(condition: Callable[[], Any], within_s: float = 60.0) -> Any:
 
 @contextmanager
 def serving(service: Service, *renderers: Any) -> Iterator[httpx.Client]:
-    """Yield a client of a server that runs in a thread until the block ends."""
+    """Yield a client of the interface of a server that runs in a thread until the block ends."""
     app = create_app(service.settings, renderers, service=service)
+    with serving_app(app, "/api/v1", timeout_s=180) as client:
+        yield client
+
+
+@contextmanager
+def serving_app(app: Any, path: str = "", *, timeout_s: float = 60) -> Iterator[httpx.Client]:
+    """Yield a client of an application that a thread serves until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1", timeout=180) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}{path}", timeout=timeout_s) as client:
             yield client
     finally:
         app.state.stopping.set()

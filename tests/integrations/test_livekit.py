@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,9 +14,8 @@ pytest.importorskip("livekit.agents", reason="livekit-agents is not installed", 
 from livekit import rtc
 from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarRunner, QueueAudioOutput
 
-from helpers.live import AVATAR, FRAME_RATE, SIDE, DrawnSession, tone
+from helpers.live import AVATAR, FRAME_RATE, SIDE, DrawnSession, load_plug, tone
 
-PLUG = Path(__file__).parents[2] / "integrations" / "livekit" / "lipstream_livekit.py"
 VOICE_HZ = 24000
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -26,10 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 @pytest.fixture(scope="module")
 def plug() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lipstream_livekit", PLUG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_plug("livekit")
 
 
 def frames_of(samples: np.ndarray, rate_hz: int = VOICE_HZ, n: int = 480) -> list[rtc.AudioFrame]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,20 +39,24 @@ from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
 
-from helpers.live import FRAME_RATE, MOUTH, SIDE, DrawnSession, tone
+from helpers.live import FRAME_RATE, MOUTH, SIDE, DrawnSession, load_plug, tone
 
-PLUG = Path(__file__).parents[2] / "integrations" / "pipecat" / "lipstream_pipecat.py"
 VOICE_HZ = 24000
+PARAMS = TransportParams(
+    audio_out_enabled=True,
+    audio_out_sample_rate=VOICE_HZ,
+    video_out_enabled=True,
+    video_out_width=SIDE,
+    video_out_height=SIDE,
+    video_out_framerate=25,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture(scope="module")
 def plug() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lipstream_pipecat", PLUG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_plug("pipecat")
 
 
 class Seen(FrameProcessor):
@@ -78,15 +80,7 @@ class Loopback(BaseOutputTransport):
     """Plays sound as slowly as a listener would, and keeps sound and pictures in the order in which they went out."""
 
     def __init__(self) -> None:
-        params = TransportParams(
-            audio_out_enabled=True,
-            audio_out_sample_rate=VOICE_HZ,
-            video_out_enabled=True,
-            video_out_width=SIDE,
-            video_out_height=SIDE,
-            video_out_framerate=25,
-        )
-        super().__init__(params)
+        super().__init__(PARAMS)
         self.sent: list[OutputAudioRawFrame | OutputImageRawFrame] = []
         self._due_s = 0.0
 
@@ -260,15 +254,7 @@ def test_a_peer_gets_it_over_webrtc(plug: ModuleType) -> None:
         await peer.setLocalDescription(await peer.createOffer())
         connection = SmallWebRTCConnection()
         await connection.initialize(peer.localDescription.sdp, "offer")
-        params = TransportParams(
-            audio_out_enabled=True,
-            audio_out_sample_rate=VOICE_HZ,
-            video_out_enabled=True,
-            video_out_width=SIDE,
-            video_out_height=SIDE,
-            video_out_framerate=25,
-        )
-        transport = SmallWebRTCTransport(connection, params)
+        transport = SmallWebRTCTransport(connection, PARAMS)
         connected = asyncio.Event()
 
         @transport.event_handler("on_client_connected")

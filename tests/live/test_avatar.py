@@ -29,12 +29,6 @@ N_FRAMES = 20
 
 
 @pytest.fixture(scope="module")
-def sync() -> Any:
-    with LipSync.load("tiny", RuntimeSettings(detector="mediapipe", threads=1)) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's first frames, with two in front of them that show nothing."""
     images = read_images(sample.VIDEO)[: N_FRAMES - 2]

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from helpers.pipeline import read_images, write_clip
-from lipstream import Avatar, LipSync, LiveFrame, LiveSettings, RuntimeSettings, SyncSettings, read_frames
+from lipstream import Avatar, LipSync, LiveFrame, LiveSettings, SyncSettings, read_frames
 from lipstream.bundled import sample
 from lipstream.errors import InputError, SettingsError
 from lipstream.live.session import PushSession
@@ -23,12 +23,6 @@ from lipstream.media.audio import read_mono
 N_FRAMES = 12
 RATE_HZ = 16000
 AT_ONCE = LiveSettings(realtime=False)
-
-
-@pytest.fixture(scope="module")
-def sync() -> Any:
-    with LipSync.load("tiny", RuntimeSettings(detector="mediapipe", threads=1)) as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")

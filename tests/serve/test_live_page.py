@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("aiortc", reason="the extra live is not installed")
 
+from helpers.browser import chromium
 from helpers.live import MOUTH, SIDE, DrawnSession, tone
 from helpers.live_server import serving_live
 from helpers.media import write_wav
@@ -25,7 +26,6 @@ from lipstream.bundled import sample
 from lipstream.errors import OutOfMemoryError
 from lipstream.serve.live import speech
 
-CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
     "--no-sandbox",
     "--use-fake-device-for-media-stream",
@@ -75,13 +75,8 @@ WATCH_PARTS = """(ms) => new Promise((done) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip("Debian's chromium is not installed")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with chromium(FLAGS) as launched:
         yield launched
-        launched.close()
 
 
 @contextmanager

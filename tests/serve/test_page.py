@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the extra web is not installed")
 
+from helpers.browser import chromium
 from helpers.media import write_wav
 from helpers.pipeline import write_clip, write_speech
 from helpers.service import FakeRender, serving, until
@@ -31,7 +32,6 @@ from lipstream.settings import RuntimeSettings, SyncSettings
 # Gradio's own figures of its queue meet warnings of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword).*")
 
-CHROMIUM = Path("/usr/bin/chromium")
 HERE = "127.0.0.1"
 
 
@@ -53,13 +53,8 @@ class Rendered(FakeRender):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip("Debian's chromium is not installed")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--mute-audio"])
+    with chromium(["--no-sandbox", "--mute-audio"]) as launched:
         yield launched
-        launched.close()
 
 
 @contextmanager

@@ -37,7 +37,12 @@ def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_
     config = DDIMConfig.from_words(words)
     if config is not None:
         return DDIM(config, num_inference_steps)
-    from diffusers import DDIMScheduler  # takes seconds, and knows words that no published model has
+    return diffusers_ddim(words, num_inference_steps)  # knows words that no published model has
+
+
+def diffusers_ddim(words: Mapping[str, Any], num_inference_steps: int) -> Any:
+    """Make diffusers' DDIMScheduler, which also says what a prediction means, for one call."""
+    from diffusers import DDIMScheduler  # takes seconds to import
 
     scheduler: Any = DDIMScheduler.from_config(dict(words))  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(num_inference_steps)

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.sampling import Denoiser
+from lipstream.diffusion.scheduler import diffusers_ddim
 from lipstream.errors import SettingsError
 from lipstream.models.checkpoint import fill
 from lipstream.models.load import ModelPaths, read_config, read_unet, read_words
@@ -84,14 +84,6 @@ def load_ways(path: Path, key: str) -> list[Way]:
     ]
 
 
-def ddim_scheduler(words: Mapping[str, Any], num_inference_steps: int) -> Any:
-    """Return diffusers' DDIMScheduler, which says what a prediction means, on the shared timesteps."""
-    scheduler: Any = DDIMScheduler.from_config(scheduler_words(words))  # type: ignore[no-untyped-call]
-    scheduler.set_timesteps(num_inference_steps)
-    scheduler.timesteps = scheduler.timesteps[:num_inference_steps]  # rounding makes one too many of some numbers
-    return scheduler
-
-
 def scheduler_words(words: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's scheduler settings with the timesteps that teacher and student share."""
     return {**words, "timestep_spacing": "trailing", "steps_offset": 0}
@@ -102,8 +94,8 @@ def teach(
     denoiser: Denoiser, words: Mapping[str, Any], noise: Tensor, conditions: Conditioning, settings: DistillSettings
 ) -> Way:
     """Follow the teacher through one window. words: the scheduler's settings. noise: (1, C, h, w)."""
-    teacher = ddim_scheduler(words, settings.teacher_steps)
-    student = ddim_scheduler(words, settings.student_steps)
+    teacher = diffusers_ddim(scheduler_words(words), settings.teacher_steps)
+    student = diffusers_ddim(scheduler_words(words), settings.student_steps)
     prepared, guided = denoiser.prepare(conditions), settings.guidance_scale > 1.0
     latents = noise.expand(len(conditions.channels), -1, -1, -1) * teacher.init_noise_sigma
     stride = settings.teacher_steps // settings.student_steps
@@ -149,7 +141,7 @@ def student_loss(
     In clean latents, but for a model of the noise where there is more noise than picture: there in units of the noise,
     or the noisiest step would outweigh all others (Salimans and Ho's truncated weighting is for the same).
     """
-    scheduler = ddim_scheduler(words, n_steps)
+    scheduler = diffusers_ddim(scheduler_words(words), n_steps)
     timestep, latents = scheduler.timesteps[step], way.states[step].to(device, torch.float32)
     channels, audio = (t.to(device, torch.float32) for t in (way.conditioning.channels, way.conditioning.audio))
     sample = torch.cat((latents, channels), dim=1)
