@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipstream.diffusion import conditioning
+from lipstream.runtime.device import computes_bf16
 from lipstream_lab.train import augment, data
 from lipstream_lab.train.groups import by_kind
 
@@ -63,7 +64,7 @@ def encode_clip(clip: data.Clip, vae: Any, mask: Tensor, device: torch.device, b
     masks = (mask, large_mask(mask.shape[-1]))
 
     def encode(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
             parts = [conditioning.encode(vae, part.to(device)).float().cpu() for part in torch.split(images, batch)]
         return torch.cat(parts).half()
 

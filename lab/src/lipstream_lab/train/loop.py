@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipstream.runtime.device import computes_bf16
+
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -28,7 +30,10 @@ FAST_GAIN = 3.0
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of a run. steps: the total; raise it to continue a finished run."""
+    """Settings of a run.
+
+    steps: the total; raise it to continue a finished run. autocast: compute in bf16 where that saves time.
+    """
 
     steps: int
     learning_rate: float = 5e-4
@@ -106,7 +111,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["gain"] * self.settings.learning_rate * schedule(self.step, self.settings)
         self.module.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
+        autocast = self.settings.autocast and computes_bf16(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             losses = loss(self.step, step_generator(self.settings.seed, self.step))
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
