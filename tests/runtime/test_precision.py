@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_an_fp8_layer_takes_zeros() -> None:
     with torch.inference_mode():
         for rows in (torch.zeros(4, 32, dtype=torch.bfloat16), torch.ones(4, 32, dtype=torch.bfloat16)):
             torch.testing.assert_close(holder(rows), linear.bias.expand(4, -1))
+
+
+def test_bf16_on_a_processor_without_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for has_bf16, settings in product((True, False), (RuntimeSettings(), RuntimeSettings(vae_precision="bf16"))):
+        monkeypatch.setattr("lipstream.runtime.device.computes_bf16", lambda device, has=has_bf16: has)
+        caplog.clear()
+        dtypes(settings, CPU)
+        assert ("bf16" in caplog.text) == (settings.vae_precision == "bf16" and not has_bf16)
 
 
 def test_networks_in_different_precisions_run_together(sync: Sync, tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ CPU = torch.device("cpu")
 BASE = Candidate(SyncSettings(), RuntimeSettings())
 
 
+@pytest.fixture(autouse=True)
+def processor_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipstream.tune.space.computes_bf16", lambda device: True)
+
+
 def space(model: str = "latentsync-1.5", **options: Any) -> Space:
     return search_space(read_config(model)[0], BASE, CPU, **options)
 
@@ -46,6 +51,12 @@ def test_a_model_of_one_step_has_no_steps_to_choose() -> None:
     assert steps <= names(space())
     assert not steps & names(space("tiny"))
     assert {"detect_every", "precision", "resolution"} <= names(space("tiny"))
+
+
+def test_bf16_is_searched_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "precision" in names(space())
+    monkeypatch.setattr("lipstream.tune.space.computes_bf16", lambda device: False)
+    assert "precision" not in names(space())
 
 
 def test_what_is_fixed_or_not_there_is_not_searched() -> None:

@@ -101,10 +101,11 @@ def _device() -> Finding:
     import torch
 
     from lipstream.runtime.cpu import cores
-    from lipstream.runtime.device import torch_device
+    from lipstream.runtime.device import computes_bf16, torch_device
     from lipstream.settings import RuntimeSettings
 
-    parts = [f"cpu with {cores()} cores"]
+    arithmetic = "with" if computes_bf16(torch.device("cpu")) else "without"
+    parts = [f"cpu with {cores()} cores, {arithmetic} bf16 arithmetic"]
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         parts += [f"cuda:{i} {gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for i, gpu in enumerate(gpus)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from lipstream.errors import SettingsError
 from lipstream.runtime.cpu import default_threads
 from lipstream.settings import Precision, RuntimeSettings
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 _FLOAT8_CAPABILITY = (8, 9)
@@ -72,15 +75,20 @@ def dtypes(settings: RuntimeSettings, device: torch.device) -> Dtypes:
         others if precision is None else _dtype(precision, device)
         for precision in (settings.vae_precision, settings.audio_precision)
     )
+    if torch.bfloat16 in (unet, vae, audio_encoder) and settings.engine == "torch" and not computes_bf16(device):
+        logger.warning("this processor has no bf16 arithmetic: bf16 will take several times as long as fp32")
     return Dtypes(unet, vae, audio_encoder)
 
 
 def computes_bf16(device: torch.device) -> bool:
     """Return whether bf16 saves time on `device`: of CPUs on those only for which oneDNN has bf16 code.
 
-    On others, which is to say those without AVX-512, torch computes it value by value in a tenth of float32's speed.
+    On others, those without AVX-512 for example, torch computes it value by value, ten times slower than float32.
     """
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if device.type != "cpu":
+        return True
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def face_threads(settings: RuntimeSettings) -> int:

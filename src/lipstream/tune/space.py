@@ -10,6 +10,7 @@ import torch
 
 from lipstream.models.catalogue import ModelConfig
 from lipstream.presets import PRESETS, WHOLE_INTERVAL
+from lipstream.runtime.device import computes_bf16
 from lipstream.settings import EngineName, RuntimeSettings, SyncSettings, VaeName
 
 Choice = Mapping[str, Any]
@@ -134,7 +135,9 @@ def _one(name: str, values: tuple[Any, ...]) -> Axis:
 
 def _precisions(device: torch.device) -> tuple[str, ...]:
     """Return the precisions to choose from, the device's own first."""
-    return {"cuda": ("fp16", "bf16"), "cpu": ("fp32", "bf16")}.get(device.type, ("fp32", "fp16"))
+    if device.type == "cpu":
+        return ("fp32", "bf16") if computes_bf16(device) else ("fp32",)
+    return ("fp16", "bf16") if device.type == "cuda" else ("fp32", "fp16")
 
 
 def _resolutions(own: int) -> tuple[int, ...]:
