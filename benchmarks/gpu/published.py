@@ -45,7 +45,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from lipstream.diffusion import conditioning
-from lipstream.diffusion.batching import windows_a_call
+from lipstream.diffusion.batching import windows_per_call
 from lipstream.diffusion.conditioning import Conditioning
 from lipstream.diffusion.mask import face_mask
 from lipstream.diffusion.sampling import UNetDenoiser
@@ -121,7 +121,7 @@ def compare(network: Callable[..., Any], resolution: int, args: argparse.Namespa
     folder = make_folder(args.folder, resolution, narrow=args.narrow, device=args.device)
     model = load_model(folder, device, DTYPES[args.precision])
     config = model.config
-    windows = windows_a_call(args.batch if args.batch == "auto" else int(args.batch), model, device)
+    windows = windows_per_call(args.batch if args.batch == "auto" else int(args.batch), model, device)
     windows = min(windows, args.windows)
     step = compiled_step(model.unet, windows * NUM_FRAMES) if args.compile else None
     ours = UNetDenoiser(model.unet, step)

@@ -17,7 +17,7 @@ from lipstream.engines.quantize import Recorder, quantize_folder
 from lipstream.face.registry import make_detector
 from lipstream.lipsync import LipSync
 from lipstream.models.load import Source
-from lipstream.models.locate import read_config, read_words
+from lipstream.models.locate import read_config, read_config_values
 from lipstream.runtime.device import dtypes
 from lipstream.settings import RuntimeSettings, SyncSettings
 
@@ -46,7 +46,7 @@ def export_int8(
         recorder = _recorded(exact, clip, Path(temporary) / "calibration.mp4")
         exported = read_config(exact)[0].exported
         assert exported is not None
-        quantize_folder(exact, read_words(exact)[0], exported, folder, recorder, on_graph)
+        quantize_folder(exact, read_config_values(exact)[0], exported, folder, recorder, on_graph)
 
 
 def _recorded(folder: Path, clip: tuple[str, str], output: Path) -> Recorder:

@@ -44,5 +44,5 @@ def test_every_step_is_that_of_diffusers(given: dict[str, Any], steps: int) -> N
 
 @pytest.mark.parametrize("other", [{"beta_schedule": "squaredcos_cap_v2"}, {"thresholding": True}, {"unheard_of": 1}])
 def test_other_words_are_left_to_diffusers(other: dict[str, Any]) -> None:
-    assert DDIMConfig.from_words(other) is None
+    assert DDIMConfig.from_config(other) is None
     assert isinstance(make_scheduler(other, "ddim", 4), DDIMScheduler)

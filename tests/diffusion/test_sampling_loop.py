@@ -158,7 +158,7 @@ def test_windows_that_fit() -> None:
 
 
 def test_a_cpu_takes_one_window_a_call() -> None:
-    assert batching.windows_a_call("auto", None, CPU) == 1  # type: ignore[arg-type]
+    assert batching.windows_per_call("auto", None, CPU) == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from helpers.models import make_small_model_folder
 from lipstream.engines.cache import weights_sha256
 from lipstream.engines.export import export_onnx
 from lipstream.models.load import model_source
-from lipstream.models.locate import read_words
+from lipstream.models.locate import read_config_values
 
 
 @pytest.fixture(scope="session")
@@ -47,4 +47,4 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def export(model: Path, folder: Path) -> None:
     source = model_source(model, torch.device("cpu"))
-    export_onnx(source, read_words(model)[0], folder, weights_sha256(source))
+    export_onnx(source, read_config_values(model)[0], folder, weights_sha256(source))

@@ -141,7 +141,7 @@ def test_int8_is_written_from_a_clip_and_stays_close(
 ) -> None:
     from lipstream import calibration
     from lipstream.models.load import model_source, verify_model
-    from lipstream.models.locate import read_words
+    from lipstream.models.locate import read_config_values
 
     def copied(source: Any, values: Any, folder: Path, *arguments: Any, **words: Any) -> None:
         shutil.copytree(exported, folder)
@@ -150,7 +150,7 @@ def test_int8_is_written_from_a_clip_and_stays_close(
     folder, clip = tmp_path / "int8", (str(sample.VIDEO), str(sample.SPEECH))
     calibration.export_int8(
         model_source(model, CPU),
-        read_words(model)[0],
+        read_config_values(model)[0],
         folder,
         "0" * 64,
         clip,

@@ -10,7 +10,7 @@ from lipstream.diffusion.mask import mouth_region
 from lipstream.errors import ModelError, SettingsError
 from lipstream.face.color import match_color
 from lipstream.models.catalogue import ModelConfig
-from lipstream.models.load import read_config, read_words
+from lipstream.models.load import read_config, read_config_values
 from lipstream.settings import SyncSettings
 
 
@@ -70,7 +70,7 @@ def test_every_frame_is_matched_by_itself() -> None:
 def test_who_chooses() -> None:
     assert read_config("latentsync-1.6")[0].match_color == "off"  # the published computation
     assert read_config("tiny")[0].match_color == "source"
-    words, origin, _ = read_words("tiny")
+    words, origin, _ = read_config_values("tiny")
     with pytest.raises(ModelError, match="match_color 'on' is not one of off, source"):
         ModelConfig.from_dict({**words, "match_color": "on"}, origin)
     with pytest.raises(SettingsError, match="match_color"):

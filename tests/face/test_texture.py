@@ -13,7 +13,7 @@ from lipstream.face.align import crop_face, similarity_transform, template
 from lipstream.face.composite import paste_face, resize_face
 from lipstream.face.texture import keep_texture
 from lipstream.models.catalogue import ModelConfig
-from lipstream.models.load import read_config, read_words
+from lipstream.models.load import read_config, read_config_values
 from lipstream.settings import SyncSettings
 
 SIDE = 128
@@ -144,7 +144,7 @@ def test_no_share_of_the_frame_is_plain_pasting() -> None:
 def test_who_chooses() -> None:
     assert read_config("latentsync-1.6")[0].texture == "generated"  # the published computation
     assert read_config("tiny")[0].texture == "source"
-    words, origin, _ = read_words("tiny")
+    words, origin, _ = read_config_values("tiny")
     with pytest.raises(ModelError, match="texture 'silk' is not one of generated, source"):
         ModelConfig.from_dict({**words, "texture": "silk"}, origin)
     with pytest.raises(SettingsError, match="texture"):

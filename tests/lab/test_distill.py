@@ -23,7 +23,7 @@ from lipstream_lab.train.distill import (
     distill,
     load_ways,
     save_ways,
-    scheduler_words,
+    scheduler_config,
     student_loss,
     teach,
     write_student,
@@ -61,7 +61,7 @@ def way(model: Model, conditions: Conditioning, settings: DistillSettings, seed:
 
 def test_the_way_ends_where_the_teacher_does(model: Model, conditions: Conditioning) -> None:
     found = way(model, conditions, SETTINGS)
-    words = scheduler_words(model.config.scheduler)
+    words = scheduler_config(model.config.scheduler)
     with torch.inference_mode():
         wanted = sample(UNetDenoiser(model.unet), words, initial_noise(4, 8, 8, 1), conditions, Sampling(4, 1.5))
     # The student's own DDIM steps, given the targets as predictions, arrive there.

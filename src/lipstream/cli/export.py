@@ -52,10 +52,10 @@ def _export_onnx(args: argparse.Namespace) -> None:
     from lipstream.engines.cache import weights_sha256
     from lipstream.engines.export import export_onnx
     from lipstream.models.load import model_source, verify_model
-    from lipstream.models.locate import read_words
+    from lipstream.models.locate import read_config_values
 
     source = model_source(args.model, torch.device("cpu"), pruned=args.pruned)
-    values, digest = read_words(args.model)[0], weights_sha256(source)
+    values, digest = read_config_values(args.model)[0], weights_sha256(source)
     report = None if args.quiet else report_graph
     if args.int8:
         export_int8(

@@ -61,7 +61,7 @@ def calls_side_by_side(unet: UNetConfig, runtime: RuntimeSettings) -> int | None
     return min(face_threads(runtime), _MOST_SIDE_BY_SIDE)
 
 
-def windows_a_call(batch: int | Literal["auto"], model: Model | EngineModel, device: torch.device) -> int:
+def windows_per_call(batch: int | Literal["auto"], model: Model | EngineModel, device: torch.device) -> int:
     """Return RuntimeSettings' `batch` as a number. Raises SettingsError for "auto" of an engine's networks on a GPU."""
     if batch != "auto":
         return batch

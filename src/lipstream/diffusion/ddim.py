@@ -42,15 +42,15 @@ class DDIMConfig:
     rescale_betas_zero_snr: bool = False
 
     @classmethod
-    def from_words(cls, words: Mapping[str, Any]) -> DDIMConfig | None:
-        """Return the settings of a model's words, or None where they ask for what is not computed here."""
+    def from_config(cls, config: Mapping[str, Any]) -> DDIMConfig | None:
+        """Return the settings of a model's configuration, or None where they ask for what is not computed here."""
         known = {field.name for field in fields(cls)}
-        words = {name: value for name, value in words.items() if not name.startswith("_") and name not in _IDLE}
-        if any(words.get(name, values[0]) not in values for name, values in _COMPUTED.items()):
+        config = {name: value for name, value in config.items() if not name.startswith("_") and name not in _IDLE}
+        if any(config.get(name, values[0]) not in values for name, values in _COMPUTED.items()):
             return None
-        if not known.union(_COMPUTED).issuperset(words):
+        if not known.union(_COMPUTED).issuperset(config):
             return None
-        return cls(**{name: value for name, value in words.items() if name in known})
+        return cls(**{name: value for name, value in config.items() if name in known})
 
 
 class Stepped(NamedTuple):

@@ -1,4 +1,4 @@
-"""What solves the way from noise to picture: DDIM, or a scheduler of diffusers, from the words of a model."""
+"""What solves the way from noise to picture: DDIM, or a scheduler of diffusers, from a model's configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lipstream.diffusion.ddim import DDIM, DDIMConfig
 from lipstream.errors import SettingsError
 from lipstream.presets import SchedulerName
 
-# What the words of DDIMScheduler say of the model; the others are about its way of solving.
+# The settings of DDIMScheduler that belong to the model; the others are about its way of solving.
 _OF_THE_MODEL = (
     "num_train_timesteps",
     "beta_start",
@@ -24,42 +24,42 @@ _OF_THE_MODEL = (
 )
 
 
-def make_scheduler(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
+def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
     """Make a scheduler for one call: those of several steps remember what they were given.
 
-    words: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021,
+    config: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021,
     https://arxiv.org/abs/2010.02502). The others, DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095)
     and UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867), choose their own timesteps and end where DDIM does.
-    num_inference_steps: 1 to 100. Raises SettingsError for words that they can't follow.
+    num_inference_steps: 1 to 100. Raises SettingsError for settings that they can't follow.
     """
     if name != "ddim":
-        return _multi_step(words, name, num_inference_steps)
-    config = DDIMConfig.from_words(words)
-    if config is not None:
-        return DDIM(config, num_inference_steps)
-    return diffusers_ddim(words, num_inference_steps)  # knows words that no published model has
+        return _multi_step(config, name, num_inference_steps)
+    own = DDIMConfig.from_config(config)
+    if own is not None:
+        return DDIM(own, num_inference_steps)
+    return diffusers_ddim(config, num_inference_steps)  # knows settings that no published model has
 
 
-def diffusers_ddim(words: Mapping[str, Any], num_inference_steps: int) -> Any:
+def diffusers_ddim(config: Mapping[str, Any], num_inference_steps: int) -> Any:
     """Make diffusers' DDIMScheduler, which also says what a prediction means, for one call."""
     from diffusers import DDIMScheduler  # takes seconds to import
 
-    scheduler: Any = DDIMScheduler.from_config(dict(words))  # type: ignore[no-untyped-call]
+    scheduler: Any = DDIMScheduler.from_config(dict(config))  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(num_inference_steps)
     # Where timesteps are spaced backwards by floating-point numbers, rounding makes one too many of some: 61, say.
     scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
     return scheduler
 
 
-def _multi_step(words: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
+def _multi_step(config: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
     # Only where wanted: diffusers takes seconds to import.
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     for word, default in (("clip_sample", True), ("thresholding", False)):
-        if words.get(word, default):
+        if config.get(word, default):
             raise SettingsError(f"scheduler = {name!r}: the model's sampling has {word}", fix="use --scheduler ddim")
-    chosen = {word: words[word] for word in _OF_THE_MODEL if word in words}
-    chosen["final_sigmas_type"] = "zero" if words.get("set_alpha_to_one", True) else "sigma_min"
+    chosen = {word: config[word] for word in _OF_THE_MODEL if word in config}
+    chosen["final_sigmas_type"] = "zero" if config.get("set_alpha_to_one", True) else "sigma_min"
     if name == "dpm++2m":
         # The last step is of first order: it goes further down, in terms of the noise, than those it would learn from.
         chosen["euler_at_final"] = True

@@ -25,7 +25,7 @@ from lipstream.errors import ModelError, OutputError, SettingsError
 from lipstream.models.catalogue import ModelConfig
 from lipstream.models.exported import GRAPH_VERSION, ONNX_FOLDER, ExportedPrecision
 from lipstream.models.load import Source, model_source
-from lipstream.models.locate import read_config, read_words
+from lipstream.models.locate import read_config, read_config_values
 from lipstream.presets import Sampling
 from lipstream.runtime.device import Dtypes
 from lipstream.settings import RuntimeSettings
@@ -181,7 +181,7 @@ def _cached(source: Source, model: str | Path, precision: ExportedPrecision, on_
     if folder.is_dir():
         return folder
     logger.warning("%s is exported once, into %s", source.config.name, folder)
-    values, _, _ = read_words(model)
+    values, _, _ = read_config_values(model)
     try:
         export_onnx(
             source, values, folder, digest, precision=precision, on_graph=on_graph or _no_report, may_exist=True

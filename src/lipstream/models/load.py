@@ -23,7 +23,7 @@ from lipstream.models.locate import (
     download_model,
     locate,
     read_config,
-    read_words,
+    read_config_values,
 )
 from lipstream.models.pointwise import use_pointwise_layers
 from lipstream.models.prune import drop, read_list
@@ -49,9 +49,9 @@ __all__ = [
     "model_source",
     "read_audio_encoder",
     "read_config",
+    "read_config_values",
     "read_unet",
     "read_vae",
-    "read_words",
     "vae_factor",
     "verify_model",
 ]

@@ -40,11 +40,11 @@ def read_config(model: str | Path) -> tuple[ModelConfig, Path | None]:
     files needs none: it is recognised by the size of its U-Net file.
     Raises ModelError for an unknown name, or a folder without a readable lipstream.json.
     """
-    values, origin, folder = read_words(model)
+    values, origin, folder = read_config_values(model)
     return ModelConfig.from_dict(values, origin), folder
 
 
-def read_words(model: str | Path) -> tuple[dict[str, Any], str, Path | None]:
+def read_config_values(model: str | Path) -> tuple[dict[str, Any], str, Path | None]:
     """Return the keys and values of a configuration, where they come from, and the folder. Raises ModelError."""
     name = str(model)
     if name in PUBLISHED:

@@ -97,15 +97,15 @@ def read_list(path: str | Path, model: str) -> PruneList:
     """Read a list that was made for the model named `model`. Raises ModelError."""
     fix = "make it again with lipstream prune"
     try:
-        words: Any = json.loads(Path(path).read_text("utf-8"))
+        values: Any = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"not readable as a list of layers ({error})", file=path, fix=fix) from error
-    found = words.pop("format", None) if isinstance(words, dict) else None
+    found = values.pop("format", None) if isinstance(values, dict) else None
     if found != FORMAT:
         raise ModelError(f"not a list of layers in format {FORMAT}", file=path, fix=fix)
     try:
-        dropped = tuple(Dropped(str(part["name"]), float(part["ssim"])) for part in words.pop("dropped"))
-        pruned = PruneList(dropped=dropped, **words)
+        dropped = tuple(Dropped(str(part["name"]), float(part["ssim"])) for part in values.pop("dropped"))
+        pruned = PruneList(dropped=dropped, **values)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"not a complete list of layers ({error})", file=path, fix=fix) from error
     if pruned.model != model:

@@ -15,7 +15,7 @@ from lipstream.errors import ModelError
 from lipstream.models.catalogue import CONFIG_NAME, ModelConfig, ModelFiles
 from lipstream.models.checkpoint import leave_out_absent_motion_modules
 from lipstream.models.load import VerifiedFile, read_audio_encoder, read_unet, read_vae, verify_model
-from lipstream.models.locate import ModelPaths, locate, read_words
+from lipstream.models.locate import ModelPaths, locate, read_config_values
 from lipstream.models.quantized_layers import int8_tensors
 from lipstream.models.whole_folder import whole_folder
 
@@ -28,7 +28,7 @@ def write_quantized(model: str | Path, folder: Path) -> list[VerifiedFile]:
     Weights are rounded from what the files hold, one network in memory at a time. All else is kept as it is.
     Raises ModelError, and OutputError for a folder that exists or cannot be written.
     """
-    values, origin, source = read_words(model)
+    values, origin, source = read_config_values(model)
     config = ModelConfig.from_dict(values, origin)
     if config.quantized != "none":
         raise ModelError(

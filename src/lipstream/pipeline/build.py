@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lipstream.diffusion.batching import calls_side_by_side, windows_a_call
+from lipstream.diffusion.batching import calls_side_by_side, windows_per_call
 from lipstream.diffusion.sampling import Denoiser, UNetDenoiser
 from lipstream.engines.export import OnGraph
 from lipstream.engines.model import EngineModel, open_model
@@ -51,7 +51,7 @@ def build_components(
     denoiser: in place of the model's U-Net.
     """
     device, geometry = torch_device(runtime), face_geometry(runtime)
-    batch = windows_a_call(runtime.batch, model, device)
+    batch = windows_per_call(runtime.batch, model, device)
     components = Components(
         model=model,
         networks=_networks(model, device, denoiser or make_denoiser(model, runtime, batch)),

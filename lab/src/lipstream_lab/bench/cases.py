@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipstream.audio_features.features import feature_rows, frame_windows
 from lipstream.diffusion import conditioning
-from lipstream.diffusion.batching import windows_a_call
+from lipstream.diffusion.batching import windows_per_call
 from lipstream.diffusion.mask import face_mask
 from lipstream.diffusion.sampling import Denoiser, UNetDenoiser, initial_noise, sample
 from lipstream.engines.model import EngineModel
@@ -313,7 +313,7 @@ def _batches(
     config, device = parts.model.config, torch_device(setting.runtime)
     mask = face_mask(config.mask_polygon_xy, config.mask_size, _resolution(setting, parts)).to(device)
     batches, first = [], 0
-    windows = windows_a_call(setting.runtime.batch, parts.model, device)
+    windows = windows_per_call(setting.runtime.batch, parts.model, device)
     for size, num_frames in flops.calls(len(faces), config.num_frames, windows):
         crops = torch.stack(_crops(faces[first : first + size]))
         audio = torch.empty(size, 0, 0) if audio_features is None else torch.stack(audio_features[first : first + size])

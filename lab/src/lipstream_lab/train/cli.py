@@ -168,7 +168,7 @@ def _unet(args: argparse.Namespace, report: Report) -> None:
     autoencoder = stage.autoencoder.to(device)
     clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, report)
     settings = unet.UNetSettings(noisy_share=_NOISY_SHARE if args.many_steps else 0.0)
-    if stage.has_audio_encoder:
+    if stage.has_audio_encoder or (args.work / start.FOLDER).is_dir():
         settings = replace(settings, audio_encoder_steps=0)
     folder = args.work / _UNET
 

@@ -59,12 +59,12 @@ class Clip:
         """Write as .npz, atomically."""
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         temporary = path.with_suffix(".tmp.npz")
-        words: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "kind": np.array(self.kind),
             "person": np.array(self.person),
             "late_ms": np.array(self.late_ms),
         }
-        np.savez(temporary, **words, **arrays)
+        np.savez(temporary, **facts, **arrays)
         temporary.replace(path)
 
     @classmethod

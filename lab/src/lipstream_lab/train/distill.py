@@ -25,7 +25,7 @@ from lipstream.diffusion.sampling import Denoiser
 from lipstream.diffusion.scheduler import diffusers_ddim
 from lipstream.errors import SettingsError
 from lipstream.models.checkpoint import fill
-from lipstream.models.load import ModelPaths, read_config, read_unet, read_words
+from lipstream.models.load import ModelPaths, read_config, read_config_values, read_unet
 from lipstream.models.unet import UNet
 from lipstream_lab.train.loop import LoopSettings, Report, Run
 
@@ -84,18 +84,18 @@ def load_ways(path: Path, key: str) -> list[Way]:
     ]
 
 
-def scheduler_words(words: Mapping[str, Any]) -> dict[str, Any]:
+def scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's scheduler settings with the timesteps that teacher and student share."""
-    return {**words, "timestep_spacing": "trailing", "steps_offset": 0}
+    return {**config, "timestep_spacing": "trailing", "steps_offset": 0}
 
 
 @torch.no_grad()
 def teach(
-    denoiser: Denoiser, words: Mapping[str, Any], noise: Tensor, conditions: Conditioning, settings: DistillSettings
+    denoiser: Denoiser, config: Mapping[str, Any], noise: Tensor, conditions: Conditioning, settings: DistillSettings
 ) -> Way:
-    """Follow the teacher through one window. words: the scheduler's settings. noise: (1, C, h, w)."""
-    teacher = diffusers_ddim(scheduler_words(words), settings.teacher_steps)
-    student = diffusers_ddim(scheduler_words(words), settings.student_steps)
+    """Follow the teacher through one window. config: the scheduler's settings. noise: (1, C, h, w)."""
+    teacher = diffusers_ddim(scheduler_config(config), settings.teacher_steps)
+    student = diffusers_ddim(scheduler_config(config), settings.student_steps)
     prepared, guided = denoiser.prepare(conditions), settings.guidance_scale > 1.0
     latents = noise.expand(len(conditions.channels), -1, -1, -1) * teacher.init_noise_sigma
     stride = settings.teacher_steps // settings.student_steps
@@ -134,14 +134,14 @@ def clean_prediction(scheduler: Any, predicted: Tensor, timestep: Tensor, latent
 
 
 def student_loss(
-    unet: UNet, words: Mapping[str, Any], way: Way, step: int, n_steps: int, device: torch.device
+    unet: UNet, config: Mapping[str, Any], way: Way, step: int, n_steps: int, device: torch.device
 ) -> Tensor:
     """Return how far the student's step number `step` is from the teacher's, in what the model predicts.
 
     In clean latents, but for a model of the noise where there is more noise than picture: there in units of the noise,
     or the noisiest step would outweigh all others (Salimans and Ho's truncated weighting is for the same).
     """
-    scheduler = diffusers_ddim(scheduler_words(words), n_steps)
+    scheduler = diffusers_ddim(scheduler_config(config), n_steps)
     timestep, latents = scheduler.timesteps[step], way.states[step].to(device, torch.float32)
     channels, audio = (t.to(device, torch.float32) for t in (way.conditioning.channels, way.conditioning.audio))
     sample = torch.cat((latents, channels), dim=1)
@@ -190,12 +190,12 @@ def write_student(model: str | Path, paths: ModelPaths, unet: UNet, settings: Di
     """
     if folder.exists():
         raise SettingsError("it already exists", file=folder, fix="choose another folder with -o")
-    words, _, _ = read_words(model)
-    words |= {
-        "name": f"{words['name']}-{settings.student_steps}-steps",
+    config, _, _ = read_config_values(model)
+    config |= {
+        "name": f"{config['name']}-{settings.student_steps}-steps",
         "num_inference_steps": settings.student_steps,
         "guidance_scale": 1.0,
-        "scheduler": scheduler_words(words["scheduler"]),
+        "scheduler": scheduler_config(config["scheduler"]),
         "files": {
             "unet": "unet.safetensors",
             "audio_encoder": f"audio_encoder{paths.audio_encoder.suffix}",
@@ -206,11 +206,11 @@ def write_student(model: str | Path, paths: ModelPaths, unet: UNet, settings: Di
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "vae").mkdir(parents=True)
-    shutil.copyfile(paths.audio_encoder, temporary / words["files"]["audio_encoder"])
+    shutil.copyfile(paths.audio_encoder, temporary / config["files"]["audio_encoder"])
     shutil.copyfile(paths.vae_config, temporary / "vae" / "config.json")
     shutil.copyfile(paths.vae_weights, temporary / "vae" / "diffusion_pytorch_model.safetensors")
     weights = {name: t.detach().to("cpu", torch.float16).contiguous() for name, t in unet.state_dict().items()}
     save_file(weights, temporary / "unet.safetensors")
     (temporary / "unet.safetensors").chmod(0o644)
-    (temporary / "lipstream.json").write_text(json.dumps(words) + "\n")
+    (temporary / "lipstream.json").write_text(json.dumps(config) + "\n")
     temporary.rename(folder)
