@@ -2,8 +2,8 @@
 
 The student learns to go in one step where its teacher goes in several: progressive distillation (Salimans and Ho 2022,
 https://arxiv.org/abs/2202.00512) in one round, of the guided teacher (Meng et al. 2023,
-https://arxiv.org/abs/2210.03142), along the teacher's own way from noise. Teacher and student take evenly spaced
-timesteps from the noisiest on, so that each of the student's is one of the teacher's.
+https://arxiv.org/abs/2210.03142), along the teacher's own trajectories from noise. Teacher and student take evenly
+spaced timesteps from the noisiest on, so that each of the student's is one of the teacher's.
 """
 
 from __future__ import annotations
@@ -49,38 +49,36 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
-class Way:
-    """A teacher's way through one window, on the CPU: what the student has to do in each of its steps.
+class Trajectory:
+    """A teacher's way through one window, on the CPU, from which students of any number of steps learn.
 
-    conditioning: of the window. states: (steps, frames, C, h, w) float16, where each of the student's steps begins.
-    targets: (steps, frames, C, h, w), the clean latents that take it in one DDIM step to where the teacher arrives.
+    conditioning: of the window, float16. latents: (teacher's steps + 1, frames, C, h, w) float32, the noise first.
     """
 
     conditioning: Conditioning
-    states: Tensor
-    targets: Tensor
+    latents: Tensor
 
 
-def save_ways(path: Path, key: str, ways: Sequence[Way]) -> None:
-    """Write ways to a file, whole or not at all. key: what they are of."""
+def save_trajectories(path: Path, key: str, trajectories: Sequence[Trajectory]) -> None:
+    """Write trajectories to a file, whole or not at all. key: what they are of."""
     held = [
-        {"channels": w.conditioning.channels, "audio": w.conditioning.audio, "num_frames": w.conditioning.num_frames}
-        | {"states": w.states, "targets": w.targets}
-        for w in ways
+        {"channels": t.conditioning.channels, "audio": t.conditioning.audio, "num_frames": t.conditioning.num_frames}
+        | {"latents": t.latents}
+        for t in trajectories
     ]
     temporary = path.with_suffix(".tmp")
-    torch.save({"key": key, "ways": held}, temporary)
+    torch.save({"key": key, "trajectories": held}, temporary)
     temporary.replace(path)
 
 
-def load_ways(path: Path, key: str) -> list[Way]:
-    """Read what `save_ways` wrote. Raises SettingsError where it is of something else."""
+def load_trajectories(path: Path, key: str) -> list[Trajectory]:
+    """Read what `save_trajectories` wrote. Raises SettingsError where it is of something else."""
     held = torch.load(path, map_location="cpu", weights_only=True)
     if held["key"] != key:
         raise SettingsError("of another teacher, other videos or steps", file=path, fix="name another --work")
     return [
-        Way(Conditioning(way["channels"], way["audio"], way["num_frames"]), way["states"], way["targets"])
-        for way in held["ways"]
+        Trajectory(Conditioning(one["channels"], one["audio"], one["num_frames"]), one["latents"])
+        for one in held["trajectories"]
     ]
 
 
@@ -92,30 +90,31 @@ def scheduler_config(config: Mapping[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def teach(
     denoiser: Denoiser, config: Mapping[str, Any], noise: Tensor, conditions: Conditioning, settings: DistillSettings
-) -> Way:
+) -> Trajectory:
     """Follow the teacher through one window. config: the scheduler's settings. noise: (1, C, h, w)."""
     teacher = diffusers_ddim(scheduler_config(config), settings.teacher_steps)
-    student = diffusers_ddim(scheduler_config(config), settings.student_steps)
     prepared, guided = denoiser.prepare(conditions), settings.guidance_scale > 1.0
     latents = noise.expand(len(conditions.channels), -1, -1, -1) * teacher.init_noise_sigma
-    stride = settings.teacher_steps // settings.student_steps
-    states, arrivals = [], []
-    for step, timestep in enumerate(teacher.timesteps):
-        if step % stride == 0:
-            states.append(latents)
+    passed = [latents.cpu().float()]
+    for timestep in teacher.timesteps:
         predicted, _ = denoiser(latents, timestep.to(latents.device), prepared, guided)
         if guided:
             zero, with_audio = predicted.chunk(2)
             predicted = zero + settings.guidance_scale * (with_audio - zero)
         latents = teacher.step(predicted, timestep, latents).prev_sample
-        if step % stride == stride - 1:
-            arrivals.append(latents)
-    targets = [
-        clean_target(student, timestep, begin, end)
-        for timestep, begin, end in zip(student.timesteps, states, arrivals, strict=True)
-    ]
+        passed.append(latents.cpu().float())
     on_cpu = Conditioning(conditions.channels.cpu().half(), conditions.audio.cpu().half(), conditions.num_frames)
-    return Way(on_cpu, torch.stack(states).cpu().half(), torch.stack(targets).cpu())
+    return Trajectory(on_cpu, torch.stack(passed))
+
+
+def student_target(trajectory: Trajectory, step: int, settings: DistillSettings, scheduler: Any) -> Tensor:
+    """Return the clean latents that take the student's step number `step` to where the teacher arrives.
+
+    scheduler: the student's, as `diffusers_ddim` makes it.
+    """
+    stride = settings.teacher_steps // settings.student_steps
+    begin, end = trajectory.latents[step * stride], trajectory.latents[(step + 1) * stride]
+    return clean_target(scheduler, scheduler.timesteps[step], begin, end)
 
 
 def clean_target(scheduler: Any, timestep: Tensor, begin: Tensor, end: Tensor) -> Tensor:
@@ -134,36 +133,43 @@ def clean_prediction(scheduler: Any, predicted: Tensor, timestep: Tensor, latent
 
 
 def student_loss(
-    unet: UNet, config: Mapping[str, Any], way: Way, step: int, n_steps: int, device: torch.device
+    unet: UNet,
+    config: Mapping[str, Any],
+    trajectory: Trajectory,
+    step: int,
+    settings: DistillSettings,
+    device: torch.device,
 ) -> Tensor:
     """Return how far the student's step number `step` is from the teacher's, in what the model predicts.
 
     In clean latents, but for a model of the noise where there is more noise than picture: there in units of the noise,
     or the noisiest step would outweigh all others (Salimans and Ho's truncated weighting is for the same).
     """
-    scheduler = diffusers_ddim(scheduler_config(config), n_steps)
-    timestep, latents = scheduler.timesteps[step], way.states[step].to(device, torch.float32)
-    channels, audio = (t.to(device, torch.float32) for t in (way.conditioning.channels, way.conditioning.audio))
+    scheduler, conditioning = diffusers_ddim(scheduler_config(config), settings.student_steps), trajectory.conditioning
+    timestep, stride = scheduler.timesteps[step], settings.teacher_steps // settings.student_steps
+    latents = trajectory.latents[step * stride].to(device)
+    channels, audio = (t.to(device, torch.float32) for t in (conditioning.channels, conditioning.audio))
     sample = torch.cat((latents, channels), dim=1)
-    predicted = unet(sample, timestep.to(device), audio, way.conditioning.num_frames).float()
+    predicted = unet(sample, timestep.to(device), audio, conditioning.num_frames).float()
     found = clean_prediction(scheduler, predicted, timestep, latents)
     share, unit = float(scheduler.alphas_cumprod[int(timestep)]), 1.0
     if scheduler.config.prediction_type == "epsilon":
         unit = min(1.0, (share / (1 - share)) ** 0.5)
-    return F.smooth_l1_loss(unit * found, unit * way.targets[step].to(device), beta=_BETA)
+    target = student_target(trajectory, step, settings, scheduler).to(device)
+    return F.smooth_l1_loss(unit * found, unit * target, beta=_BETA)
 
 
 def distill(
     model: str | Path,
     paths: ModelPaths,
-    ways: Sequence[Way],
+    trajectories: Sequence[Trajectory],
     folder: Path,
     settings: DistillSettings,
     loop: LoopSettings,
     device: torch.device,
     report: Report | None = None,
 ) -> UNet:
-    """Train a copy of the teacher's U-Net on its ways, or go on; return the averaged student.
+    """Train a copy of the teacher's U-Net on its trajectories, or go on; return the averaged student.
 
     folder: of the run: checkpoint and log. Raises ModelError for weights that are not the model's.
     """
@@ -173,10 +179,10 @@ def distill(
     run = Run(folder, unet.requires_grad_(True), loop, device)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        way = ways[int(torch.randint(len(ways), (), generator=generator))]
+        trajectory = trajectories[int(torch.randint(len(trajectories), (), generator=generator))]
         at = int(torch.randint(settings.student_steps, (), generator=generator))
         student: Any = run.module
-        return {"loss": student_loss(student, config.scheduler, way, at, settings.student_steps, device)}
+        return {"loss": student_loss(student, config.scheduler, trajectory, at, settings, device)}
 
     run.train(loss, report)
     average: Any = run.average

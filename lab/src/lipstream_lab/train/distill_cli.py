@@ -19,10 +19,18 @@ from lipstream.models.names import check_model
 from lipstream.profiling.clips import prepare
 from lipstream.settings import RuntimeSettings, SyncSettings
 from lipstream_lab.bench.cases import Parts, Setting, make_sampling
-from lipstream_lab.train.distill import DistillSettings, Way, distill, load_ways, save_ways, teach, write_student
+from lipstream_lab.train.distill import (
+    DistillSettings,
+    Trajectory,
+    distill,
+    load_trajectories,
+    save_trajectories,
+    teach,
+    write_student,
+)
 from lipstream_lab.train.loop import LoopSettings
 
-_WAYS = "ways.pt"
+_TRAJECTORIES = "trajectories.pt"
 
 
 def add_arguments(commands: Any) -> None:
@@ -32,7 +40,13 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument("model", metavar="NAME|FOLDER", help="the teacher")
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="with the sound of their speech")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the student's, new")
-    parser.add_argument("--work", type=Path, required=True, metavar="WORK", help="folder of the run, to resume")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        metavar="WORK",
+        help="folder of the runs, to resume, for students of any number of steps",
+    )
     parser.add_argument("--student-steps", type=int, default=4, metavar="N", help="[4]")
     parser.add_argument("--teacher-steps", type=int, metavar="N", help="a multiple of the student's [the model's own]")
     parser.add_argument("--guidance-scale", type=float, metavar="G", help="that the student takes over [the model's]")
@@ -57,29 +71,34 @@ def run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     )
     paths = locate(config, folder)
     args.work.mkdir(parents=True, exist_ok=True)
-    ways = _ways(args, settings, report)
+    trajectories = _trajectories(args, settings, report)
     loop = LoopSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
 
     def report_step(step: int, steps: int, values: dict[str, float]) -> None:
         report(f"step {step} of {steps}: loss {values['loss']:.5f}")
 
-    student = distill(args.model, paths, ways, args.work, settings, loop, torch.device(args.device), report_step)
+    folder = args.work / f"student-{settings.student_steps}"
+    device = torch.device(args.device)
+    student = distill(args.model, paths, trajectories, folder, settings, loop, device, report_step)
     write_student(args.model, paths, student, settings, args.output)
     report(f"{args.output}: {settings.student_steps} steps of {settings.teacher_steps}")
 
 
-def _ways(args: argparse.Namespace, settings: DistillSettings, report: Callable[[str], None]) -> list[Way]:
-    """Return the teacher's ways through all windows, made once and kept in the work folder.
+def _trajectories(
+    args: argparse.Namespace, settings: DistillSettings, report: Callable[[str], None]
+) -> list[Trajectory]:
+    """Return the teacher's way through all windows, made once and kept in the work folder.
 
     Raises NoFaceError without a whole window, SettingsError for a work folder of other settings.
     """
-    key = repr((str(args.model), [str(video) for video in args.videos], settings, args.noises, args.seconds, args.seed))
-    path = args.work / _WAYS
+    teacher = settings.teacher_steps, settings.guidance_scale
+    key = repr((str(args.model), [str(video) for video in args.videos], teacher, args.noises, args.seconds, args.seed))
+    path = args.work / _TRAJECTORIES
     if path.exists():
-        return load_ways(path, key)
+        return load_trajectories(path, key)
     device = torch.device(args.device)
     model = load_model(args.model, device, torch.float32)
-    config, denoiser, ways = model.config, UNetDenoiser(model.unet), list[Way]()
+    config, denoiser, trajectories = model.config, UNetDenoiser(model.unet), list[Trajectory]()
     runtime = RuntimeSettings(device=args.device, detector="mediapipe")
     setting = Setting("teacher", "", args.model, SyncSettings(), runtime)
     with closing(make_detector("mediapipe", "cpu")) as detector:
@@ -92,10 +111,12 @@ def _ways(args: argparse.Namespace, settings: DistillSettings, report: Callable[
                     continue  # the clip's tail
                 for _ in range(args.noises):
                     size = conditions.channels.shape[-1]
-                    noise = initial_noise(config.unet.out_channels, size, size, args.seed + len(ways)).to(device)
-                    ways.append(teach(denoiser, config.scheduler, noise, conditions, settings))
-            report(f"{video}: {len(ways)} windows in all")
-    if not ways:
+                    noise = initial_noise(config.unet.out_channels, size, size, args.seed + len(trajectories)).to(
+                        device
+                    )
+                    trajectories.append(teach(denoiser, config.scheduler, noise, conditions, settings))
+            report(f"{video}: {len(trajectories)} windows in all")
+    if not trajectories:
         raise NoFaceError(f"no window of {config.num_frames} frames with a face", fix="give longer videos")
-    save_ways(path, key, ways)
-    return ways
+    save_trajectories(path, key, trajectories)
+    return trajectories
