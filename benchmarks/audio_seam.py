@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.memory import add_row
-from benchmarks.rows import row
+from benchmarks.rows import add_row, row
 from torch import Tensor
 
 from lipstream.audio_features.features import feature_rows

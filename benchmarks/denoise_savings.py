@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, make_vae
-from benchmarks.memory import add_row
-from benchmarks.rows import DTYPES, row, timed_s
+from benchmarks.rows import DTYPES, add_row, row, timed_s
 from benchmarks.unsaved_denoisers import (
     AudioKeysEveryStep,
     InputConvolutionEveryStep,

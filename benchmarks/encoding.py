@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from benchmarks.memory import add_row
-from benchmarks.rows import row
+from benchmarks.rows import add_row, row
 
 from lipstream.encoding_settings import EncodingSettings, X264Preset
 from lipstream.evaluate.quality import psnr_db

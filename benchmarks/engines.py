@@ -4,14 +4,13 @@ The faces of the sample are found and cropped once; then each setting generates 
 process. Writes a row a setting to results.csv: the median of the times, their spread, the speed beside the first
 setting's and how far the generated crops are from its.
 
-    python benchmarks/engines.py "torch" "engine=onnxruntime" "engine=openvino" "engine=openvino precision=bf16"
-    python benchmarks/engines.py --model FOLDER --frames 16 "torch" "engine=openvino"
+    python -m benchmarks.engines "torch" "engine=onnxruntime" "engine=openvino" "engine=openvino precision=bf16"
+    python -m benchmarks.engines --model FOLDER --frames 16 "torch" "engine=openvino"
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.rows import add_row, row
 from torch import Tensor
 
 from lipstream.audio_features.features import feature_rows, frame_windows
@@ -39,9 +39,6 @@ from lipstream.pipeline.windows import batches, gather
 from lipstream.runtime.device import torch_device
 from lipstream.runtime.device_stream import DeviceStream
 from lipstream.settings import RuntimeSettings, SyncSettings
-from rows import row
-
-RESULTS = Path(__file__).parent / "results.csv"
 
 
 def main() -> None:
@@ -101,15 +98,13 @@ def generate(components: Components, settings: SyncSettings, windows: list[list[
 
 def report(args: argparse.Namespace, times: dict[str, list[float]], crops: dict[str, Tensor]) -> None:
     first, base_s = next(iter(crops.values())), statistics.median(next(iter(times.values())))
-    with RESULTS.open("a", newline="") as file:
-        for text, seconds in times.items():
-            wall_s, spread_s = statistics.median(seconds), max(seconds) - min(seconds)
-            psnr_db = psnr(first, crops[text])
-            summary = f"{text}; {base_s / wall_s:.2f} times the first; {psnr_db:.1f} dB; spread {spread_s:.2f} s"
-            print(f"{wall_s:8.3f} s  {summary}", flush=True)
-            name = Path(args.model).name
-            values = row("networks by engine", name, summary, args.frames, wall_s, None, torch.device("cpu"))
-            csv.DictWriter(file, values.keys()).writerow(values)
+    for text, seconds in times.items():
+        wall_s, spread_s = statistics.median(seconds), max(seconds) - min(seconds)
+        psnr_db = psnr(first, crops[text])
+        summary = f"{text}; {base_s / wall_s:.2f} times the first; {psnr_db:.1f} dB; spread {spread_s:.2f} s"
+        print(f"{wall_s:8.3f} s  {summary}", flush=True)
+        name = Path(args.model).name
+        add_row(row("networks by engine", name, summary, args.frames, wall_s, None, torch.device("cpu")))
 
 
 def psnr(one: Tensor, other: Tensor) -> float:

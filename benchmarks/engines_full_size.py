@@ -11,7 +11,6 @@ row a call to results.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import resource
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.gpu.full_size import make_folder
-from benchmarks.rows import row
+from benchmarks.rows import add_row, row
 from torch import Tensor
 
 from lipstream.diffusion.conditioning import Conditioning, decode, encode
@@ -32,7 +31,6 @@ from lipstream.pipeline.build import load_networks, make_denoiser
 from lipstream.runtime.device import torch_device
 from lipstream.settings import RuntimeSettings
 
-RESULTS = Path(__file__).parent / "results.csv"
 RESOLUTION, FRAMES = 256, 16
 TIMESTEP = 951.0
 CPU = torch.device("cpu")
@@ -111,9 +109,8 @@ def peak_kb() -> int:
 def note(summary: str, wall_s: float, peak: int) -> None:
     """Print one measured call and append its row."""
     print(f"{wall_s:8.2f} s {peak / 1024:8.0f} MB  {summary}", flush=True)
-    values = row("engines at full size", f"random weights {RESOLUTION} px", summary, FRAMES, wall_s, peak / 1024, CPU)
-    with RESULTS.open("a", newline="") as file:
-        csv.DictWriter(file, values.keys()).writerow(values)
+    model = f"random weights {RESOLUTION} px"
+    add_row(row("engines at full size", model, summary, FRAMES, wall_s, peak / 1024, CPU))
 
 
 def compare(work: Path, engines: list[str]) -> None:

@@ -5,7 +5,7 @@ analysis of whole frames where --detector is one of its models, else our search 
 ours with several frames in flight, and searching the whole of every Nth frame only. Says frames per second (median,
 least and most of the rounds), in how many frames a face is found, how far boxes and landmarks lie from those of the
 whole frame, and that the number of threads changes nothing; adds a row for each to results.csv:
-python benchmarks/face_detection.py
+python -m benchmarks.face_detection
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import torch
+from benchmarks.face_geometry import HEIGHT, WIDTH
+from benchmarks.rows import add_row, row
 from numpy.typing import NDArray
 
-from face_geometry import HEIGHT, WIDTH, row
 from lipstream.bundled import sample
 from lipstream.face.keyframes import Segment
 from lipstream.face.registry import Detector, Face, make_detector
@@ -31,7 +33,6 @@ from lipstream.media.reader import Frame, read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup
 from lipstream.settings import DetectorName
-from memory import add_row
 
 Faces = list[Face | None]
 
@@ -79,7 +80,8 @@ def main() -> None:
         print(f"{label:38} {note}")
         if not args.no_row:
             settings = f"{where}, {label}, {note}"
-            add_row(row("face detection", "", settings, len(frames), statistics.median(seconds)))
+            cpu = torch.device("cpu")
+            add_row(row("face detection", "", settings, len(frames), statistics.median(seconds), None, cpu))
 
 
 def search(detector: Detector, frames: Sequence[Frame], every: int, threads: int) -> Faces:

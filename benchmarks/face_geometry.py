@@ -4,7 +4,7 @@ Times both ways on the same 1080x1920 frames (synthetic ones with a moving face,
 way with torch's own number of threads; ours in one thread; ours as the line runs it on a CPU, several frames in flight;
 and as it runs on a GPU, all frames at once on --device. Says milliseconds a frame (median and spread of the rounds),
 how many times as fast, and the PSNR between the pictures of both; adds a row a way to results.csv. Needs the measure
-extra: python benchmarks/face_geometry.py
+extra: python -m benchmarks.face_geometry
 """
 
 from __future__ import annotations
@@ -12,23 +12,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks import whole_frame
+from benchmarks.rows import add_row, row
 from numpy.typing import NDArray
 from torch import Tensor
 
-import whole_frame
-from lipstream import __version__
 from lipstream.face.align import crop_face, crop_faces, similarity_transform, template
 from lipstream.face.composite import paste_faces, resize_face
 from lipstream.face.mediapipe.detector import MediapipeDetector
@@ -37,7 +35,6 @@ from lipstream.media.reader import read_frames
 from lipstream.pipeline.clocks import StageClock
 from lipstream.pipeline.threads import ThreadGroup, grouped
 from lipstream.runtime.device_stream import DeviceStream
-from memory import add_row
 
 WIDTH, HEIGHT = 1080, 1920
 # How large the face of the synthetic frames is: brows and nose of a face some 300 px high.
@@ -81,7 +78,8 @@ def main() -> None:
             print(f"{name:8} {words:24} {spread}")
             if not args.no_row:
                 note = f"{where}, {words}, {spread}, PSNR {psnr_db:.1f} dB"
-                add_row(row(f"face geometry {name}", "", note, len(items), statistics.median(seconds)))
+                cpu = torch.device("cpu")
+                add_row(row(f"face geometry {name}", "", note, len(items), statistics.median(seconds), None, cpu))
         print(f"{name:8} PSNR of the worst frame {psnr_db:.1f} dB")
 
 
@@ -167,22 +165,6 @@ def describe(seconds: list[float], n_frames: int) -> str:
     """Milliseconds a frame: the median of the rounds, the least and the most."""
     per_frame = [1e3 * value / n_frames for value in seconds]
     return f"{statistics.median(per_frame):.2f} ms ({min(per_frame):.2f} to {max(per_frame):.2f})"
-
-
-def row(benchmark: str, model: str, settings: str, frames: int, wall_s: float) -> dict[str, object]:
-    """A row of results.csv."""
-    return {
-        "date": date.today().isoformat(),
-        "benchmark": benchmark,
-        "model": model,
-        "settings": settings,
-        "frames": frames,
-        "wall_s": round(wall_s, 4),
-        "frames_per_s": round(frames / wall_s, 2),
-        "peak_mb": "",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "versions": f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-    }
 
 
 def synthetic(args: argparse.Namespace) -> list[Item]:

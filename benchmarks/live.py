@@ -13,9 +13,7 @@ the others wait for their turn. Jitter: how far a frame left from the clock's ti
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
-import os
 import platform
 import tempfile
 import threading
@@ -29,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.rows import resident_mb
+from benchmarks.rows import add_row, machine, resident_mb
 
 from lipstream import LipSync, LiveSettings, RuntimeSettings, __version__
 from lipstream.bundled import sample
@@ -74,17 +72,12 @@ def main() -> None:
         "torch_threads": torch.get_num_threads(),
         "look_ahead_s": args.look_ahead,
         **measured,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.device}",
+        "machine": machine(torch.device(args.device)),
         "versions": f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     print(", ".join(f"{name} {value}" for name, value in row.items()))
     if not args.no_row:
-        is_new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        add_row(row, RESULTS)
 
 
 class Speech:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import torch
+from benchmarks.rows import machine
 from numpy.typing import NDArray
 
 from lipstream import Avatar, LipSync, RuntimeSettings, SyncSettings, __version__
@@ -71,7 +72,7 @@ def main() -> None:
                 "opening_correlation": number(quality.opening_correlation, 4),
                 "flicker": number(quality.flicker, 3),
                 "reference_flicker": number(quality.reference_flicker, 3),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "machine": machine(torch.device("cpu")),
                 "versions": f"lipstream {__version__}, Python {platform.python_version()}",
             }
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)

@@ -3,13 +3,12 @@
 Makes a small clip with a face (the bundled sample, forwards and backwards) and speech, runs `lipstream sync` on it as a
 process of its own, follows its progress and its memory, and adds a row to results.csv.
 
-    python benchmarks/long_clip.py --minutes 60 --size 256 --frame-rate 10
+    python -m benchmarks.long_clip --minutes 60 --size 256 --frame-rate 10
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -22,11 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from benchmarks.rows import add_row, resident_mb, row
 
 from lipstream.bundled import sample
-from rows import resident_mb, row
-
-RESULTS = Path(__file__).parent / "results.csv"
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ def main() -> None:
     title = f"long clip {args.minutes:g} min {args.size}x{args.size} {args.frame_rate} fps"
     peak_mb = max(moment.memory_mb for moment in moments)
     settings = " ".join([*options, f"{memory}; {worst}"])
-    with RESULTS.open("a", newline="") as file:
-        csv.writer(file).writerow(row(title, "tiny", settings, frames, wall_s, peak_mb, torch.device("cpu")).values())
+    add_row(row(title, "tiny", settings, frames, wall_s, peak_mb, torch.device("cpu")))
 
 
 def follow(command: list[str]) -> list[Moment]:

@@ -3,35 +3,31 @@
 Makes a clip with a face (the bundled sample on a larger canvas) and speech, runs `lipstream sync` on it as a process of
 its own and adds a row per run to results.csv: for each length, and for each number of threads.
 
-    python benchmarks/memory.py --seconds 20 180
-    python benchmarks/memory.py --seconds 4 --size 3840x2160 --threads 2 16 64
+    python -m benchmarks.memory --seconds 20 180
+    python -m benchmarks.memory --seconds 4 --size 3840x2160 --threads 2 16 64
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import wave
-from datetime import date
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from benchmarks.rows import add_row, row
 
-from lipstream import __version__
 from lipstream.bundled import sample
 from lipstream.encoding_settings import EncodingSettings
 from lipstream.media.color import ColorTags
 from lipstream.media.writer import VideoWriter
 
-RESULTS = Path(__file__).parent / "results.csv"
 WIDTH, HEIGHT = 1920, 1080
 
 
@@ -56,21 +52,9 @@ def main() -> None:
                 wall_s = time.perf_counter() - begun_s
                 settings = f"exact, {args.detector}" + ("" if threads is None else f", {threads} threads")
                 settings += f", CPU {cpu_s:.1f} s"
-                row = {
-                    "date": date.today().isoformat(),
-                    "benchmark": f"memory {args.size} {duration_s} s",
-                    "model": args.model,
-                    "settings": settings,
-                    "frames": duration_s * 25,
-                    "wall_s": round(wall_s, 1),
-                    "frames_per_s": round(duration_s * 25 / wall_s, 2),
-                    "peak_mb": round(peak_mb),
-                    "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-                    "versions": (
-                        f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-                    ),
-                }
-                add_row(row)
+                name = f"memory {args.size} {duration_s} s"
+                cpu = torch.device("cpu")
+                add_row(row(name, args.model, settings, duration_s * 25, wall_s, peak_mb, cpu))
                 print(f"{duration_s:4} s of video, {settings}: peak {peak_mb:.0f} MB, {wall_s:.1f} s", flush=True)
 
 
@@ -113,15 +97,6 @@ def make_inputs(folder: Path, duration_s: int, width: int = WIDTH, height: int =
         size = duration_s * source.getframerate() * source.getsampwidth() * source.getnchannels()
         longer.writeframes((samples * repeats)[:size])
     return video, speech
-
-
-def add_row(row: dict[str, object]) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":

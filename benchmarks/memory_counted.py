@@ -24,8 +24,7 @@ from unittest import mock
 
 import torch
 from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, make_vae
-from benchmarks.memory import add_row
-from benchmarks.rows import row
+from benchmarks.rows import add_row, row
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

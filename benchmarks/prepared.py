@@ -9,20 +9,18 @@ Measured and counted without loading; a first run of each warms up.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from benchmarks.rows import row
+from benchmarks.rows import add_row, row
 
 from lipstream import LipSync, RuntimeSettings
 from lipstream.bundled import sample
 from lipstream.presets import PRESETS
 
-RESULTS = Path(__file__).parent / "results.csv"
 FRAMES = 16
 # TFLOP on 16 frames: a branch of a step, and of a frame: encoding a picture, of which there are two, and decoding.
 PUBLISHED = {"latentsync-1.5": (4.05, 0.27, 0.62), "latentsync-1.6": (17.6, 1.12, 2.51)}
@@ -62,9 +60,8 @@ def main() -> None:
     ]
     for one in rows:
         print(one)
-    if not args.no_rows:
-        with RESULTS.open("a", newline="") as file:
-            csv.DictWriter(file, rows[0], lineterminator="\n").writerows(rows)
+        if not args.no_rows:
+            add_row(one)
 
 
 def counted() -> None:

@@ -29,8 +29,7 @@ import av
 import numpy as np
 import torch
 from benchmarks.gpu.full_size import make_folder, peak_mb
-from benchmarks.memory import add_row
-from benchmarks.rows import row, timed_s
+from benchmarks.rows import add_row, row, timed_s
 from numpy.typing import NDArray
 from torch import nn
 

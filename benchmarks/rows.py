@@ -1,11 +1,12 @@
-"""What the rows of results.csv have in common, and timing that waits for the device."""
+"""The rows of results.csv, and timing that waits for the device."""
 
 from __future__ import annotations
 
+import csv
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from lipstream import __version__
 
+RESULTS = Path(__file__).with_name("results.csv")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -20,8 +22,6 @@ def row(
     benchmark: str, model: str, settings: str, frames: int, wall_s: float, peak_mb: float | None, device: torch.device
 ) -> dict[str, object]:
     """A row in the order of the file's columns. peak_mb: None where it was not measured."""
-    is_cuda = device.type == "cuda"
-    gpu = torch.cuda.get_device_name(device) if is_cuda else "no GPU"
     return {
         "date": date.today().isoformat(),
         "benchmark": benchmark,
@@ -31,9 +31,25 @@ def row(
         "wall_s": round(wall_s, 4),
         "frames_per_s": round(frames / wall_s, 2),
         "peak_mb": "" if peak_mb is None else round(peak_mb),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {gpu}",
+        "machine": machine(device),
         "versions": f"lipstream {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
     }
+
+
+def add_row(row: Mapping[str, object], path: Path = RESULTS) -> None:
+    """Append a row to a file of rows, with the names of the columns in a new one."""
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def machine(device: torch.device) -> str:
+    """Say what a row was measured on: the processor, its vector instructions, its cores, and the GPU."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {gpu}"
 
 
 def resident_mb(pid: int | str = "self") -> float:

@@ -12,8 +12,7 @@ import argparse
 import statistics
 
 import torch
-from benchmarks.memory import add_row
-from benchmarks.rows import row, timed_s
+from benchmarks.rows import add_row, row, timed_s
 from torch import Tensor
 
 from lipstream.models.pointwise import use_pointwise_layers

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu.full_size import AUDIO_TOKENS, NAMES, make_folder, peak_mb, reset_peak
-from benchmarks.memory import add_row
-from benchmarks.rows import DTYPES, row, timed_s
+from benchmarks.rows import DTYPES, add_row, row, timed_s
 from torch import Tensor
 
 from lipstream import LipSync, SyncSettings

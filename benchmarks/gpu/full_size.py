@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.memory import HEIGHT, WIDTH, add_row, make_inputs
-from benchmarks.rows import DTYPES, row, timed_s
+from benchmarks.memory import HEIGHT, WIDTH, make_inputs
+from benchmarks.rows import DTYPES, add_row, row, timed_s
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -39,8 +39,7 @@ from benchmarks.denoise_savings import (
     fill_setup,
 )
 from benchmarks.gpu.full_size import NAMES, make_folder
-from benchmarks.memory import add_row
-from benchmarks.rows import DTYPES, row
+from benchmarks.rows import DTYPES, add_row, row
 from diffusers import DDIMScheduler
 from torch import Tensor
 

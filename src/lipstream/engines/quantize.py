@@ -127,7 +127,7 @@ def _quantize(path: Path, target: Path, feeds: list[Feeds]) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # Weights of 7 bits: two products of 8 bits do not fit into the 16 in which processors without VNNI add them.
+            # Weights of 7 bits: processors without VNNI add two products in 16 bits, too few for those of 8.
             reduce_range=True,
             use_external_data_format=size_bytes > EMBEDDED_BYTES,
         )
