@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,13 @@ def recording(tmp_path: Path) -> Path:
     """Return a file of half a second of a tone, as long a pause, and the tone again."""
     part = tone(0.5, 16000)[:, 0]
     return write_wav(tmp_path / "speech.wav", np.concatenate([part, np.zeros(8000, np.int16), part]), 16000)
+
+
+def test_every_file_that_the_page_names_is_served(tmp_path: Path) -> None:
+    with serving_live(tmp_path) as client:
+        names = re.findall(r'(?:href|src)="([^"]+)"', client.get("/").text)
+        assert "icon.svg" in names
+        assert [client.get(f"/{name}").status_code for name in names] == [200] * len(names)
 
 
 def test_a_recording_is_said_by_the_face(browser: Any, tmp_path: Path, recording: Path) -> None:

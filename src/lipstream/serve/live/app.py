@@ -28,7 +28,7 @@ from lipstream.serve.refused import Refused
 from lipstream.version import __version__
 
 _ASSETS = Path(__file__).parent / "assets"
-_FILES = {"/": "live.html", "/live.js": "live.js", "/live.css": "live.css"}
+_FILES = {"/": "live.html", "/live.js": "live.js", "/live.css": "live.css", "/icon.svg": "icon.svg"}
 _HEADERS = {
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
