@@ -101,7 +101,7 @@ def test_a_saving_in_denoising_changes_nothing() -> None:
 
 
 def test_faces_are_cut_out_and_pasted_back_as_on_whole_frames() -> None:
-    printed = run("benchmarks/face_geometry.py", "--frames", "2")
+    printed = run("-m", "benchmarks.face_geometry", "--frames", "2")
     assert "ours, all at once, cpu" in printed
     decibels = [float(line.split()[-2]) for line in printed.splitlines() if "PSNR" in line]
     assert len(decibels) == 2
@@ -109,7 +109,7 @@ def test_faces_are_cut_out_and_pasted_back_as_on_whole_frames() -> None:
 
 
 def test_faces_are_found_where_the_library_finds_them() -> None:
-    printed = run("benchmarks/face_detection.py", "--frames", "4", "--detect-every", "2")
+    printed = run("-m", "benchmarks.face_detection", "--frames", "4", "--detect-every", "2")
     assert printed.count("4 of 4 with a face") == 2
 
 
