@@ -67,7 +67,7 @@ for part in "${parts[@]}"; do
     vae) try -m benchmarks.gpu.vae "${vae[@]}" ;;
     memory) try -m benchmarks.memory_counted --precision fp16 --batch 1 ;; # beside the peaks of `whole` and `vae`
     layers) try -m benchmarks.quantization --layers --device "$device" ;; # fp8 and int8 layer by layer
-    faces) try benchmarks/face_geometry.py "${faces[@]}" ;;
+    faces) try -m benchmarks.face_geometry "${faces[@]}" ;;
     engines) LIMIT_S=${LIMIT_S:-1800} each_resolution benchmarks.gpu.engines "${engines[@]}" ;; # each builds for minutes
     *) failed+=("$part (no such part)") ;;
   esac
