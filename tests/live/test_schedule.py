@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -175,6 +176,22 @@ def test_speech_does_not_wait_for_a_window_that_takes_too_long() -> None:
     for segment in (first, second):
         assert shown[segment] <= segment.arrived_s(0) + LATEST_S + 1e-6
     assert [slot.frame for _, slot in live.spoken()] == [*range(10), *range(25)]
+
+
+def test_speech_waits_while_the_session_gets_ready() -> None:
+    live = simulation(0.015)
+    live.schedule.ready_s, live._is_busy = math.inf, True
+    segment = live.speak(0.8, 0.8, 100.0)
+
+    def ready() -> None:
+        live.schedule.ready_s, live._is_busy = live.now_s, False
+
+    live.at(103.0, ready)
+    live.run(6)
+    spoken = live.spoken()
+    assert [slot.frame for _, slot in spoken] == list(range(segment.n_frames))
+    assert all(slot.picture is not None for _, slot in spoken)
+    assert 103.0 <= spoken[0][0] <= 103.0 + LATEST_S
 
 
 def test_speech_that_comes_late_pauses_and_goes_on() -> None:

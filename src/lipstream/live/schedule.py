@@ -96,13 +96,15 @@ class Turn:
 class Schedule:
     """The state of a session; all times are of one clock, s. num_frames: the longest window.
 
-    is_realtime: frames are due at the frame rate, and idle between the speech; else they follow one another.
+    is_realtime: frames are due at the frame rate, and idle between the speech; else they follow one another. ready_s:
+    when generating can begin; speech that came before waits until then.
     """
 
     frame_rate: Fraction
     num_frames: int
     is_realtime: bool
     cost: Cost = field(default_factory=Cost)
+    ready_s: float = -math.inf
 
     def __post_init__(self) -> None:
         self.next_index = 0  # of the output
@@ -160,8 +162,12 @@ class Schedule:
         if not self._speech or self._follow(self.next_index) > self.next_index:
             return False
         segment, frame = self._speech[0], self._next_frame
-        is_there = segment.n_ready() > frame
-        return is_there and segment.arrived_s(frame) + LATEST_S - float(1 / self.frame_rate) <= now_s
+        return segment.n_ready() > frame and self._latest_s() <= now_s
+
+    def _latest_s(self) -> float:
+        """Return when the next frame of the speech has to be shown at the latest, which has its sound."""
+        arrived_s = max(self._speech[0].arrived_s(self._next_frame), self.ready_s)
+        return arrived_s + LATEST_S - float(1 / self.frame_rate)
 
     def plan(self, now_s: float) -> Window | Wait:
         """Return the next window to generate."""
@@ -219,8 +225,7 @@ class Schedule:
         in_time = (s for s in (1, *_STRIDES) if self.cost.of(math.ceil(n / s)) <= LATEST_S / 2)
         stride = next(in_time, _STRIDES[-1])
         shown_s = now_s + self.cost.of(math.ceil(n / stride)) + float(_CUSHION_FRAMES / self.frame_rate)
-        latest_s = self._speech[0].arrived_s(self._next_frame) + LATEST_S - float(1 / self.frame_rate)
-        index = self._index_at(min(shown_s, max(latest_s, now_s)) - self.due_s(0, now_s))
+        index = self._index_at(min(shown_s, max(self._latest_s(), now_s)) - self.due_s(0, now_s))
         return self._window(n, stride, self._follow(max(self.next_index, index)))
 
     def _index_at(self, since_start_s: float) -> int:

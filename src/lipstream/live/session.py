@@ -7,6 +7,7 @@ goes wrong in a thread is raised where the frames are taken.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
@@ -50,7 +51,7 @@ class PushSession:
         num_frames = components.model.config.num_frames
         self._avatar, self._settings, self._clock = avatar, settings, clock
         self._threads, self._changed = threads, threads.condition()
-        self._schedule = Schedule(avatar.frame_rate, num_frames, settings.realtime)
+        self._schedule = Schedule(avatar.frame_rate, num_frames, settings.realtime, ready_s=math.inf)
         self._features = LiveFeatures(components, avatar, settings.sync)
         self._mouths = Mouths(components, avatar, settings.sync, threads)
         self._clip = EndlessClip(avatar, threads, AHEAD + 2 * num_frames)
@@ -224,7 +225,7 @@ class PushSession:
         self._features.add(np.zeros(2 * 16000, np.float32), is_whole=True)
         cost = self._mouths.measured(frames, self._features.features(0, self._num_frames), self._clock)
         with self._changed:
-            self._schedule.cost = cost
+            self._schedule.cost, self._schedule.ready_s = cost, self._clock()
 
     def _take_speech(self, slot: Slot) -> None:
         """Take what has come of a segment since its last window."""
