@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -130,11 +129,10 @@ def test_a_killed_server_loses_no_job(tmp_path: Path) -> None:
         (tmp_path / "out.mp4").write_bytes(httpx.get(f"{url}{path}/result", timeout=60).content)
         with av.open(str(tmp_path / "out.mp4")) as container:
             assert sum(1 for _ in container.decode(video=0)) == 75
-        follower = threading.Thread(target=lambda: httpx.get(f"{url}{path}/events", timeout=60))
-        follower.start()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        follower.join(10)
+        with httpx.stream("GET", f"{url}{path}/events", timeout=60) as followed:  # somebody does, while it stops
+            assert followed.status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
     log = (tmp_path / "log").read_text().splitlines()
     assert all(json.loads(line)["level"] in ("info", "warning") for line in log), log
 
