@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, make_vae
-from benchmarks.rows import DTYPES, add_row, row, timed_s
+from benchmarks.rows import DTYPES, add_row, by_turns, row
 from benchmarks.unsaved_denoisers import (
     AudioKeysEveryStep,
     InputConvolutionEveryStep,
@@ -117,23 +117,6 @@ def main() -> None:
         del ways  # a full-size copy of the U-Net is gone before the next is made
     if differ:
         raise SystemExit(f"not the same within {SAME}: {', '.join(differ)}")
-
-
-def by_turns(
-    ways: dict[str, Denoise], rounds: int, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, list[float]], dict[str, float | None]]:
-    """The result of each way, its seconds and its peak memory on CUDA, MB. Every other round is in reverse order."""
-    results = {way: work().cpu() for way, work in ways.items()}  # also warms up, and compiles
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    peaks: dict[str, float | None] = dict.fromkeys(ways)
-    for round_ in range(rounds):
-        for way, work in list(ways.items())[:: 1 if round_ % 2 == 0 else -1]:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            times[way].append(timed_s(work, device))
-            if device.type == "cuda":
-                peaks[way] = torch.cuda.max_memory_allocated(device) / 2**20
-    return results, times, peaks
 
 
 def savings(setup: Setup, with_compile: bool) -> Iterator[tuple[str, Callable[[], tuple[Denoise, Denoise]]]]:

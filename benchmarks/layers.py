@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+from functools import partial
 
 import torch
-from benchmarks.rows import add_row, row, timed_s
+from benchmarks.rows import add_row, by_turns, row
 from torch import Tensor
 
 from lipstream.models.group_norm import PooledGroupNorm, replace_norms
@@ -29,12 +30,7 @@ class StridedGroupNorm(PooledGroupNorm):
     """The same norm by one reduction over a view of channels-last memory, as it was before."""
 
     def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
-        n, c, h, w = x.shape
-        windows = x.view(n // num_frames, num_frames, c, h, w)
-        grouped = windows.view(*windows.shape[:2], self.num_groups, c // self.num_groups, h, w).float()
-        weight, bias = self._affine(*torch.var_mean(grouped, dim=(1, 3, 4, 5), correction=0))
-        weight, bias = weight[:, None, :, None, None], bias[:, None, :, None, None]
-        return torch.addcmul(bias, windows, weight).to(x.dtype).view_as(x)
+        return self._over_views(x, num_frames)
 
 
 @torch.inference_mode()
@@ -56,13 +52,8 @@ def main() -> None:
     frames, size = 16, 16
     sample = torch.randn(frames, own.config.in_channels, size, size).contiguous(memory_format=torch.channels_last)
     audio = torch.randn(frames, AUDIO_TOKENS, own.config.cross_attention_dim)
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    found = {name: network(sample, torch.tensor(999), audio, frames) for name, network in networks.items()}
-    for round_ in range(args.rounds + 1):
-        for name, network in list(networks.items())[:: 1 if round_ % 2 == 0 else -1]:
-            seconds = timed_s(lambda n=network: n(sample, torch.tensor(999), audio, frames), CPU)  # type: ignore[misc]
-            if round_:  # the first warms up
-                times[name].append(seconds)
+    ways = {name: partial(one, sample, torch.tensor(999), audio, frames) for name, one in networks.items()}
+    found, times, _ = by_turns(ways, args.rounds, CPU)
     for name, seconds in times.items():
         apart = float((found[name] - found["as it is"]).norm() / found["as it is"].norm())
         settings = (

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lipstream import __version__
 
@@ -74,3 +75,20 @@ def timed_s(work: Callable[[], object], device: torch.device) -> float:
     work()
     settle(device)
     return time.perf_counter() - begun_s
+
+
+def by_turns(
+    ways: Mapping[str, Callable[[], Tensor]], rounds: int, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, list[float]], dict[str, float | None]]:
+    """The result of each way, its seconds and its peak memory on CUDA, MB. Every other round is in reverse order."""
+    results = {way: work().cpu() for way, work in ways.items()}  # also warms up, and compiles
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, float | None] = dict.fromkeys(ways)
+    for round_ in range(rounds):
+        for way, work in list(ways.items())[:: 1 if round_ % 2 == 0 else -1]:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            times[way].append(timed_s(work, device))
+            if device.type == "cuda":
+                peaks[way] = torch.cuda.max_memory_allocated(device) / 2**20
+    return results, times, peaks

@@ -12,7 +12,7 @@ import argparse
 import statistics
 
 import torch
-from benchmarks.rows import add_row, row, timed_s
+from benchmarks.rows import add_row, by_turns, row
 from torch import Tensor
 
 from lipstream.models.pointwise import use_pointwise_layers
@@ -49,17 +49,13 @@ def measure(width: int, rounds: int, *, with_row: bool) -> None:
     def step(window: tuple[Tensor, Tensor]) -> Tensor:
         return unet(window[0], torch.tensor(500), window[1], NUM_FRAMES)
 
-    def run(threads: int, *, on_one_core: bool) -> None:
+    def run(threads: int, *, on_one_core: bool) -> Tensor:
         with ThreadGroup() as group:
-            list(group.ordered_map(step, windows, threads, StageClock("denoise"), on_one_core=on_one_core))
+            clock = StageClock("denoise")
+            return torch.cat(list(group.ordered_map(step, windows, threads, clock, on_one_core=on_one_core)))
 
     ways = {"one by one": lambda: run(1, on_one_core=False), "side by side": lambda: run(n, on_one_core=True)}
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for round_ in range(rounds + 1):
-        for way, work in list(ways.items())[:: 1 if round_ % 2 == 0 else -1]:
-            seconds = timed_s(work, CPU)
-            if round_:  # the first warms up
-                times[way].append(seconds)
+    _, times, _ = by_turns(ways, rounds, CPU)
     for way, seconds in times.items():
         median_s, frames = statistics.median(seconds), n * NUM_FRAMES
         settings = f"{way}; {n} windows; fp32, 1 step; {min(seconds):.3g} to {max(seconds):.3g} s in {rounds} rounds"

@@ -32,14 +32,13 @@ from benchmarks.denoise_savings import (
     Denoise,
     Setup,
     by_calls,
-    by_turns,
     clip,
     contiguous,
     each_call,
     fill_setup,
 )
 from benchmarks.gpu.full_size import NAMES, make_folder
-from benchmarks.rows import DTYPES, add_row, row
+from benchmarks.rows import DTYPES, add_row, by_turns, row
 from diffusers import DDIMScheduler
 from torch import Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_what_runs_on_a_gpu_machine_is_a_script() -> None:
 def test_a_saving_in_denoising_changes_nothing() -> None:
     printed = run("-m", "benchmarks.denoise_savings", "--steps", "1", "--windows", "1", "--only", "audio keys")
     assert printed.count("greatest difference") == 2
+
+
+def test_own_layers_are_measured_beside_what_they_replace() -> None:
+    printed = run("-m", "benchmarks.layers")
+    assert all(
+        f"  {way}; a window" in printed for way in ("as it is", "linear layers as torch's", "group norms strided")
+    )
+    assert all(float(apart) < 1e-4 for apart in re.findall(r"(\S+) apart", printed))
 
 
 def test_faces_are_cut_out_and_pasted_back_as_on_whole_frames() -> None:

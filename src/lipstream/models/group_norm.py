@@ -24,6 +24,11 @@ class PooledGroupNorm(nn.GroupNorm):
             weight, bias = self._affine(variance, mean)
             normed = torch.addcmul(bias[:, None], pixels, weight[:, None]).to(x.dtype)
             return normed.view(n, h, w, c).permute(0, 3, 1, 2)
+        return self._over_views(x, num_frames)
+
+    def _over_views(self, x: Tensor, num_frames: int) -> Tensor:
+        """Normalise by one reduction over a view of `x` (windows * num_frames, channels, h, w), however it lies."""
+        n, c, h, w = x.shape
         windows = x.view(n // num_frames, num_frames, c, h, w)
         grouped = windows.view(*windows.shape[:2], self.num_groups, c // self.num_groups, h, w).float()
         weight, bias = self._affine(*torch.var_mean(grouped, dim=(1, 3, 4, 5), correction=0))

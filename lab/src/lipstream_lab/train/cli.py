@@ -168,7 +168,7 @@ def _unet(args: argparse.Namespace, report: Report) -> None:
     autoencoder = stage.autoencoder.to(device)
     clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, report)
     settings = unet.UNetSettings(noisy_share=_NOISY_SHARE if args.many_steps else 0.0)
-    if stage.has_audio_encoder or (args.work / start.FOLDER).is_dir():
+    if stage.has_audio_encoder or stage.has_start:
         settings = replace(settings, audio_encoder_steps=0)
     folder = args.work / _UNET
 
@@ -250,7 +250,7 @@ def _write_samples(
 def _bundle(args: argparse.Namespace, report: Report) -> None:
     stage = _Stage.open(args.work)
     settings = unet.UNetSettings()
-    if (args.work / start.FOLDER).is_dir() and not (args.work / _UNET / CHECKPOINT_NAME).exists():
+    if stage.has_start and not (args.work / _UNET / CHECKPOINT_NAME).exists():
         model, step = unet.ConditionedUNet(settings, stage.autoencoder.config.latent_channels), 0
         stage.begin(model)
     else:
@@ -315,13 +315,18 @@ class _Stage:
         return cls(work, resolution, autoencoder.eval().requires_grad_(False), mask)
 
     @property
+    def has_start(self) -> bool:
+        """Whether there is a model to begin from."""
+        return (self.work / start.FOLDER).is_dir()
+
+    @property
     def has_audio_encoder(self) -> bool:
         """Whether the audio encoder was trained by itself."""
         return (self.work / _AUDIO / CHECKPOINT_NAME).exists()
 
     def begin(self, model: unet.ConditionedUNet) -> None:
         """Load what there is to begin from: a model's weights, an audio encoder trained by itself."""
-        if (self.work / start.FOLDER).is_dir():
+        if self.has_start:
             start.fill(model, self.work / start.FOLDER)
         if self.has_audio_encoder:
             load_average(self.work / _AUDIO, model.audio_encoder)

@@ -47,6 +47,11 @@ class DistillSettings:
                 fix="choose both so that they are, such as 20 and 4",
             )
 
+    @property
+    def stride(self) -> int:
+        """Steps of the teacher for one of the student."""
+        return self.teacher_steps // self.student_steps
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -112,8 +117,7 @@ def student_target(trajectory: Trajectory, step: int, settings: DistillSettings,
 
     scheduler: the student's, as `diffusers_ddim` makes it.
     """
-    stride = settings.teacher_steps // settings.student_steps
-    begin, end = trajectory.latents[step * stride], trajectory.latents[(step + 1) * stride]
+    begin, end = (trajectory.latents[at * settings.stride] for at in (step, step + 1))
     return clean_target(scheduler, scheduler.timesteps[step], begin, end)
 
 
@@ -146,8 +150,7 @@ def student_loss(
     or the noisiest step would outweigh all others (Salimans and Ho's truncated weighting is for the same).
     """
     scheduler, conditioning = diffusers_ddim(scheduler_config(config), settings.student_steps), trajectory.conditioning
-    timestep, stride = scheduler.timesteps[step], settings.teacher_steps // settings.student_steps
-    latents = trajectory.latents[step * stride].to(device)
+    timestep, latents = scheduler.timesteps[step], trajectory.latents[step * settings.stride].to(device)
     channels, audio = (t.to(device, torch.float32) for t in (conditioning.channels, conditioning.audio))
     sample = torch.cat((latents, channels), dim=1)
     predicted = unet(sample, timestep.to(device), audio, conditioning.num_frames).float()
