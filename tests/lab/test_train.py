@@ -28,6 +28,7 @@ from lipstream_lab.train import (
     dataset,
     decoder,
     espeak,
+    interiors,
     latents,
     lip_reader,
     offset,
@@ -327,7 +328,7 @@ def test_dubbed_face_says_the_other_speech():
     ]
     found = [points] * 19 + [None]
     speech = made_speech()
-    clip = dataset.dubbed_clip("d", footage, found, speech, 20, torch.Generator().manual_seed(0))
+    clip = dataset.dubbed_clip("d", footage, found, speech, 20, [], torch.Generator().manual_seed(0))
     first = int(np.flatnonzero(speech.opening == clip.opening[0])[0])
     assert np.array_equal(clip.opening, speech.opening[first : first + 20])
     assert np.array_equal(clip.mel, speech.mel_window(first, 20).numpy())
@@ -377,9 +378,43 @@ def made_mouth(size: int = 64) -> portraits.Mouth:
     return portraits.Mouth(line, line, 20.0, 44.0, 30.0, 37.0, 43.0, 54.0, 60.0)
 
 
+def striped_mouth() -> tuple[torch.Tensor, portraits.Mouth]:
+    """Skin with an open mouth 24 px wide and 10 px high, white above and black below."""
+    crop = torch.full((3, 64, 64), 0.6)
+    inside = (torch.arange(64) >= 20) & (torch.arange(64) < 44)
+    upper, lower = torch.full((64,), 40.0), 40.0 + 10 * inside
+    crop[:, 40:45, 20:44], crop[:, 45:50, 20:44] = 1.0, 0.0
+    return crop, dataclasses.replace(made_mouth(), upper=upper, lower=lower, face_height=10 / portraits.FULL_GAP)
+
+
+def test_filmed_inside_fills_another_mouth():
+    """White above and black below, as where it was filmed; less open, of the lower part less is seen."""
+    filmed = portraits.cut_interior(*striped_mouth())
+    assert filmed is not None
+    assert filmed.gap_share == pytest.approx(1.0)
+    shut, skin = dataclasses.replace(made_mouth(), face_height=10 / portraits.FULL_GAP), torch.full((3, 64, 64), 0.6)
+    wide = portraits.render(skin, shut, filmed, 1.0, 1.0)[:, :, 32].mean(0)
+    half = portraits.render(skin, shut, filmed, 0.5, 1.0)[:, :, 32].mean(0)
+    assert 3 <= int((wide > 0.95).sum()) <= 6
+    assert 3 <= int((wide < 0.05).sum()) <= 6
+    assert int((half < 0.05).sum()) <= 1
+    assert int((half > 0.95).sum()) >= 3
+
+
+def test_filmed_inside_takes_the_light_of_the_face():
+    filmed = portraits.cut_interior(*striped_mouth())
+    assert filmed is not None
+    darker = filmed.on(filmed.skin * torch.tensor([0.5, 0.6, 0.7]))
+    assert torch.allclose(darker.picture[:, 2, 20], torch.tensor([0.5, 0.6, 0.7]), atol=0.02)
+
+
+def test_shut_mouth_has_no_inside_to_cut():
+    assert portraits.cut_interior(torch.zeros(3, 64, 64), made_mouth()) is None
+
+
 def test_still_opens_in_the_middle_and_nowhere_else():
     crop = torch.full((3, 64, 64), 0.6)
-    interior = portraits.Interior(torch.zeros(3), torch.zeros(3), torch.zeros(3), 0.1)
+    interior = interiors.Drawn(torch.zeros(3), torch.zeros(3), torch.zeros(3), 0.1)
     shut = portraits.render(crop, made_mouth(), interior, 0.0, 1.0)
     half = portraits.render(crop, made_mouth(), interior, 0.5, 1.0)
     wide = portraits.render(crop, made_mouth(), interior, 1.0, 1.0)

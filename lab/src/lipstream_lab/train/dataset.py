@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from lipstream.face.tracking import FaceTrack
 from lipstream.media.reader import read_frames
 from lipstream_lab.train import augment, data, offset, portraits
 from lipstream_lab.train.data import Clip
+from lipstream_lab.train.interiors import Drawn, Filmed, Interior
 from lipstream_lab.train.speech_samples import SpeechSample
 from lipstream_lab.train.videos import Video
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 Points = NDArray[np.float64]
 
 _STILL_PX = 256  # stills are warped at this size, then downscaled
+_OPEN_MOUTHS, _MIN_OPENING = 4, 0.4  # cut out of a clip: how many at most, and how far open
 
 
 def n_training_frames(n_frames: int, held_out: float) -> int:
@@ -102,7 +104,7 @@ def _with_random_mouth(crop: Tensor, points: Points, generator: torch.Generator)
     """Render a random mouth, unrelated to the speech. points: mesh of the crop at 256 px."""
     opening, width = augment.uniform(2, 0, 1, generator).tolist()
     image, mouth = _image_and_mouth(crop, points)
-    return _bytes(portraits.render(image, mouth, _interior(image, mouth, generator), opening, 0.85 + 0.25 * width))
+    return _bytes(portraits.render(image, mouth, _interior(image, mouth, (), generator), opening, 0.85 + 0.25 * width))
 
 
 def _image_and_mouth(crop: Tensor, points: Points) -> tuple[Tensor, portraits.Mouth]:
@@ -111,12 +113,26 @@ def _image_and_mouth(crop: Tensor, points: Points) -> tuple[Tensor, portraits.Mo
     return crop.float() / 255, portraits.Mouth.from_mesh(points * (size / 256), size)
 
 
-def _interior(image: Tensor, mouth: portraits.Mouth, generator: torch.Generator) -> portraits.Interior:
-    """Draw a mouth interior that matches the skin beside the nose. image: (3, h, w) in [0, 1]."""
-    reach = image.shape[-1] // 25
-    y, x = int(mouth.nose_base), int(mouth.left)
-    skin = image[:, y - reach : y + reach, max(x - 2 * reach, 0) : x + reach // 2]
-    return portraits.Interior.random(skin.mean((1, 2)), generator)
+def open_mouths(footage: Clip, points: Callable[[NDArray[np.uint8]], Points | None]) -> list[Filmed]:
+    """Cut the insides of the widest open mouths out of a clip. points: finds the mesh of a crop at 256 px."""
+    found = []
+    for index in np.argsort(-footage.opening)[:_OPEN_MOUTHS].tolist():
+        crop = torch.from_numpy(footage.crops[index])
+        mesh = points(data.upscaled(crop)) if footage.opening[index] >= _MIN_OPENING else None
+        if mesh is not None:
+            found.append(portraits.cut_interior(*_image_and_mouth(crop, mesh)))
+    return [interior for interior in found if interior is not None]
+
+
+def _interior(image: Tensor, mouth: portraits.Mouth, filmed: Sequence[Filmed], generator: torch.Generator) -> Interior:
+    """Draw one of the filmed interiors, or where there is none a drawn one, in the colour of the skin beside the nose.
+
+    image: (3, h, w) in [0, 1].
+    """
+    skin = portraits.skin_beside_nose(image, mouth)
+    if filmed:
+        return filmed[data.below(len(filmed), generator)].on(skin)
+    return Drawn.random(skin, generator)
 
 
 def _bytes(image: Tensor) -> NDArray[np.uint8]:
@@ -129,23 +145,24 @@ def dubbed_clip(
     points: list[Points | None],
     speech: SpeechSample,
     n_frames: int,
+    filmed: Sequence[Filmed],
     generator: torch.Generator,
 ) -> Clip:
     """Dub part of a clip of footage with part of a speech; both start at random. Frames without points stay unchanged.
 
-    points: meshes of the footage's crops at 256 px.
+    points: meshes of the footage's crops at 256 px. filmed: insides of mouths to draw one from.
     """
     n_frames = min(n_frames, len(footage.crops), len(speech.opening))
     first = data.below(len(footage.crops) - n_frames + 1, generator)
     start = data.below(len(speech.opening) - n_frames + 1, generator)
     opening, width = speech.opening[start : start + n_frames], speech.width[start : start + n_frames]
     crops = []
-    interior: portraits.Interior | None = None
+    interior: Interior | None = None
     for index in range(n_frames):
         crop, mesh = footage.crops[first + index], points[first + index]
         if mesh is not None:
             image, mouth = _image_and_mouth(torch.from_numpy(crop), mesh)
-            interior = interior or _interior(image, mouth, generator)
+            interior = interior or _interior(image, mouth, filmed, generator)
             relative_width = float(width[index] / footage.width[first + index])
             crop = _bytes(portraits.render(image, mouth, interior, float(opening[index]), relative_width))
         crops.append(crop)
@@ -163,9 +180,13 @@ def still_clip(
     resolution: int,
     detector: Detector,
     face_mesh: FaceMesh,
+    filmed: Sequence[Filmed],
     generator: torch.Generator,
 ) -> Clip | None:
-    """Animate a portrait (h, w, 3) uint8 RGB with part of a speech; None if it shows no face."""
+    """Animate a portrait (h, w, 3) uint8 RGB with part of a speech; None if it shows no face.
+
+    filmed: insides of mouths to draw one from.
+    """
     face = detector.detect(picture)
     matrix = None if face is None else FaceTrack(_STILL_PX).update(0, False, face.landmarks)
     if matrix is None:
@@ -175,7 +196,7 @@ def still_clip(
     if points is None:
         return None
     image, mouth = _image_and_mouth(crop, points)
-    interior = _interior(image, mouth, generator)
+    interior = _interior(image, mouth, filmed, generator)
     n_frames = min(n_frames, len(speech.opening))
     first = data.below(len(speech.opening) - n_frames + 1, generator)
     opening, width = speech.opening[first : first + n_frames], speech.width[first : first + n_frames]

@@ -27,7 +27,8 @@ from lipstream.media.audio import read_mono
 from lipstream.models.names import BUNDLED
 from lipstream_lab.train import data, espeak, offset
 from lipstream_lab.train.data import Clip
-from lipstream_lab.train.dataset import dubbed_clip, footage_clip, still_clip, varied
+from lipstream_lab.train.dataset import dubbed_clip, footage_clip, open_mouths, still_clip, varied
+from lipstream_lab.train.interiors import Filmed
 from lipstream_lab.train.speech_samples import SpeechSample
 from lipstream_lab.train.videos import Video
 
@@ -75,6 +76,7 @@ class Maker:
         self._mesh = FaceMesh()
         self._predict: offset.Predict | None = None
         self._real: dict[str, list[SpeechSample]] = {}
+        self._interiors: dict[str, list[Filmed]] = {}
         self._speaker: espeak.Speaker | None = None
 
     def close(self) -> None:
@@ -96,6 +98,7 @@ class Maker:
             ).save(first)
         clip = Clip.load(first)
         self._real.setdefault(video.person, []).append(SpeechSample.real(sound, clip))
+        self._interiors.setdefault(video.person, []).extend(open_mouths(clip, self._mesh.points))
         for variant in range(1, variants):
             target = self._folder / f"{video.name}-{variant}.npz"
             if not target.exists():
@@ -120,7 +123,8 @@ class Maker:
         points = [self._mesh.points(data.upscaled(torch.from_numpy(crop))) for crop in clip.crops]
         generator = data.seeded(self._settings.seed, target.stem)
         speech = self._draw_speech(generator)
-        made = dubbed_clip(target.stem, clip, points, speech, self._settings.dub_frames, generator)
+        interiors = self._interiors.get(video.person) or self._any_interiors(generator)
+        made = dubbed_clip(target.stem, clip, points, speech, self._settings.dub_frames, interiors, generator)
         varied(made, target.stem, generator).save(target)
         self._report(target.stem)
 
@@ -140,6 +144,7 @@ class Maker:
                 self._settings.resolution,
                 self._detector,
                 self._mesh,
+                self._any_interiors(generator),
                 generator,
             )
             if made is None:
@@ -147,6 +152,11 @@ class Maker:
                 return
             varied(made, target.stem, generator).save(target)
         self._report(path.stem)
+
+    def _any_interiors(self, generator: torch.Generator) -> list[Filmed]:
+        """Return the insides of the mouth of one of the people filmed; none if nobody opened it."""
+        people = [person for person in sorted(self._interiors) if self._interiors[person]]
+        return self._interiors[people[data.below(len(people), generator)]] if people else []
 
     def _draw_speech(self, generator: torch.Generator) -> SpeechSample:
         draw = np.random.default_rng(data.below(2**31, generator))

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from lipstream_lab.train.interiors import Filmed, Interior, Opened, sample
 
 # Mesh points: inner lips from the left corner to the right one, chin, nose base, forehead.
 UPPER_INNER = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
@@ -67,27 +68,17 @@ class Mouth:
         )
 
 
-@dataclass(frozen=True)
-class Interior:
-    """Appearance of the inside of a mouth: colours (3,) in [0, 1], length of the upper teeth as a share of FULL_GAP."""
+def skin_beside_nose(image: Tensor, mouth: Mouth) -> Tensor:
+    """Return the mean colour (3,) of a patch of skin beside the nose. image: (3, h, w)."""
+    reach = image.shape[-1] // 25
+    y, x = int(mouth.nose_base), int(mouth.left)
+    return image[:, y - reach : y + reach, max(x - 2 * reach, 0) : x + reach // 2].mean((1, 2))
 
-    dark: Tensor
-    tongue: Tensor
-    teeth: Tensor
-    teeth_share: float
 
-    @classmethod
-    def random(cls, skin: Tensor, generator: torch.Generator) -> Interior:
-        """Draw plausible colours for a skin colour (3,) in [0, 1], whose brightness they follow."""
-        light = float(skin.mean()) * 0.5 + 0.3
-
-        def draw(low: float, high: float) -> float:
-            return float(torch.rand((), generator=generator)) * (high - low) + low
-
-        dark = torch.tensor([0.20, 0.09, 0.08]) * draw(0.6, 1.3)
-        tongue = torch.tensor([0.62, 0.30, 0.29]) * light * draw(0.6, 1.1)
-        teeth = torch.tensor([1.0, 0.95, 0.88]) * light * draw(1.0, 1.35)
-        return cls(dark, tongue, teeth.clamp(0, 0.97), draw(0.1, 0.5))
+def cut_interior(image: Tensor, mouth: Mouth) -> Filmed | None:
+    """Cut out the inside of an open mouth; None if it is nearly shut. image: (3, h, w) in [0, 1]."""
+    corners, full_gap = (mouth.left, mouth.right), FULL_GAP * mouth.face_height
+    return Filmed.cut(image, mouth.upper, mouth.lower, corners, full_gap, skin_beside_nose(image, mouth))
 
 
 def render(crop: Tensor, mouth: Mouth, interior: Interior, opening: float, width: float) -> Tensor:
@@ -119,7 +110,7 @@ def render(crop: Tensor, mouth: Mouth, interior: Interior, opening: float, width
     fade = (1 - ((y - mouth.chin) / (0.22 * mouth.face_height)).clamp(0, 1)).square()
     y_source = torch.where(y <= new_upper, y + (1 - _LOWER_SHARE) * change * up, y - drop * fade)
 
-    face = _sample(crop, x_source, y_source)
+    face = sample(crop, x_source, y_source)
     cavity = _cavity(crop, x_source, y, new_upper, new_lower, upper, lower, interior, mouth, inside)
     # A pixel's share of the cavity, antialiased over one pixel at both lips.
     share = ((y - new_upper + 0.5).clamp(0, 1) * (new_lower - y + 0.5).clamp(0, 1))[None]
@@ -147,20 +138,19 @@ def _cavity(
     mouth: Mouth,
     inside: Tensor,
 ) -> Tensor:
-    """Render the inside of the mouth: the portrait's own teeth if it shows them, else drawn ones, and the tongue."""
+    """Render the inside of the mouth: the portrait's own teeth if it shows them, and what the interior shows else."""
     below = y - new_upper
     full = FULL_GAP * mouth.face_height
-    depth = (below / (new_lower - new_upper).clamp_min(1.0)).clamp(0, 1)
-    tongue = ((depth - 0.62) / 0.38).clamp(0, 1)[None] * ((new_lower - new_upper) / full).clamp(0, 1)[None]
-    colour = torch.lerp(interior.dark[:, None, None], interior.tongue[:, None, None], tongue)
     own = lower - upper
-    teeth_height = interior.teeth_share * full * inside
-    drawn = interior.teeth[:, None, None] * (0.45 + 0.55 * inside)[None]
-    edge = (teeth_height - below + 0.5).clamp(0, 1)[None] * (own.max() < 0.25 * full)
-    colour = torch.lerp(colour, drawn, edge)
-    shown = _sample(crop, x, upper + below)
-    own_edge = (own - 1.0 - below + 0.5).clamp(0, 1)[None] * (own.max() >= 0.25 * full)
-    colour = torch.lerp(colour, shown, own_edge)
+    has_own_teeth = bool(own.max() >= 0.25 * full)
+    across = (x - mouth.left) / max(mouth.right - mouth.left, 1.0)
+    gap = new_lower - new_upper
+    colour = interior.colours(Opened(across, below, gap, inside, float(gap.max()), full), has_own_teeth)
+    if has_own_teeth:
+        shown = sample(crop, x, upper + below)
+        colour = torch.lerp(colour, shown, (own - 1.0 - below + 0.5).clamp(0, 1)[None])
+    if isinstance(interior, Filmed):
+        return colour  # with the shadow that it was filmed with
     # The upper lip casts a shadow.
     return colour * (0.55 + 0.45 * (below / (0.12 * full + 1)).clamp(0, 1))[None]
 
@@ -174,10 +164,3 @@ def _at(line: Tensor, x: Tensor) -> Tensor:
     left = x.floor().clamp(0, len(line) - 2)
     index = left.long()
     return torch.lerp(line[index], line[index + 1], (x - left).clamp(0, 1))
-
-
-def _sample(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample `image` (3, h, w) at pixel positions (h, w)."""
-    _, h, w = image.shape
-    grid = torch.stack((x * 2 / (w - 1) - 1, y * 2 / (h - 1) - 1), -1)[None]
-    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=True)[0]
