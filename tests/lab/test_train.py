@@ -26,8 +26,8 @@ from lipstream_lab.train import (
     critic,
     data,
     dataset,
-    decoder,
     espeak,
+    finish,
     interiors,
     latents,
     lip_reader,
@@ -524,26 +524,41 @@ def test_redrawn_reference_is_of_the_same_frame(tmp_path):
     assert all(refs == [17, 18, 19] or not {3, 4, 5} & set(refs) for refs in drawn)
 
 
-def test_finishing_changes_the_decoder_alone(tmp_path):
+def test_finishing_changes_the_decoder_and_the_unet_alone(tmp_path):
+    """With a judge, which is asked once, at the first step."""
     clips, autoencoder = made_latents(tmp_path), made_vae()
     before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
     torch.manual_seed(0)
     model = unet.ConditionedUNet(SMALL_UNET, 4)
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    settings = decoder.FinishSettings(windows=2, num_frames=3, decoded_frames=4)
-    after = decoder.train(
-        clips, model, autoencoder, made_mask(), tmp_path / "finish", SMALL_UNET, settings, loop_of(3), CPU
-    ).state_dict()
-    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"decoder"}
-    assert all(torch.equal(trained[name], tensor) for name, tensor in model.state_dict().items())
+    settings = finish.FinishSettings(windows=2, num_frames=3, decoded_frames=4, critic_steps=1)
+    judged = []
+
+    def make_judge(vae):
+        assert vae is autoencoder
+        return lambda mouths: judged.append(len(mouths)) or torch.rand(len(mouths))
+
+    folder = tmp_path / "finish"
+    after = finish.train(
+        clips, model, autoencoder, made_mask(), folder, SMALL_UNET, settings, loop_of(3), CPU, make_judge=make_judge
+    )
+    vae_after, model_after = after.vae.state_dict(), after.model.state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], vae_after[name])} == {"decoder"}
+    changed = {name.split(".")[0] for name in trained if not torch.equal(trained[name], model_after[name])}
+    assert changed == {"unet"}
+    assert len(judged) == 1
+    loaded, decoder = unet.ConditionedUNet(SMALL_UNET, 4), made_vae()
+    assert finish.load(folder, loaded, decoder) == 3
+    assert all(torch.equal(model_after[name], tensor) for name, tensor in loaded.state_dict().items())
+    assert all(torch.equal(vae_after[name], tensor) for name, tensor in decoder.state_dict().items())
 
 
-def test_the_critic_and_the_decoder_learn_from_their_own_losses_alone():
+def test_the_critic_and_the_picture_learn_from_their_own_losses_alone():
     torch.manual_seed(0)
-    finishing = critic.Finishing(made_vae())
+    finishing = critic.Finishing(unet.ConditionedUNet(SMALL_UNET, 4), made_vae())
     smooth = torch.zeros(8, 3, 32, 32, requires_grad=True)
     grain = torch.randn(8, 3, 32, 32)
-    sum(finishing.decoder_losses(smooth, grain)).backward()
+    sum(finishing.picture_losses(smooth, grain)).backward()
     assert smooth.grad is not None and smooth.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in finishing.critic.parameters())
     smooth.grad = None
@@ -558,8 +573,8 @@ def test_the_critic_and_the_decoder_learn_from_their_own_losses_alone():
     assert smooth.grad is None
     assert values[0] == pytest.approx(2, abs=0.3)
     assert values[-1] < 0.5 * values[0]
-    worse, _ = finishing.decoder_losses(smooth, grain)
-    better, _ = finishing.decoder_losses(grain, grain)
+    worse, _ = finishing.picture_losses(smooth, grain)
+    better, _ = finishing.picture_losses(grain, grain)
     assert better < worse
 
 
@@ -568,8 +583,8 @@ def test_texture_minds_strength_not_place():
     grain = torch.randn(1, 3, 64, 64, generator=generator)
     smooth = torch.zeros_like(grain)
     everywhere = torch.ones(1, 1, 64, 64)
-    moved = decoder.texture_loss(grain.roll(3, -1), grain, everywhere)
-    assert moved < 0.2 * decoder.texture_loss(smooth, grain, everywhere)
+    moved = finish.texture_loss(grain.roll(3, -1), grain, everywhere)
+    assert moved < 0.2 * finish.texture_loss(smooth, grain, everywhere)
 
 
 def test_many_steps_begin_anywhere(tmp_path):

@@ -26,8 +26,8 @@ from lipstream_lab.train import (
     bundle,
     curves,
     data,
-    decoder,
     distill_cli,
+    finish,
     latents,
     lip_reader,
     maker,
@@ -35,6 +35,7 @@ from lipstream_lab.train import (
     unet,
     vae,
 )
+from lipstream_lab.train.critic import Finishing
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 from lipstream_lab.train.videos import find_videos
 
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, steps, text in (
         ("vae", 1100, "train the autoencoder, or resume"),
         ("unet", 3000, "train the audio encoder and the U-Net, or resume"),
-        ("finish", 500, "fine-tune the decoder on the U-Net's predictions, or resume"),
+        ("finish", 500, "train U-Net and decoder on pictures, with a critic, or resume"),
     ):
         stage = commands.add_parser(name, help=text)
         stage.set_defaults(train_stage=name)
@@ -198,32 +199,27 @@ def _finish(args: argparse.Namespace, report: Report) -> None:
     autoencoder = stage.autoencoder.to(device)
     clips = latents.prepare(_clips_of(args.work), args.work / _LATENTS, autoencoder, stage.mask, device, report)
     settings, folder = unet.UNetSettings(), args.work / _FINISH
-    model = _load_trained(args.work, settings, autoencoder)[0].to(device)
+    model = stage.load_trained(settings)[0]
 
-    def after_save(finished: Any, step: int) -> None:
-        _write_samples(model, finished, clips, stage.mask, settings, folder / "samples.png", device)
+    def after_save(finished: Finishing, step: int) -> None:
+        _write_samples(finished.model, finished.vae, clips, stage.mask, settings, folder / "samples.png", device)
         report(f"saved at step {step}")
 
-    decoder.train(
+    finish.train(
         clips,
         model,
         autoencoder,
         stage.mask,
         folder,
         settings,
-        decoder.FinishSettings(),
+        finish.FinishSettings(),
         _loop(args),
         device,
         _step_reporter(report),
         after_save,
+        lip_reader.mesh_judge,
     )
     curves.draw_curves(folder, folder / "curves.png")
-
-
-def _load_trained(work: Path, settings: unet.UNetSettings, autoencoder: Any) -> tuple[unet.ConditionedUNet, int]:
-    """Return the averaged model and its step."""
-    model = unet.ConditionedUNet(settings, autoencoder.config.latent_channels)
-    return model, load_average(_run_folder(work, _UNET), model)
 
 
 @torch.inference_mode()
@@ -250,13 +246,9 @@ def _write_samples(
 def _bundle(args: argparse.Namespace, report: Report) -> None:
     stage = _Stage.open(args.work)
     settings = unet.UNetSettings()
-    if stage.has_start and not (args.work / _UNET / CHECKPOINT_NAME).exists():
-        model, step = unet.ConditionedUNet(settings, stage.autoencoder.config.latent_channels), 0
-        stage.begin(model)
-    else:
-        model, step = _load_trained(args.work, settings, stage.autoencoder)
+    model, step = stage.load_trained(settings)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
-        decoder.load(args.work / _FINISH, stage.autoencoder)
+        step = finish.load(args.work / _FINISH, model, stage.autoencoder)
     config, _ = read_config("latentsync-1.5")
     description = bundle.BundleSettings(
         args.name,
@@ -330,6 +322,14 @@ class _Stage:
             start.fill(model, self.work / start.FOLDER)
         if self.has_audio_encoder:
             load_average(self.work / _AUDIO, model.audio_encoder)
+
+    def load_trained(self, settings: unet.UNetSettings) -> tuple[unet.ConditionedUNet, int]:
+        """Return the averaged model and its step, or where none was trained the one to begin from, and 0."""
+        model = unet.ConditionedUNet(settings, self.autoencoder.config.latent_channels)
+        if self.has_start and not (self.work / _UNET / CHECKPOINT_NAME).exists():
+            self.begin(model)
+            return model, 0
+        return model, load_average(_run_folder(self.work, _UNET), model)
 
 
 def _clips_of(work: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A critic of mouths, which learns beside the decoder to tell its pictures from true ones.
+"""A critic of mouths, which learns beside U-Net and decoder to tell their pictures from true ones.
 
 What several mouths could be, regression draws as their mean: lips as a band, teeth as a strip. A critic of patches (as
 in Isola et al. 2017, https://arxiv.org/abs/1611.07004, with the hinge loss and spectral normalisation of Miyato et al.
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import spectral_norm
+
+from lipstream_lab.train.unet import ConditionedUNet
 
 # The mouth with chin and cheeks beside it in an aligned crop: rows and columns, as shares of its side.
 _ROWS, _COLUMNS = (0.4, 0.8), (0.25, 0.75)
@@ -44,20 +46,20 @@ class Critic(nn.Module):
 
 
 class Finishing(nn.Module):
-    """The autoencoder whose decoder is trained, and its critic: one module, so that a run resumes with both."""
+    """U-Net, the autoencoder whose decoder is trained, and their critic: one module, so that a run resumes with all."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, model: ConditionedUNet, vae: Any) -> None:
         super().__init__()
-        self.vae, self.critic = vae, Critic()
+        self.model, self.vae, self.critic = model, vae, Critic()
 
     def critic_loss(self, made: Tensor, true: Tensor) -> Tensor:
-        """Return the critic's hinge loss, which does not reach the decoder. made, true: (n, 3, res, res)."""
+        """Return the critic's hinge loss, which does not reach the picture. made, true: (n, 3, res, res)."""
         verdicts = self.critic(torch.cat((made.detach(), true)))[-1]
         on_made, on_true = verdicts.chunk(2)
         return F.relu(1 + on_made).mean() + F.relu(1 - on_true).mean()
 
-    def decoder_losses(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what a critic that stays as it is asks of the decoder: its verdict, and the distance of features."""
+    def picture_losses(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a critic that stays as it is asks of the picture: its verdict, and the distance of features."""
         frozen = {name: value.detach() for name, value in self.critic.named_parameters()}
         *of_made, verdict = functional_call(self.critic, frozen, (made,))
         with torch.no_grad():

@@ -33,6 +33,8 @@ _MAX_OPENING = 1.5
 
 Judge = Callable[[Tensor], Tensor]
 """Maps latents (n, channels, size, size) to the measured openings (n,) of the decoded images, NaN without a face."""
+MakeJudge = Callable[[Any], Judge]
+"""Returns the judge of what an autoencoder decodes."""
 
 
 class LipReader(nn.Module):

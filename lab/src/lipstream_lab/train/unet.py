@@ -186,48 +186,54 @@ def training_loss(
 ) -> dict[str, Tensor]:
     """Return the total "loss" and its parts: latents, motion and opening of the mouth, pixels of decoded frames."""
     windows = len(batch.latents) // batch.num_frames
-    shape = (windows, *batch.latents.shape[1:])
-    # One noise image for all frames of a window (published behaviour).
-    noise = torch.randn(shape, generator=generator).to(batch.latents.device)
+    noise = window_noise(batch, generator)
     timesteps = _timesteps(windows, settings.noisy_share, generator).to(noise.device) if settings.noisy_share else None
-    predicted = model.predict(batch, noise.repeat_interleave(batch.num_frames, 0), timesteps)
-    weight = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device)
-    weight = weight * (0.05 + (1 - batch.mask))
-    latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.2) * weight).mean()
-    true_motion, predicted_motion = (_motion(x, batch.num_frames) for x in (batch.latents, predicted))
-    at_mouth = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(noise.device) - 1
-    motion = (F.smooth_l1_loss(predicted_motion, true_motion, reduction="none", beta=0.2) * at_mouth).mean()
-    still = (F.smooth_l1_loss(torch.zeros_like(true_motion), true_motion, reduction="none", beta=0.2) * at_mouth).mean()
+    predicted = model.predict(batch, noise, timesteps)
+    parts = latent_losses(predicted, batch, reader, settings)
     chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames]
     decoded = conditioning.decode(vae, predicted[chosen])
     size = batch.crops.shape[-1]
     hidden = F.interpolate(1 - batch.mask[chosen], size=(size, size))
     pixel_weight = losses.mouth_weight(size, settings.mouth_gain).to(noise.device) * (0.02 + hidden)
     pixels = losses.pixel_loss(decoded, batch.crops[chosen], pixel_weight)
+    return {**parts, "loss": parts["loss"] + settings.pixel_weight * pixels, "pixels": pixels}
+
+
+def window_noise(batch: Batch, generator: torch.Generator) -> Tensor:
+    """Draw one noise image for all frames of a window (published behaviour): (n, C, h, w)."""
+    windows = len(batch.latents) // batch.num_frames
+    noise = torch.randn((windows, *batch.latents.shape[1:]), generator=generator).to(batch.latents.device)
+    return noise.repeat_interleave(batch.num_frames, 0)
+
+
+def latent_losses(predicted: Tensor, batch: Batch, reader: LipReader, settings: UNetSettings) -> dict[str, Tensor]:
+    """Return their sum "loss" and its parts: latents, motion and opening of the mouth. predicted: (n, C, h, w)."""
+    at_mouth = losses.mouth_weight(batch.latents.shape[-1], settings.mouth_gain).to(predicted.device)
+    weight = at_mouth * (0.05 + (1 - batch.mask))
+    latent = (F.smooth_l1_loss(predicted, batch.latents, reduction="none", beta=0.2) * weight).mean()
+    true_motion, predicted_motion = (_motion(x, batch.num_frames) for x in (batch.latents, predicted))
+    at_mouth = at_mouth - 1
+    motion = (F.smooth_l1_loss(predicted_motion, true_motion, reduction="none", beta=0.2) * at_mouth).mean()
+    still = (F.smooth_l1_loss(torch.zeros_like(true_motion), true_motion, reduction="none", beta=0.2) * at_mouth).mean()
     lips = F.smooth_l1_loss(reader(predicted), reader(batch.latents), beta=0.1)
     return {
-        "loss": settings.latent_weight * latent
-        + settings.motion_weight * motion
-        + settings.lips_weight * lips
-        + settings.pixel_weight * pixels,
+        "loss": settings.latent_weight * latent + settings.motion_weight * motion + settings.lips_weight * lips,
         "latent": latent,
         "motion": motion,
         "motion_of_a_still_mouth": still,
         "lips": lips,
-        "pixels": pixels,
     }
 
 
 @torch.no_grad()
-def _judged_latents(
+def judged_latents(
     model: ConditionedUNet, sampler: Sampler, settings: UNetSettings, generator: torch.Generator, device: torch.device
 ) -> Tensor:
     """Return predicted and true latents (n, C, h, w) float32 of some windows, for the judge."""
     samples = []
     for _ in range(settings.judged_batches):
         batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
-        noise = torch.randn((settings.windows, *batch.latents.shape[1:]), generator=generator).to(device)
-        samples += [model.predict(batch, noise.repeat_interleave(batch.num_frames, 0)), batch.latents]
+        samples += [model.predict(batch, window_noise(batch, generator)), batch.latents]
     # Autocast would reuse its weight copies made under no_grad, which have no gradient.
     torch.clear_autocast_cache()
     return torch.cat(samples)
@@ -286,7 +292,7 @@ def train(
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if judge is not None and step % settings.judge_every == 0:
-            mouths = _judged_latents(run.module, sampler, settings, step_generator(loop.seed + 1, step), device)  # type: ignore[arg-type]
+            mouths = judged_latents(run.module, sampler, settings, step_generator(loop.seed + 1, step), device)  # type: ignore[arg-type]
             update_reader(reader, mouths, judge(mouths), clips, loop.seed + step)
         long = float(torch.rand((), generator=generator)) < settings.long_share
         num_frames = settings.long_num_frames if long else settings.num_frames

@@ -1,8 +1,9 @@
-"""Fine-tune the VAE decoder on the U-Net's predictions.
+"""Train the U-Net and the VAE's decoder together, on pictures, with a critic of the mouth (`critic.py`).
 
 A U-Net trained by regression predicts conditional means, which a decoder trained on encodings alone decodes to blurred
-images. Here the decoder is trained on predictions, with a loss on pixels, one on the local strength of fine texture,
-wherever its details lie, and a critic of the mouth (`critic.py`). The encoder and the U-Net stay frozen.
+images. Here both see the picture they make: with a loss on pixels, one on the local strength of fine texture, wherever
+its details lie, and the critic's. What the U-Net has learned on latents is kept by the losses that it was learned
+with. The encoder and the audio encoder stay frozen.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from lipstream.diffusion import conditioning
 from lipstream_lab.train import losses
 from lipstream_lab.train.critic import Finishing
 from lipstream_lab.train.latents import LatentClip, Sampler
-from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
-from lipstream_lab.train.unet import ConditionedUNet, UNetSettings
+from lipstream_lab.train.lip_reader import MakeJudge, train_reader, update_reader
+from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average, step_generator
+from lipstream_lab.train.unet import ConditionedUNet, UNetSettings, judged_latents, latent_losses, window_noise
 
 # Texture strength is compared over patches: small enough to separate lips from teeth, larger than single details.
 _PATCH_PX = 8
@@ -31,17 +33,19 @@ _PATCH_PX = 8
 class FinishSettings:
     """Batch size and loss weights. encoded_share: frames decoded from encodings, so that these stay sharp.
 
-    critic_steps: that the critic learns alone at first.
+    critic_steps: that the critic learns alone at first, while the others learn without it.
     """
 
     windows: int = 2
     num_frames: int = 8
     decoded_frames: int = 10
-    encoded_share: float = 0.3
+    encoded_share: float = 0.2
     mouth_gain: float = 8.0
+    latents_weight: float = 0.25
+    pixel_weight: float = 2.0
     texture_weight: float = 8.0
-    critic_weight: float = 0.05
-    features_weight: float = 0.5
+    critic_weight: float = 0.1
+    features_weight: float = 1.0
     critic_steps: int = 100
 
 
@@ -69,23 +73,38 @@ def train(
     loop: LoopSettings,
     device: torch.device,
     report: Report | None = None,
-    after_save: Callable[[Any, int], None] | None = None,
-) -> Any:
-    """Train the decoder on predictions of `model`; return the averaged VAE. mask: (1, res, res), 1 = keep."""
+    after_save: Callable[[Finishing, int], None] | None = None,
+    make_judge: MakeJudge | None = None,
+) -> Finishing:
+    """Train `model` and the decoder of `vae`; return them averaged. mask: (1, res, res), 1 = keep.
+
+    make_judge: returns what measures the openings of mouths that an autoencoder decodes, from which the lip reader is
+    updated; None keeps it fixed.
+    """
     torch.manual_seed(loop.seed)
-    model = model.to(device).eval().requires_grad_(False)
+    model.audio_encoder.requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
-    run = Run(folder, Finishing(vae), loop, device)
+    reader = train_reader(clips, loop.seed).to(device)
+    run = Run(folder, Finishing(model, vae), loop, device, fast=("attn2",), auxiliary=reader)
     finishing: Finishing = run.module  # type: ignore[assignment]
-    sampler = Sampler(clips, mask, footage_share=unet.footage_share, dubbed_share=unet.dubbed_share)
+    judge = None if make_judge is None else make_judge(finishing.vae)
+    sampler = Sampler(
+        clips,
+        mask,
+        footage_share=unet.footage_share,
+        dubbed_share=unet.dubbed_share,
+        unconditional_share=unet.unconditional_share,
+    )
     size = mask.shape[-1]
     weight = (losses.mouth_weight(size, settings.mouth_gain) * (0.05 + (1 - mask[None]))).to(device)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if judge is not None and step % unet.judge_every == 0:
+            mouths = judged_latents(finishing.model, sampler, unet, step_generator(loop.seed + 1, step), device)
+            update_reader(reader, mouths, judge(mouths), clips, loop.seed + step)
         batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
-        noise = torch.randn((settings.windows, *batch.latents.shape[1:]), generator=generator).to(device)
-        with torch.no_grad():
-            predicted = model.predict(batch, noise.repeat_interleave(settings.num_frames, 0))
+        predicted = finishing.model.predict(batch, window_noise(batch, generator))
+        parts = latent_losses(predicted, batch, reader, unet)
         chosen = torch.randperm(len(predicted), generator=generator)[: settings.decoded_frames].to(device)
         n_encoded = round(settings.encoded_share * len(chosen))
         latents = torch.cat((batch.latents[chosen[:n_encoded]], predicted[chosen[n_encoded:]]))
@@ -93,18 +112,19 @@ def train(
         pixels = losses.pixel_loss(decoded, target, weight, laplacian_gain=0.25)
         texture = texture_loss(decoded, target, weight)
         critic = finishing.critic_loss(decoded, target)
-        total = pixels + settings.texture_weight * texture + critic
-        parts = {"pixels": pixels, "texture": texture, "critic": critic}
+        total = settings.latents_weight * parts["loss"] + settings.pixel_weight * pixels
+        total = total + settings.texture_weight * texture + critic
+        parts |= {"pixels": pixels, "texture": texture, "critic": critic}
         if step >= settings.critic_steps:
-            verdict, features = finishing.decoder_losses(decoded, target)
+            verdict, features = finishing.picture_losses(decoded, target)
             total = total + settings.critic_weight * verdict + settings.features_weight * features
             parts |= {"verdict": verdict, "features": features}
-        return {"loss": total, **parts}
+        return {**parts, "loss": total}
 
-    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average.vae, step))
-    return run.average.vae
+    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))  # type: ignore[arg-type]
+    return run.average  # type: ignore[return-value]
 
 
-def load(folder: Path, vae: Any) -> None:
-    """Load the averaged decoder of a run into an autoencoder."""
-    load_average(folder, Finishing(vae))
+def load(folder: Path, model: ConditionedUNet, vae: Any) -> int:
+    """Load the averaged U-Net and decoder of a run into `model` and an autoencoder; return their step."""
+    return load_average(folder, Finishing(model, vae))
