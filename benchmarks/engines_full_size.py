@@ -63,7 +63,9 @@ def measure(work: Path, part: str, narrow: bool) -> None:
         return
     runtime = RuntimeSettings(device="cpu", engine=part)  # type: ignore[arg-type]
     model = model if part == "torch" else work / "onnx"
+    begun_s = time.perf_counter()
     networks = load_networks(model, runtime, torch_device(runtime))
+    note(f"{part} loading", time.perf_counter() - begun_s, peak_kb())
     denoiser = make_denoiser(networks, runtime, batch=1)
     results: dict[str, np.ndarray] = {}
     for turn in ("first", "second"):

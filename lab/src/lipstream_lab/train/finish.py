@@ -93,6 +93,7 @@ def train(
         mask,
         footage_share=unet.footage_share,
         dubbed_share=unet.dubbed_share,
+        large_mask_share=unet.large_mask_share,
         unconditional_share=unet.unconditional_share,
     )
     size = mask.shape[-1]
