@@ -545,7 +545,7 @@ def test_finishing_changes_the_decoder_and_the_unet_alone(tmp_path):
     vae_after, model_after = after.vae.state_dict(), after.model.state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], vae_after[name])} == {"decoder"}
     changed = {name.split(".")[0] for name in trained if not torch.equal(trained[name], model_after[name])}
-    assert changed == {"unet"}
+    assert changed == {"unet", "shape_scale"}
     assert len(judged) == 1
     loaded, decoder = unet.ConditionedUNet(SMALL_UNET, 4), made_vae()
     assert finish.load(folder, loaded, decoder) == 3

@@ -1,20 +1,20 @@
 """A critic of mouths, which learns beside U-Net and decoder to tell their pictures from true ones.
 
 What several mouths could be, regression draws as their mean: lips as a band, teeth as a strip. A critic of patches (as
-in Isola et al. 2017, https://arxiv.org/abs/1611.07004, with the hinge loss and spectral normalisation of Miyato et al.
-2018, https://arxiv.org/abs/1802.05957) asks for one of them instead; matching its features of the true picture
-(Larsen et al. 2016, https://arxiv.org/abs/1512.09300) asks for the true one.
+in Isola et al. 2017, https://arxiv.org/abs/1611.07004, with the hinge loss of Lim and Ye 2017,
+https://arxiv.org/abs/1705.02894) asks for one of them instead; matching its features of the true picture (Larsen et al.
+2016, https://arxiv.org/abs/1512.09300) asks for the true one.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.parametrizations import spectral_norm
 
 from lipstream_lab.train.unet import ConditionedUNet
 
@@ -28,12 +28,11 @@ class Critic(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers, previous = [], 3
-        for index, width in enumerate(_WIDTHS):
-            layers.append(spectral_norm(nn.Conv2d(previous, width, 4 if index else 3, 2 if index else 1, 1)))
-            previous = width
+        layers: list[nn.Module] = [nn.Sequential(nn.Conv2d(3, _WIDTHS[0], 3, 1, 1))]
+        for before, width in pairwise(_WIDTHS):
+            layers.append(nn.Sequential(nn.Conv2d(before, width, 4, 2, 1), nn.GroupNorm(8, width)))
         self.layers = nn.ModuleList(layers)
-        self.verdict = spectral_norm(nn.Conv2d(previous, 1, 3, 1, 1))
+        self.verdict = nn.Conv2d(_WIDTHS[-1], 1, 3, 1, 1)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         side = pictures.shape[-1]
@@ -42,7 +41,7 @@ class Critic(nn.Module):
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             found.append(x)
-        return [*found, self.verdict(x)]
+        return [*found, self.verdict(x).float()]
 
 
 class Finishing(nn.Module):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipstream.diffusion import conditioning
-from lipstream_lab.train import losses
+from lipstream_lab.train import audio_encoder, losses
 from lipstream_lab.train.critic import Finishing
 from lipstream_lab.train.latents import LatentClip, Sampler
 from lipstream_lab.train.lip_reader import MakeJudge, train_reader, update_reader
@@ -38,7 +38,7 @@ class FinishSettings:
 
     windows: int = 2
     num_frames: int = 8
-    decoded_frames: int = 10
+    decoded_frames: int = 6
     encoded_share: float = 0.2
     mouth_gain: float = 8.0
     latents_weight: float = 0.25
@@ -82,6 +82,7 @@ def train(
     updated; None keeps it fixed.
     """
     torch.manual_seed(loop.seed)
+    model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
     model.audio_encoder.requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
