@@ -142,10 +142,10 @@ def test_windows_grow_where_the_speech_comes_faster_than_it_is_spoken() -> None:
     live.speak(8.0, 4.0, 100.0)
     live.run(9)
     sizes = [len(window.slots) for window in live.windows]
-    assert sizes[0] == 4
+    assert sizes[0] == 6  # in a tenth of a second
     assert sizes == sorted(sizes[:-1]) + sizes[-1:]
     assert max(sizes) == 16
-    assert {window.stride for window in live.windows} == {1}
+    assert all(window.faces == len(window.slots) for window in live.windows)
 
 
 @pytest.mark.parametrize("per_face_s", [0.05, 0.08, 0.2, 0.5])
@@ -163,6 +163,29 @@ def test_where_compute_is_short_faces_are_thinned_and_the_sound_goes_on(per_face
     assert made * per_face_s > 0.5 * 8  # as many as there was time for
     if per_face_s < 0.1:
         assert np.mean([slot.picture is not None for _, slot in spoken]) > 0.8
+
+
+def test_speech_as_it_is_spoken_is_held_back_for_windows_that_pay() -> None:
+    """Where four faces take longer than four frames last, later frames and larger windows leave fewer faces out."""
+    live = simulation(0.03, base_s=0.075)
+    segment = live.speak(12.0, 0.02, 1.0)
+    live.run(16)
+    spoken = live.spoken()
+    latest_s = max(time_s - segment.arrived_s(slot.frame) for time_s, slot in spoken if slot.frame < 280)
+    assert 0.6 < latest_s < LATEST_S
+    assert sum(window.faces for window in live.windows) > 0.85 * segment.n_frames
+    assert all(slot.picture is not None for _, slot in spoken)
+    sentence = simulation(0.03, base_s=0.075)
+    quick = sentence.speak(4.0, 0.1, 50.0)
+    sentence.run(2)
+    assert sentence.spoken()[0][0] - quick.arrived_s(0) < 0.4  # all there is is there: nothing to wait for
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 10])
+def test_time_for_so_many_faces_is_what_they_cost(n: int) -> None:
+    cost = Cost(0.05, 0.03, factor=1.2)
+    assert cost.faces_in(cost.of(n)) == n
+    assert cost.faces_in(cost.of(n) - 1e-3) == n - 1
 
 
 def test_speech_does_not_wait_for_a_window_that_takes_too_long() -> None:

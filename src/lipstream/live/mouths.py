@@ -84,14 +84,19 @@ class Mouths:
         self._is_filmed = settings.silence == "keep"
         self._generator = FaceGenerator(components, settings, threads)
 
-    def generate(self, frames: list[Frame], audio: list[Tensor], stride: int = 1) -> list[Spoken]:
-        """Return the pictures of frames that follow one another. Every `stride`th face is generated, with its audio."""
-        with_face = [self._aligned(frame) for frame in frames[::stride]]
-        window = Window(tuple(with_face), tuple(audio[::stride]))
+    def generate(self, frames: list[Frame], audio: list[Tensor], n_faces: int) -> list[Spoken]:
+        """Return the pictures of frames that follow one another.
+
+        So many faces, evenly spread, are generated with their audio, and shown until the next one.
+        """
+        face_of = [index * n_faces // len(frames) for index in range(len(frames))]
+        chosen = [face_of.index(face) for face in range(n_faces)]
+        with_face = [self._aligned(frames[index]) for index in chosen]
+        window = Window(tuple(with_face), tuple(audio[index] for index in chosen))
         made = self._generator.generate(self._generator.encode([window]))
         faces = [one.face for one in made if one.face is not None]
         pasted = [
-            Repainted(_own(frame), self._matrix(frame), faces[index // stride], self._weight(frame))
+            Repainted(_own(frame), self._matrix(frame), faces[face_of[index]], self._weight(frame))
             for index, frame in enumerate(frames)
         ]
         for group in grouped(pasted, self._components.geometry.frames):
@@ -129,11 +134,11 @@ class Mouths:
     def measured(self, frames: list[Frame], audio: list[Tensor], clock: Callable[[], float]) -> Cost:
         """Return what generating costs, measured on a window and a quarter of one."""
         few = max(1, len(frames) // 4)
-        self.generate(frames[:few], audio[:few])  # the first call makes what later ones reuse
+        self.generate(frames[:few], audio[:few], few)  # the first call makes what later ones reuse
         times = []
         for n in (few, len(frames)):
             begun_s = clock()
-            self.generate(frames[:n], audio[:n])
+            self.generate(frames[:n], audio[:n], n)
             times.append(clock() - begun_s)
         if len(frames) == few:
             return Cost(0.0, times[1] / few)

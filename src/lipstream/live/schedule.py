@@ -3,7 +3,7 @@
 The frames of the output are numbered, and frame i is due at a time of its own. The frames of the speech are bound to
 them window by window, when a window is planned: from then on its sound is played at its place, whatever becomes of the
 pictures. A window takes as many frames as have their sound and can be generated in time; when time is short it is
-thinned (every second or fourth face, each shown for two or four frames), and when there is none the last face stays.
+thinned (fewer faces than frames, each shown until the next one), and when there is none the last face stays.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ LATEST_S = 0.8
 AHEAD = 32
 """Frames that may be generated before they are shown."""
 
-_SIZES = (16, 8, 4)
-_STRIDES = (2, 4)
+_FIRST_FRAMES = 4  # that a first window waits for
 _MARGIN_S = 0.02
 _CUSHION_FRAMES = 2  # that the first window is ready before it is shown, so that the next one may be late
-_QUICK_S = 0.1  # a first window that takes no longer may be as long as the model's
+_SPARE_FRAMES = 2  # before the latest time, where the speech is held back for larger windows
+_QUICK_S = 0.1  # a first window that takes no longer may be larger
+_MANY = 1000  # faces, which no window has
 _LATE_S = 0.5  # a receiver that has not asked for so long gets no burst of frames: the clock waits for it
 
 
@@ -41,6 +42,13 @@ class Cost:
     def of(self, n: int) -> float:
         """Return the time for n faces."""
         return self.factor * (self.base_s + n * self.per_face_s)
+
+    def faces_in(self, seconds: float) -> int:
+        """Return how many faces can be generated in a time; 0 if not even one."""
+        if self.of(1) > seconds:
+            return 0
+        per_face_s = self.factor * self.per_face_s
+        return math.floor((seconds - self.of(0)) / per_face_s + 1e-6) if per_face_s > 0 else _MANY
 
     def correct(self, n: int, seconds: float) -> None:
         """Take into account that n faces took so long: slower counts at once, faster little by little."""
@@ -66,15 +74,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Window:
-    """Frames to generate together, of which every `stride`th gets a face of its own."""
+    """Frames to generate together, with so many faces, evenly spread: fewer than frames where time is short."""
 
     slots: tuple[Slot, ...]
-    stride: int = 1
-
-    @property
-    def faces(self) -> int:
-        """Number of faces to generate."""
-        return math.ceil(len(self.slots) / self.stride)
+    faces: int
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ class Schedule:
         if not self.is_realtime:
             if n_ready < self.num_frames and not is_whole:
                 return Wait()
-            return self._window(min(n_ready, self.num_frames), 1, self._follow(self.next_index))
+            n = min(n_ready, self.num_frames)
+            return self._window(n, n, self._follow(self.next_index))
         follow = self._follow(self.next_index)
         if follow - self.next_index >= AHEAD:
             return Wait()
@@ -210,23 +214,47 @@ class Schedule:
 
         Where the pictures take longer than they last, pausing would not help: then the sound goes on without them.
         """
-        least = min(_SIZES)
-        if slack_s >= self.cost.of(1) + _MARGIN_S or self.cost.of(least) > float(least / self.frame_rate):
+        if slack_s >= self.cost.of(1) + _MARGIN_S or self._lasts_s(_FIRST_FRAMES) < self.cost.of(_FIRST_FRAMES):
             return False
-        begin_s = self.due_s(follow, now_s) - self.cost.of(least) - _MARGIN_S
+        begin_s = self.due_s(follow, now_s) - self.cost.of(_FIRST_FRAMES) - _MARGIN_S
         return self._speech[0].arrived_s(self._next_frame) > begin_s
 
     def _begin(self, n_ready: int, is_whole: bool, now_s: float) -> Window | Wait:
-        """Plan a first window, to be shown as soon as it is there and a little more."""
-        if n_ready < min(_SIZES) and not is_whole:
+        """Plan a first window, to be shown as soon as it is there and a little more.
+
+        Where windows so small cannot be kept up with and the speech comes as it is spoken, it is held back for as long
+        as larger ones need.
+        """
+        if n_ready < _FIRST_FRAMES and not is_whole:
             return Wait()
-        quick = [n for n in _SIZES if n <= n_ready and self.cost.of(n) <= _QUICK_S]
-        n = min(quick[0] if quick else min(_SIZES), n_ready, self.num_frames)
-        in_time = (s for s in (1, *_STRIDES) if self.cost.of(math.ceil(n / s)) <= LATEST_S / 2)
-        stride = next(in_time, _STRIDES[-1])
-        shown_s = now_s + self.cost.of(math.ceil(n / stride)) + float(_CUSHION_FRAMES / self.frame_rate)
+        quick = min(n_ready, self.num_frames, self.cost.faces_in(_QUICK_S))
+        n = max(quick, min(n_ready, _FIRST_FRAMES))
+        faces = max(1, min(n, self.cost.faces_in(LATEST_S / 2)))
+        shown_s = now_s + self.cost.of(faces) + float(_CUSHION_FRAMES / self.frame_rate)
+        if not is_whole and self._comes_as_spoken():
+            shown_s = max(shown_s, self._speech[0].arrived_s(self._next_frame) + self._sustained_s())
         index = self._index_at(min(shown_s, max(self._latest_s(), now_s)) - self.due_s(0, now_s))
-        return self._window(n, stride, self._follow(max(self.next_index, index)))
+        return self._window(n, faces, self._follow(max(self.next_index, index)))
+
+    def _comes_as_spoken(self) -> bool:
+        """Return whether the first frames of the speech came about as fast as they last, not all at once."""
+        segment, first = self._speech[0], self._next_frame
+        came_s = segment.arrived_s(first + _FIRST_FRAMES - 1) - segment.arrived_s(first)
+        return came_s > self._lasts_s(_FIRST_FRAMES - 1) / 2
+
+    def _sustained_s(self) -> float:
+        """Return how long after its sound a frame is to be shown, so that windows can be kept up with.
+
+        The first frame of a window waits for the others, and for their faces. As long as is allowed, if no window can.
+        """
+        most_s = LATEST_S - float(_SPARE_FRAMES / self.frame_rate)
+        sizes = range(_FIRST_FRAMES, self.num_frames + 1)
+        kept_up = (n for n in sizes if self.cost.of(n) + _MARGIN_S <= self._lasts_s(n))
+        waits_s = (self._lasts_s(n - 1) + self.cost.of(n) + 2 * _MARGIN_S for n in kept_up)
+        return min(next(waits_s, most_s), most_s)
+
+    def _lasts_s(self, n: int) -> float:
+        return float(n / self.frame_rate)
 
     def _index_at(self, since_start_s: float) -> int:
         return math.ceil(since_start_s * self.frame_rate)
@@ -234,22 +262,33 @@ class Schedule:
     def _go_on(self, n_ready: int, is_whole: bool, follow: int, slack_s: float, now_s: float) -> Window | Wait:
         """Plan a window that follows another one and is due at a time that stands fast."""
         most = min(n_ready, self.num_frames)
+        frame_s = self._lasts_s(1)
         if most < self.num_frames and not is_whole:  # more may come while there is time
-            spare_s = slack_s - self.cost.of(most) - _MARGIN_S - float(1 / self.frame_rate)
-            if spare_s > 0:
-                return Wait(now_s + spare_s)
-        sizes = [n for n in (most, *_SIZES) if n <= most]
-        for stride in (1, *_STRIDES):
-            for n in sizes:
-                if self.cost.of(math.ceil(n / stride)) + _MARGIN_S <= slack_s:
-                    return self._window(n, stride, follow)
+            later_s = slack_s - frame_s
+            if self.cost.of(most) + _MARGIN_S < later_s:
+                return Wait(now_s + later_s - self.cost.of(most) - _MARGIN_S)
+            if self._share(most + 1, later_s) >= self._share(most, slack_s) and self._fits(1, later_s):
+                return Wait(now_s + frame_s / 2)
+        if self._fits(1, slack_s):
+            n = max(range(1, most + 1), key=lambda n: (self._share(n, slack_s), n))
+            return self._window(n, max(1, self._faces(n, slack_s)), follow)
         # The last face stays until one that is begun now can be there.
         n_kept = self._index_at(self.cost.of(1) + _MARGIN_S - slack_s)
         self._bind(min(max(n_kept, 1), n_ready), follow)
         return self.plan(now_s)
 
-    def _window(self, n: int, stride: int, index: int) -> Window:
-        return Window(tuple(self._bind(n, index)), stride)
+    def _fits(self, n: int, slack_s: float) -> bool:
+        return self.cost.of(n) + _MARGIN_S <= slack_s
+
+    def _faces(self, n: int, slack_s: float) -> int:
+        """Return how many faces n frames can have that are due so soon, and those after them as well."""
+        return min(n, self.cost.faces_in(min(slack_s - _MARGIN_S, self._lasts_s(n))))
+
+    def _share(self, n: int, slack_s: float) -> float:
+        return self._faces(n, slack_s) / n
+
+    def _window(self, n: int, faces: int, index: int) -> Window:
+        return Window(tuple(self._bind(n, index)), faces)
 
     def _bind(self, n: int, index: int) -> list[Slot]:
         """Give the next n frames of the speech their places in the output, from `index` on."""

@@ -242,7 +242,7 @@ class PushSession:
         first, last = window.slots[0], window.slots[-1]
         frames = self._clip.frames(first.index, last.index + 1)
         audio = self._features.features(first.frame, len(window.slots))
-        spoken = self._mouths.generate(frames, audio, window.stride)
+        spoken = self._mouths.generate(frames, audio, window.faces)
         if not self._settings.realtime:
             return list(spoken)
         pairs = zip(window.slots, frames, spoken, strict=True)
