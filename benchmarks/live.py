@@ -32,6 +32,7 @@ from benchmarks.rows import add_row, machine, resident_mb
 from lipstream import LipSync, LiveSettings, RuntimeSettings, __version__
 from lipstream.bundled import sample
 from lipstream.media.audio import read_mono
+from lipstream.runtime.device import quick_precision
 
 RESULTS = Path(__file__).parent / "live.csv"
 RATE_HZ = 16000
@@ -48,15 +49,17 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--video", type=Path, default=sample.VIDEO)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="[as `lipstream live`]")
     parser.add_argument("--torch-threads", type=int, metavar="N", help="cores for a window [torch's own choice]")
     parser.add_argument("--no-row", action="store_true", help="print it alone")
     args = parser.parse_args()
     if args.torch_threads is not None:
         torch.set_num_threads(args.torch_threads)
+    runtime = RuntimeSettings(device=args.device, precision=args.precision, detector="mediapipe")
     with (
         tempfile.TemporaryDirectory() as folder,
         busy(args.busy),
-        LipSync.load(args.model, RuntimeSettings(device=args.device, detector="mediapipe")) as sync,
+        LipSync.load(args.model, quick_precision(runtime)) as sync,
     ):
         avatar = sync.prepare_avatar(args.video, Path(folder) / "clip.avatar")
         settings = LiveSettings(realtime=args.source != "most", look_ahead_s=args.look_ahead)
@@ -69,6 +72,7 @@ def main() -> None:
         "size": f"{avatar.width}x{avatar.height}",
         "minutes": args.minutes,
         "busy": int(args.busy),
+        "precision": quick_precision(runtime).precision,
         "torch_threads": torch.get_num_threads(),
         "look_ahead_s": args.look_ahead,
         **measured,

@@ -20,7 +20,7 @@ from lipstream import LipSync, ModelError, RuntimeSettings, SettingsError
 from lipstream.models.load import load_model
 from lipstream.models.quantized_layers import Float8Linear, hold_float8
 from lipstream.runtime.cudnn import tuned_convolutions
-from lipstream.runtime.device import Dtypes, dtypes
+from lipstream.runtime.device import Dtypes, dtypes, quick_precision
 from lipstream.runtime.precision import PrecisionFallback
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -158,6 +158,14 @@ def test_bf16_on_a_processor_without_it_is_warned_of(
         caplog.clear()
         dtypes(settings, CPU)
         assert ("bf16" in caplog.text) == (settings.vae_precision == "bf16" and not has_bf16)
+
+
+def test_live_speech_takes_bf16_where_the_processor_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_bf16 in (True, False):
+        monkeypatch.setattr("lipstream.runtime.device.computes_bf16", lambda device, has=has_bf16: has)
+        assert quick_precision(RuntimeSettings(device="cpu")).precision == ("bf16" if has_bf16 else "auto")
+        for chosen in (RuntimeSettings(device="cpu", precision="fp32"), RuntimeSettings(engine="onnxruntime")):
+            assert quick_precision(chosen) == chosen
 
 
 def test_networks_in_different_precisions_run_together(sync: Sync, tmp_path: Path) -> None:

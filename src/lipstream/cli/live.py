@@ -31,14 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     """Serve the live page until a signal comes."""
     settings = options.settings_from(LivePageSettings, args)
-    runtime = options.settings_from(RuntimeSettings, args)
     check_packages("the live page", "live", _PACKAGES)
     from lipstream.lipsync import LipSync
     from lipstream.live.avatar import Avatar
+    from lipstream.runtime.device import quick_precision
     from lipstream.serve.database import Database
     from lipstream.serve.live.app import create_live_app
     from lipstream.serve.logs import log_as_json
 
+    runtime = quick_precision(options.settings_from(RuntimeSettings, args))
     avatar = Avatar.open(args.avatar)
     database = Database(settings.database_url)
     database.migrate()

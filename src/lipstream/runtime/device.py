@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -89,6 +89,14 @@ def computes_bf16(device: torch.device) -> bool:
         return True
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has_onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def quick_precision(settings: RuntimeSettings) -> RuntimeSettings:
+    """Return settings for live speech: a precision left at `auto` becomes bf16 on a CPU that computes it."""
+    device = torch_device(settings)
+    if settings.precision != "auto" or settings.engine != "torch" or device.type != "cpu" or not computes_bf16(device):
+        return settings
+    return replace(settings, precision="bf16")
 
 
 def face_threads(settings: RuntimeSettings) -> int:
