@@ -112,7 +112,7 @@ def pictures(sync: LipSync, avatar: Avatar, n_frames: int, window: int, look_ahe
             features.add(speech[n_known:stop], is_whole=stop == len(speech))
             n_known = stop
             audio = features.features(held[0].index, len(held))
-            made += [one.image for one in mouths.generate(held, audio)]
+            made += [one.image for one in mouths.generate(held, audio, len(held))]
             held.clear()
     return made
 
