@@ -55,11 +55,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.torch_threads is not None:
         torch.set_num_threads(args.torch_threads)
-    runtime = RuntimeSettings(device=args.device, precision=args.precision, detector="mediapipe")
+    runtime = quick_precision(RuntimeSettings(device=args.device, precision=args.precision, detector="mediapipe"))
     with (
         tempfile.TemporaryDirectory() as folder,
         busy(args.busy),
-        LipSync.load(args.model, quick_precision(runtime)) as sync,
+        LipSync.load(args.model, runtime) as sync,
     ):
         avatar = sync.prepare_avatar(args.video, Path(folder) / "clip.avatar")
         settings = LiveSettings(realtime=args.source != "most", look_ahead_s=args.look_ahead)
@@ -72,7 +72,7 @@ def main() -> None:
         "size": f"{avatar.width}x{avatar.height}",
         "minutes": args.minutes,
         "busy": int(args.busy),
-        "precision": quick_precision(runtime).precision,
+        "precision": runtime.precision,
         "torch_threads": torch.get_num_threads(),
         "look_ahead_s": args.look_ahead,
         **measured,

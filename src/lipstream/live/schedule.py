@@ -170,7 +170,7 @@ class Schedule:
     def _latest_s(self) -> float:
         """Return when the next frame of the speech has to be shown at the latest, which has its sound."""
         arrived_s = max(self._speech[0].arrived_s(self._next_frame), self.ready_s)
-        return arrived_s + LATEST_S - float(1 / self.frame_rate)
+        return arrived_s + LATEST_S - self._lasts_s(1)
 
     def plan(self, now_s: float) -> Window | Wait:
         """Return the next window to generate."""
@@ -230,7 +230,7 @@ class Schedule:
         quick = min(n_ready, self.num_frames, self.cost.faces_in(_QUICK_S))
         n = max(quick, min(n_ready, _FIRST_FRAMES))
         faces = max(1, min(n, self.cost.faces_in(LATEST_S / 2)))
-        shown_s = now_s + self.cost.of(faces) + float(_CUSHION_FRAMES / self.frame_rate)
+        shown_s = now_s + self.cost.of(faces) + self._lasts_s(_CUSHION_FRAMES)
         if not is_whole and self._comes_as_spoken():
             shown_s = max(shown_s, self._speech[0].arrived_s(self._next_frame) + self._sustained_s())
         index = self._index_at(min(shown_s, max(self._latest_s(), now_s)) - self.due_s(0, now_s))
@@ -247,7 +247,7 @@ class Schedule:
 
         The first frame of a window waits for the others, and for their faces. As long as is allowed, if no window can.
         """
-        most_s = LATEST_S - float(_SPARE_FRAMES / self.frame_rate)
+        most_s = LATEST_S - self._lasts_s(_SPARE_FRAMES)
         sizes = range(_FIRST_FRAMES, self.num_frames + 1)
         kept_up = (n for n in sizes if self.cost.of(n) + _MARGIN_S <= self._lasts_s(n))
         waits_s = (self._lasts_s(n - 1) + self.cost.of(n) + 2 * _MARGIN_S for n in kept_up)

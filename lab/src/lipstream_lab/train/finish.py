@@ -20,10 +20,17 @@ from torch import Tensor
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import audio_encoder, losses
 from lipstream_lab.train.critic import Finishing
-from lipstream_lab.train.latents import LatentClip, Sampler
-from lipstream_lab.train.lip_reader import MakeJudge, train_reader, update_reader
-from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average, step_generator
-from lipstream_lab.train.unet import ConditionedUNet, UNetSettings, judged_latents, latent_losses, window_noise
+from lipstream_lab.train.latents import LatentClip
+from lipstream_lab.train.lip_reader import MakeJudge, train_reader
+from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run, load_average
+from lipstream_lab.train.unet import (
+    ConditionedUNet,
+    UNetSettings,
+    judge_reader,
+    latent_losses,
+    training_sampler,
+    window_noise,
+)
 
 # Texture strength is compared over patches: small enough to separate lips from teeth, larger than single details.
 _PATCH_PX = 8
@@ -82,28 +89,21 @@ def train(
     updated; None keeps it fixed.
     """
     torch.manual_seed(loop.seed)
-    model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
+    if not (folder / CHECKPOINT_NAME).exists():
+        model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
     model.audio_encoder.requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
     run = Run(folder, Finishing(model, vae), loop, device, fast=("attn2",), auxiliary=reader)
     finishing: Finishing = run.module  # type: ignore[assignment]
     judge = None if make_judge is None else make_judge(finishing.vae)
-    sampler = Sampler(
-        clips,
-        mask,
-        footage_share=unet.footage_share,
-        dubbed_share=unet.dubbed_share,
-        large_mask_share=unet.large_mask_share,
-        unconditional_share=unet.unconditional_share,
-    )
+    sampler = training_sampler(clips, mask, unet)
     size = mask.shape[-1]
     weight = (losses.mouth_weight(size, settings.mouth_gain) * (0.05 + (1 - mask[None]))).to(device)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if judge is not None and step % unet.judge_every == 0:
-            mouths = judged_latents(finishing.model, sampler, unet, step_generator(loop.seed + 1, step), device)
-            update_reader(reader, mouths, judge(mouths), clips, loop.seed + step)
+            judge_reader(reader, judge, finishing.model, sampler, clips, unet, loop.seed, step, device)
         batch = sampler.draw(settings.windows, settings.num_frames, generator, device)
         predicted = finishing.model.predict(batch, window_noise(batch, generator))
         parts = latent_losses(predicted, batch, reader, unet)

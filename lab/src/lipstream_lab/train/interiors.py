@@ -7,7 +7,7 @@ person where he or she is dubbed, and another's, in the colour of the skin, in a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,9 @@ class Opened:
 
 
 class Interior(Protocol):
-    """Colours the inside of a mouth."""
+    """Colours the inside of a mouth. is_lit: its light is the one of a mouth, with the shadow of the upper lip."""
+
+    is_lit: ClassVar[bool]
 
     def colours(self, mouth: Opened, has_own_teeth: bool) -> Tensor:
         """Return the colours (3, h, w) in [0, 1]. has_own_teeth: the upper ones need no drawing."""
@@ -45,6 +47,8 @@ class Interior(Protocol):
 @dataclass(frozen=True)
 class Drawn:
     """A drawn inside: colours (3,) in [0, 1], length of the upper teeth as a share of the full gap."""
+
+    is_lit: ClassVar[bool] = False
 
     dark: Tensor
     tongue: Tensor
@@ -83,6 +87,8 @@ class Filmed:
 
     picture: (3, 24, 48) in [0, 1]. gap_share: of its lips at the widest, of the full gap. skin: (3,), beside the nose.
     """
+
+    is_lit: ClassVar[bool] = True
 
     picture: Tensor
     gap_share: float

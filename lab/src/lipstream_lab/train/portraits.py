@@ -149,8 +149,8 @@ def _cavity(
     if has_own_teeth:
         shown = sample(crop, x, upper + below)
         colour = torch.lerp(colour, shown, (own - 1.0 - below + 0.5).clamp(0, 1)[None])
-    if isinstance(interior, Filmed):
-        return colour  # with the shadow that it was filmed with
+    if interior.is_lit:
+        return colour
     # The upper lip casts a shadow.
     return colour * (0.55 + 0.45 * (below / (0.12 * full + 1)).clamp(0, 1))[None]
 

@@ -225,8 +225,36 @@ def latent_losses(predicted: Tensor, batch: Batch, reader: LipReader, settings: 
     }
 
 
+def training_sampler(clips: list[LatentClip], mask: Tensor, settings: UNetSettings) -> Sampler:
+    """Return what draws the windows of training. mask: (1, res, res), 1 = keep."""
+    return Sampler(
+        clips,
+        mask,
+        footage_share=settings.footage_share,
+        dubbed_share=settings.dubbed_share,
+        large_mask_share=settings.large_mask_share,
+        unconditional_share=settings.unconditional_share,
+    )
+
+
+def judge_reader(
+    reader: LipReader,
+    judge: Judge,
+    model: ConditionedUNet,
+    sampler: Sampler,
+    clips: list[LatentClip],
+    settings: UNetSettings,
+    seed: int,
+    step: int,
+    device: torch.device,
+) -> None:
+    """Train the lip reader on what the judge measures of the model's own mouths."""
+    mouths = _judged_latents(model, sampler, settings, step_generator(seed + 1, step), device)
+    update_reader(reader, mouths, judge(mouths), clips, seed + step)
+
+
 @torch.no_grad()
-def judged_latents(
+def _judged_latents(
     model: ConditionedUNet, sampler: Sampler, settings: UNetSettings, generator: torch.Generator, device: torch.device
 ) -> Tensor:
     """Return predicted and true latents (n, C, h, w) float32 of some windows, for the judge."""
@@ -281,19 +309,11 @@ def train(
     model.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
     run = Run(folder, model, loop, device, fast=("attn2",), auxiliary=reader)
-    sampler = Sampler(
-        clips,
-        mask,
-        footage_share=settings.footage_share,
-        dubbed_share=settings.dubbed_share,
-        large_mask_share=settings.large_mask_share,
-        unconditional_share=settings.unconditional_share,
-    )
+    sampler = training_sampler(clips, mask, settings)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if judge is not None and step % settings.judge_every == 0:
-            mouths = judged_latents(run.module, sampler, settings, step_generator(loop.seed + 1, step), device)  # type: ignore[arg-type]
-            update_reader(reader, mouths, judge(mouths), clips, loop.seed + step)
+            judge_reader(reader, judge, run.module, sampler, clips, settings, loop.seed, step, device)  # type: ignore[arg-type]
         long = float(torch.rand((), generator=generator)) < settings.long_share
         num_frames = settings.long_num_frames if long else settings.num_frames
         windows = max(settings.windows * settings.num_frames // num_frames, 1)
