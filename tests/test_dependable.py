@@ -83,7 +83,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_process_forked_after_loading_says_so_at_once(still: Path, speech: Path, tmp_path: Path) -> None:
     files = [str(still), str(speech), str(tmp_path / "out.mp4")]
     words = [sys.executable, "-W", "ignore", "-c", FORKED, *files]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=200, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -119,7 +119,7 @@ def test_a_killed_run_loses_nothing_that_was_there(still: Path, tmp_path: Path) 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_and_leaves_nothing(still: Path, speech: Path, tmp_path: Path) -> None:
     words = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command("sync", still, speech, "-o", tmp_path / "o.mp4")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=240, check=False)
     assert done.returncode != 0 and list(tmp_path.iterdir()) == []
     assert "Traceback" not in done.stderr
 

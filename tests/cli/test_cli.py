@@ -183,7 +183,7 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
 def _started(folder: Path) -> subprocess.Popen[str]:
     """A run in a process of its own, once it has begun to write into the folder."""
     words = ("sync", sample.VIDEO, sample.SPEECH, "-o", folder / "out.mp4", "--detector", "mediapipe")
-    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     deadline_s = time.monotonic() + 120
     while not list(folder.iterdir()) and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -203,7 +203,7 @@ def test_closed_full_and_broken_streams_are_no_internal_errors() -> None:
         (usage, "| true", 141),
     ):
         script = f"set -o pipefail; {words} {redirected}"
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=120, check=False)
         assert done.returncode == exit_code, (words, redirected, done.stderr)
         assert "internal" not in done.stderr
         assert "Traceback" not in done.stderr

@@ -13,10 +13,11 @@ def command(*words: object) -> list[str]:
 
 
 def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    # No hub and no InsightFace files in reach: what is bundled has to do.
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    # No hub and no InsightFace files in reach: what is bundled has to do. UTF-8 is named on both sides, since a library
+    # loaded by another test may have changed the locale of this process.
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONUTF8": "1"}
     return subprocess.run(
-        command(*words), capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, check=False
+        command(*words), capture_output=True, encoding="utf-8", timeout=240, cwd=cwd, env=environment, check=False
     )
 
 

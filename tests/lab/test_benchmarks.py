@@ -41,7 +41,7 @@ def call(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """A script's end; benchmarks/results.csv stays as it is."""
     rows = (ROOT / "benchmarks" / "results.csv").read_bytes()
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words, *SMALL], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words, *SMALL], cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
     assert (ROOT / "benchmarks" / "results.csv").read_bytes() == rows
     return done
 

@@ -27,6 +27,6 @@ ROOT = Path(__file__).parent.parent.parent
 )
 def test_a_script_prints_its_figures(words: tuple[str, ...], expected: str) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout

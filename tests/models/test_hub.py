@@ -144,7 +144,7 @@ def download(
     environment: dict[str, Any] = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(data.parent / "hf")}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1" if offline else "0"}
     command = [sys.executable, "-c", SCRIPT, str(data), str(model), json.dumps(options)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:
@@ -254,7 +254,7 @@ def test_a_folder_fetches_only_the_autoencoder(hub: StandIn, data: Path) -> None
 def lipstream(*arguments: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     command = [sys.executable, "-m", "lipstream.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)
 
 
 def test_a_hub_out_of_reach_is_exit_5_within_seconds(tmp_path: Path) -> None:
@@ -312,4 +312,4 @@ def fetch_syncnet(data: Path, endpoint: str) -> subprocess.CompletedProcess[str]
     environment: dict[str, Any] = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(data.parent / "hf")}
     environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", NETWORK_SCRIPT, str(data)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)

@@ -369,7 +369,7 @@ def test_a_run_that_is_killed_again_and_again_makes_the_same_file(goldens: Path,
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     words = [sys.executable, "-m", "helpers.killed", folder, clip, speech, tmp_path, "3"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=250, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", env=environment, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["digests"][0] == result["digests"][1]

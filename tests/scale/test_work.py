@@ -38,7 +38,7 @@ def whole(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_killed_run_goes_on(speech: Path, whole: bytes, tmp_path: Path, n_pieces: int, number: int) -> None:
     output, work = tmp_path / "out.mp4", tmp_path / "work"
     words = ("sync", sample.VIDEO, speech, "-o", output, *FAST, "--work", work)
-    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, encoding="utf-8")
     until_s = time.monotonic() + 200
     while process.poll() is None and len(list(work.glob("*/pieces/0*.mp4"))) < n_pieces and time.monotonic() < until_s:
         time.sleep(0.01)

@@ -111,7 +111,7 @@ def test_a_server_beyond_this_machine_wants_a_token(tmp_path: Path) -> None:
     for words in (("--host", "0.0.0.0"), ("--host", "127.0.0.1")):
         process = subprocess.Popen(
             command("serve", *place, *words, "--port", "0", "--no-worker"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=os.environ,
         )  # fmt: skip
         assert process.stdout is not None
         port = process.stdout.readline().strip().rpartition(":")[2]

@@ -282,7 +282,9 @@ def test_sound_whose_rate_changes_stays_beside_the_pictures() -> None:
 def test_the_command_serves_and_ends_in_order(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "helpers.live_process", "--port", "0", "--data", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment
+    ) as process:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
 
@@ -305,6 +307,6 @@ def test_the_command_serves_and_ends_in_order(tmp_path: Path) -> None:
 def test_the_command_refuses_to_let_everybody_in(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "helpers.live_process", "--host", "0.0.0.0", "--data", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", env=environment, timeout=120, check=False)
     assert done.returncode == 2
     assert "is beyond this machine, and there is no token" in done.stderr.splitlines()[-1]

@@ -38,7 +38,7 @@ def started(words: list[str], folder: Path) -> Iterator[tuple[Process, str]]:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_ENDPOINT": "http://127.0.0.1:9"}
     with (folder / "log").open("a") as log:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", env=environment)
     assert process.stdout is not None
     try:
         line = process.stdout.readline().strip()
@@ -143,7 +143,7 @@ def test_a_worker_on_another_machine(make_service: Callable[..., Service], input
     place = ("--database", service.settings.database, "--data", service.settings.data)
     job_id = service.submit(JobRequest(), *inputs, "me").id
     process = subprocess.Popen(
-        command("worker", *place, "--detector", "mediapipe"), stderr=subprocess.PIPE, text=True, env=os.environ
+        command("worker", *place, "--detector", "mediapipe"), stderr=subprocess.PIPE, encoding="utf-8", env=os.environ
     )
     try:
         until(lambda: service.job(job_id).has_ended, within_s=120)
@@ -161,7 +161,7 @@ def test_a_worker_whose_model_is_broken_says_so(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     done = subprocess.run(
         command("worker", "--database", f"sqlite:///{tmp_path / 'jobs.sqlite'}", "--model", tmp_path / "model"),
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+        capture_output=True, encoding="utf-8", timeout=120, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 5 and done.stderr.splitlines()[-1].startswith("lipstream: error: ")
 
@@ -171,7 +171,7 @@ def test_a_worker_whose_model_is_broken_says_so(tmp_path: Path) -> None:
 )
 def test_nothing_of_the_extra_is_imported_without_need(name: str) -> None:
     code = f"import sys, {name}; print(*{{one.partition('.')[0] for one in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert not {
         "fastapi",
         "starlette",
