@@ -31,6 +31,7 @@ from lipstream_lab.train import (
     interiors,
     latents,
     lip_reader,
+    losses,
     offset,
     portraits,
     start,
@@ -105,8 +106,28 @@ def test_autoencoder_learns_made_crops(tmp_path):
     pictures = np.zeros((2, 64, 64, 3), np.uint8)
     pictures[1, :, 32:] = 200
     vae.train(pictures, tmp_path, SMALL_VAE, loop_of(20, learning_rate=3e-3), CPU)
-    losses = [line["loss"] for line in read_log(tmp_path)]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    pixels = [line["pixels"] for line in read_log(tmp_path)]
+    assert np.mean(pixels[-5:]) < 0.8 * np.mean(pixels[:5])
+
+
+def test_the_autoencoders_critic_is_asked_when_it_has_learned_something(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    settings = dataclasses.replace(SMALL_VAE, critic_steps=2)
+    after = vae.train(pictures, tmp_path, settings, loop_of(3), CPU).state_dict()
+    assert ["verdict" in line for line in read_log(tmp_path)] == [False, False, True]
+    loaded = made_vae()
+    assert vae.load(tmp_path, loaded) == 3
+    assert all(torch.equal(after[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+def test_crops_are_every_third_and_all_with_an_open_mouth(tmp_path):
+    clip = dataclasses.replace(
+        made_clip("a", "still"), opening=np.zeros(len(made_clip("a", "still").crops), np.float32)
+    )
+    clip.opening[4] = 1
+    clip.save(tmp_path / "a.npz")
+    expected = clip.crops[[i for i in range(len(clip.crops)) if i % 3 == 0 or i == 4]].transpose(0, 2, 3, 1)
+    assert np.array_equal(np.stack(list(data.all_crops(tmp_path))), expected)
 
 
 def test_decoder_only_leaves_the_encoder_alone(tmp_path):
@@ -583,8 +604,8 @@ def test_texture_minds_strength_not_place():
     grain = torch.randn(1, 3, 64, 64, generator=generator)
     smooth = torch.zeros_like(grain)
     everywhere = torch.ones(1, 1, 64, 64)
-    moved = finish.texture_loss(grain.roll(3, -1), grain, everywhere)
-    assert moved < 0.2 * finish.texture_loss(smooth, grain, everywhere)
+    moved = losses.texture_loss(grain.roll(3, -1), grain, everywhere)
+    assert moved < 0.2 * losses.texture_loss(smooth, grain, everywhere)
 
 
 def test_many_steps_begin_anywhere(tmp_path):

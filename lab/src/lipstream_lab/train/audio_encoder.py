@@ -42,8 +42,8 @@ _DROPOUT = 0.3
 # Scale of the channels relative to the shape: the U-Net starts to use the audio hundreds of steps earlier.
 OUTPUT_GAIN = 5.0
 _SCALE_BATCHES = 60
-# Of eight windows six are filmed: a synthetic mouth teaches rules, a real one what mouths do.
-_KINDS = ("footage", "footage", "footage", "dubbed", "footage", "footage", "footage", "still")
+# Half of the windows are filmed: a real mouth teaches what mouths do, a synthetic one that every voice moves a mouth.
+_KINDS = ("footage", "dubbed", "footage", "still")
 
 
 class SpokenClip(Protocol):

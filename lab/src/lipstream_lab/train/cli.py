@@ -297,10 +297,10 @@ class _Stage:
         if begin.is_dir():
             autoencoder = start.autoencoder(begin)
             if (work / _VAE / CHECKPOINT_NAME).exists():
-                load_average(work / _VAE, autoencoder)
+                vae.load(work / _VAE, autoencoder)
         else:
             autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
-            load_average(_run_folder(work, _VAE), autoencoder)
+            vae.load(_run_folder(work, _VAE), autoencoder)
             autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
         config, _ = read_config("latentsync-1.5")  # the published mask
         mask = face_mask(config.mask_polygon_xy, config.mask_size, resolution)

@@ -1,4 +1,4 @@
-"""A critic of mouths, which learns beside U-Net and decoder to tell their pictures from true ones.
+"""A critic of mouths, which learns beside the networks that draw them to tell their pictures from true ones.
 
 What several mouths could be, regression draws as their mean: lips as a band, teeth as a strip. A critic of patches (as
 in Isola et al. 2017, https://arxiv.org/abs/1611.07004, with the hinge loss of Lim and Ye 2017,
@@ -44,12 +44,12 @@ class Critic(nn.Module):
         return [*found, self.verdict(x).float()]
 
 
-class Finishing(nn.Module):
-    """U-Net, the autoencoder whose decoder is trained, and their critic: one module, so that a run resumes with all."""
+class WithCritic(nn.Module):
+    """An autoencoder and the critic of its pictures: one module, so that a run resumes with both."""
 
-    def __init__(self, model: ConditionedUNet, vae: Any) -> None:
+    def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.model, self.vae, self.critic = model, vae, Critic()
+        self.vae, self.critic = vae, Critic()
 
     def critic_loss(self, made: Tensor, true: Tensor) -> Tensor:
         """Return the critic's hinge loss, which does not reach the picture. made, true: (n, 3, res, res)."""
@@ -67,3 +67,11 @@ class Finishing(nn.Module):
             (a - b).abs().mean() / b.abs().mean().clamp_min(1e-3) for a, b in zip(of_made, of_true, strict=False)
         ]
         return -verdict.mean(), torch.stack(distances).mean()
+
+
+class Finishing(WithCritic):
+    """A U-Net with the autoencoder whose decoder is trained beside it, and their critic."""
+
+    def __init__(self, model: ConditionedUNet, vae: Any) -> None:
+        super().__init__(vae)
+        self.model = model

@@ -23,6 +23,7 @@ MEL_PER_FRAME = 4
 # Mel frames kept before the first and after the last video frame: the receptive field of the features' convolutions.
 MEL_BEFORE, MEL_AFTER = 28, 24
 N_MELS = 80
+OPEN = 0.6  # an opening that shows what is inside the mouth
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -138,9 +139,14 @@ def read_shifts(path: Path) -> dict[str, float]:
 
 
 def all_crops(folder: Path, every: int = 3) -> Iterator[NDArray[np.uint8]]:
-    """Yield every `every`-th crop of all clips, uint8 (res, res, 3), to train the autoencoder on."""
+    """Yield crops of all clips, uint8 (res, res, 3), to train the autoencoder on.
+
+    Every `every`-th, and all whose mouth is open, since teeth and tongue are what is hardest to draw.
+    """
     for path in clip_paths(folder):
-        yield from Clip.load(path).crops[::every].transpose(0, 2, 3, 1)
+        clip = Clip.load(path)
+        chosen = (np.arange(len(clip.crops)) % every == 0) | (clip.opening > OPEN)
+        yield from clip.crops[chosen].transpose(0, 2, 3, 1)
 
 
 def seeded(seed: int, name: str) -> torch.Generator:

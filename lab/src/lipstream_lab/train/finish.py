@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lipstream.diffusion import conditioning
@@ -31,9 +30,6 @@ from lipstream_lab.train.unet import (
     training_sampler,
     window_noise,
 )
-
-# Texture strength is compared over patches: small enough to separate lips from teeth, larger than single details.
-_PATCH_PX = 8
 
 
 @dataclass(frozen=True)
@@ -54,19 +50,6 @@ class FinishSettings:
     critic_weight: float = 0.1
     features_weight: float = 1.0
     critic_steps: int = 100
-
-
-def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted L1 distance of the mean absolute Laplacians of patches, a scalar.
-
-    predicted, target: (n, 3, h, w); weight broadcasts over them.
-    """
-    strengths = [
-        F.avg_pool2d(losses.laplacian(x).abs().mean(1, keepdim=True), _PATCH_PX, _PATCH_PX // 2)
-        for x in (predicted, target)
-    ]
-    patches = F.avg_pool2d(weight[..., 1:-1, 1:-1], _PATCH_PX, _PATCH_PX // 2)
-    return ((strengths[0] - strengths[1]).abs() * patches).mean()
 
 
 def train(
@@ -112,7 +95,7 @@ def train(
         latents = torch.cat((batch.latents[chosen[:n_encoded]], predicted[chosen[n_encoded:]]))
         decoded, target = conditioning.decode(finishing.vae, latents), batch.crops[chosen]
         pixels = losses.pixel_loss(decoded, target, weight, laplacian_gain=0.25)
-        texture = texture_loss(decoded, target, weight)
+        texture = losses.texture_loss(decoded, target, weight)
         critic = finishing.critic_loss(decoded, target)
         total = settings.latents_weight * parts["loss"] + settings.pixel_weight * pixels
         total = total + settings.texture_weight * texture + critic

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lipstream.diffusion.mask import mouth_region
 
+# Texture strength is compared over patches: small enough to separate lips from teeth, larger than single details.
+_PATCH_PX = 8
+
 
 def mouth_weight(size: int, gain: float) -> Tensor:
     """Return weights (1, 1, size, size): 1 far from the mouth, 1 + `gain` at its centre."""
@@ -30,6 +33,18 @@ def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain
     half_predicted, half_target = F.avg_pool2d(predicted, 2), F.avg_pool2d(target, 2)
     half_weight = F.avg_pool2d(weight, 2)[..., 1:-1, 1:-1]
     return total + laplacian_gain * ((laplacian(half_predicted) - laplacian(half_target)).abs() * half_weight).mean()
+
+
+def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted L1 distance of the mean absolute Laplacians of patches, a scalar.
+
+    predicted, target: (n, 3, h, w); weight broadcasts over them.
+    """
+    strengths = [
+        F.avg_pool2d(laplacian(x).abs().mean(1, keepdim=True), _PATCH_PX, _PATCH_PX // 2) for x in (predicted, target)
+    ]
+    patches = F.avg_pool2d(weight[..., 1:-1, 1:-1], _PATCH_PX, _PATCH_PX // 2)
+    return ((strengths[0] - strengths[1]).abs() * patches).mean()
 
 
 def psnr_db(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> float:

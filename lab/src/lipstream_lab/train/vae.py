@@ -1,4 +1,4 @@
-"""Train a small autoencoder (diffusers' AutoencoderKL with 8x downsampling)."""
+"""Train a small autoencoder (diffusers' AutoencoderKL with 8x downsampling) with a critic of the mouth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lipstream_lab.train import augment, losses
-from lipstream_lab.train.loop import LoopSettings, Report, Run
+from lipstream_lab.train.critic import WithCritic
+from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
 
 
 @dataclass(frozen=True)
 class VaeSettings:
-    """Sizes and loss weights. resolution: side of the crops in pixels."""
+    """Sizes and loss weights. resolution: side of the crops in pixels.
+
+    critic_steps: that the critic learns alone at first, while the autoencoder learns without it.
+    """
 
     resolution: int = 128
     latent_channels: int = 8
@@ -26,6 +30,10 @@ class VaeSettings:
     batch_size: int = 12
     mouth_gain: float = 6.0
     kl_weight: float = 1e-4
+    texture_weight: float = 4.0
+    critic_weight: float = 0.05
+    features_weight: float = 0.5
+    critic_steps: int = 100
 
 
 def build(settings: VaeSettings) -> Any:
@@ -75,27 +83,38 @@ def train(
         vae.load_state_dict(begin)
     if decoder_only:
         vae.encoder.requires_grad_(False)
-    run = Run(folder, vae, loop, device)
+    run = Run(folder, WithCritic(vae), loop, device)
+    judged: WithCritic = run.module  # type: ignore[assignment]
     weight = losses.mouth_weight(settings.resolution, settings.mouth_gain).to(device)
 
-    def loss(_: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         target = batch(images, settings, generator).to(device).contiguous(memory_format=torch.channels_last)
-        posterior: Any = vae.encode(target).latent_dist
+        posterior: Any = judged.vae.encode(target).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-        decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        decoded = judged.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         mean, variance = posterior.mean.float(), posterior.var.float()
         kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean()
         pixels = losses.pixel_loss(decoded, target, weight)
+        texture = losses.texture_loss(decoded, target, weight)
+        critic = judged.critic_loss(decoded, target)
         error = (decoded.detach() - target).square().mean()
-        return {
-            "loss": pixels + settings.kl_weight * kl,
-            "pixels": pixels,
-            "kl": kl,
-            "psnr_db": 10 * torch.log10(4 / error),
-        }
+        total = pixels + settings.kl_weight * kl + settings.texture_weight * texture + critic
+        parts = {"pixels": pixels, "kl": kl, "psnr_db": 10 * torch.log10(4 / error)}
+        parts |= {"texture": texture, "critic": critic}
+        if step >= settings.critic_steps:
+            verdict, features = judged.picture_losses(decoded, target)
+            total = total + settings.critic_weight * verdict + settings.features_weight * features
+            parts |= {"verdict": verdict, "features": features}
+        return {"loss": total, **parts}
 
-    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))
-    return run.average
+    run.train(loss, report, None if after_save is None else lambda step: after_save(run.average.vae, step))
+    averaged: Any = run.average
+    return averaged.vae
+
+
+def load(folder: Path, vae: Any) -> int:
+    """Load the averaged autoencoder of a run into `vae`; return its step."""
+    return load_average(folder, WithCritic(vae))
 
 
 def measured_scale(vae: Any, images: Tensor) -> float:
