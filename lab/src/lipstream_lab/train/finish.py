@@ -44,7 +44,7 @@ class FinishSettings:
     decoded_frames: int = 6
     encoded_share: float = 0.2
     mouth_gain: float = 8.0
-    latents_weight: float = 0.25
+    latents_weight: float = 1.0
     pixel_weight: float = 2.0
     texture_weight: float = 8.0
     critic_weight: float = 0.1
