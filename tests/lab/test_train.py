@@ -116,7 +116,8 @@ def test_the_autoencoders_critic_is_asked_when_it_has_learned_something(tmp_path
     after = vae.train(pictures, tmp_path, settings, loop_of(3), CPU).state_dict()
     assert ["verdict" in line for line in read_log(tmp_path)] == [False, False, True]
     loaded = made_vae()
-    assert vae.load(tmp_path, loaded) == 3
+    learned = vae.load(tmp_path, loaded)
+    assert not torch.equal(learned.verdict.weight, critic.Critic().verdict.weight)
     assert all(torch.equal(after[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
@@ -559,10 +560,21 @@ def test_finishing_changes_the_decoder_and_the_unet_alone(tmp_path):
         assert vae is autoencoder
         return lambda mouths: judged.append(len(mouths)) or torch.rand(len(mouths))
 
-    folder = tmp_path / "finish"
+    folder, learned = tmp_path / "finish", critic.Critic()
     after = finish.train(
-        clips, model, autoencoder, made_mask(), folder, SMALL_UNET, settings, loop_of(3), CPU, make_judge=make_judge
+        clips,
+        model,
+        autoencoder,
+        made_mask(),
+        folder,
+        SMALL_UNET,
+        settings,
+        loop_of(3),
+        CPU,
+        make_judge=make_judge,
+        critic=learned,
     )
+    assert any(tensor.grad is not None for tensor in learned.parameters())
     vae_after, model_after = after.vae.state_dict(), after.model.state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], vae_after[name])} == {"decoder"}
     changed = {name.split(".")[0] for name in trained if not torch.equal(trained[name], model_after[name])}

@@ -35,7 +35,7 @@ from lipstream_lab.train import (
     unet,
     vae,
 )
-from lipstream_lab.train.critic import Finishing
+from lipstream_lab.train.critic import Critic, Finishing
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 from lipstream_lab.train.videos import find_videos
 
@@ -218,6 +218,7 @@ def _finish(args: argparse.Namespace, report: Report) -> None:
         _step_reporter(report),
         after_save,
         lip_reader.mesh_judge,
+        stage.critic,
     )
     curves.draw_curves(folder, folder / "curves.png")
 
@@ -277,12 +278,13 @@ _STAGES: dict[str, Callable[[argparse.Namespace, Report], None]] = {
 
 @dataclass(frozen=True)
 class _Stage:
-    """The autoencoder and the mask, which all later stages use."""
+    """The autoencoder and the mask, which all later stages use. critic: of the autoencoder, where one was trained."""
 
     work: Path
     resolution: int
     autoencoder: Any
     mask: Tensor
+    critic: Critic | None
 
     @classmethod
     def open(cls, work: Path) -> _Stage:
@@ -293,18 +295,18 @@ class _Stage:
         paths = data.clip_paths(_clips_of(work))[:_SCALE_PICTURES]
         first = torch.from_numpy(np.stack([data.Clip.load(path).crops[0] for path in paths])).float() / 127.5 - 1
         resolution = first.shape[-1]
-        begin = work / start.FOLDER
+        begin, critic = work / start.FOLDER, None
         if begin.is_dir():
             autoencoder = start.autoencoder(begin)
             if (work / _VAE / CHECKPOINT_NAME).exists():
-                vae.load(work / _VAE, autoencoder)
+                critic = vae.load(work / _VAE, autoencoder)
         else:
             autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
-            vae.load(_run_folder(work, _VAE), autoencoder)
+            critic = vae.load(_run_folder(work, _VAE), autoencoder)
             autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
         config, _ = read_config("latentsync-1.5")  # the published mask
         mask = face_mask(config.mask_polygon_xy, config.mask_size, resolution)
-        return cls(work, resolution, autoencoder.eval().requires_grad_(False), mask)
+        return cls(work, resolution, autoencoder.eval().requires_grad_(False), mask, critic)
 
     @property
     def has_start(self) -> bool:

@@ -47,9 +47,10 @@ class Critic(nn.Module):
 class WithCritic(nn.Module):
     """An autoencoder and the critic of its pictures: one module, so that a run resumes with both."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, critic: Critic | None = None) -> None:
+        """critic: one that was trained before, to go on with."""
         super().__init__()
-        self.vae, self.critic = vae, Critic()
+        self.vae, self.critic = vae, critic or Critic()
 
     def critic_loss(self, made: Tensor, true: Tensor) -> Tensor:
         """Return the critic's hinge loss, which does not reach the picture. made, true: (n, 3, res, res)."""
@@ -72,6 +73,6 @@ class WithCritic(nn.Module):
 class Finishing(WithCritic):
     """A U-Net with the autoencoder whose decoder is trained beside it, and their critic."""
 
-    def __init__(self, model: ConditionedUNet, vae: Any) -> None:
-        super().__init__(vae)
+    def __init__(self, model: ConditionedUNet, vae: Any, critic: Critic | None = None) -> None:
+        super().__init__(vae, critic)
         self.model = model

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import audio_encoder, losses
-from lipstream_lab.train.critic import Finishing
+from lipstream_lab.train.critic import Critic, Finishing
 from lipstream_lab.train.latents import LatentClip
 from lipstream_lab.train.lip_reader import MakeJudge, train_reader
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run, load_average
@@ -65,11 +65,12 @@ def train(
     report: Report | None = None,
     after_save: Callable[[Finishing, int], None] | None = None,
     make_judge: MakeJudge | None = None,
+    critic: Critic | None = None,
 ) -> Finishing:
     """Train `model` and the decoder of `vae`; return them averaged. mask: (1, res, res), 1 = keep.
 
     make_judge: returns what measures the openings of mouths that an autoencoder decodes, from which the lip reader is
-    updated; None keeps it fixed.
+    updated; None keeps it fixed. critic: that of the autoencoder's training, to go on with.
     """
     torch.manual_seed(loop.seed)
     if not (folder / CHECKPOINT_NAME).exists():
@@ -77,7 +78,7 @@ def train(
     model.audio_encoder.requires_grad_(False)
     vae.requires_grad_(True).encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
-    run = Run(folder, Finishing(model, vae), loop, device, fast=("attn2",), auxiliary=reader)
+    run = Run(folder, Finishing(model, vae, critic), loop, device, fast=("attn2",), auxiliary=reader)
     finishing: Finishing = run.module  # type: ignore[assignment]
     judge = None if make_judge is None else make_judge(finishing.vae)
     sampler = training_sampler(clips, mask, unet)

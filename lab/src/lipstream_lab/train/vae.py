@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lipstream_lab.train import augment, losses
-from lipstream_lab.train.critic import WithCritic
+from lipstream_lab.train.critic import Critic, WithCritic
 from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
 
 
@@ -112,9 +112,11 @@ def train(
     return averaged.vae
 
 
-def load(folder: Path, vae: Any) -> int:
-    """Load the averaged autoencoder of a run into `vae`; return its step."""
-    return load_average(folder, WithCritic(vae))
+def load(folder: Path, vae: Any) -> Critic:
+    """Load the averaged autoencoder of a run into `vae`; return its critic."""
+    loaded = WithCritic(vae)
+    load_average(folder, loaded)
+    return loaded.critic
 
 
 def measured_scale(vae: Any, images: Tensor) -> float:
