@@ -49,6 +49,15 @@ def test_another_mouth_stays_another() -> None:
     assert abs(float((redder - match_color(opened, pixels))[:, 0].mean())) < 0.01
 
 
+def test_teeth_take_the_light_of_the_correction_and_not_its_colour() -> None:
+    skin = torch.tensor([0.6, 0.2, 0.0])[:, None, None].expand(1, 3, 128, 128)
+    teeth = torch.lerp(skin, torch.full_like(skin, 0.7), (mouth_region(128) > 0.8).float())
+    matched = match_color(shifted(teeth, (0.12, 0.0, 0.0)), skin)[0, :, 71, 64]
+    torch.testing.assert_close(matched, torch.tensor([0.78, 0.66, 0.66]), atol=0.02, rtol=0)
+    beside = match_color(shifted(teeth, (0.12, 0.0, 0.0)), skin)[0, :, 110, 64]
+    torch.testing.assert_close(beside, skin[0, :, 110, 64], atol=0.01, rtol=0)
+
+
 def test_what_differs_much_is_not_pulled_back() -> None:
     """A jaw that has moved shows another thing, not the same in another colour."""
     pixels = torch.full((1, 3, 128, 128), -0.5)

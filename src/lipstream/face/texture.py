@@ -20,7 +20,7 @@ from lipstream.imaging import gaussian_kernel
 _SIGMA = 2.5 / 128
 # A difference of coarse pictures, of 2 from black to white, at which three fifths of the texture are the model's. In
 # the mouth, where teeth and lips of the frame would shine through, and elsewhere.
-_MOUTH_TOLERANCE, _TOLERANCE = 0.12, 0.3
+_MOUTH_TOLERANCE, _TOLERANCE = 0.04, 0.3
 # How far round a difference the texture is the model's too, as a share of the side: lips end where they look like skin.
 _REACH = 2 / 128
 
