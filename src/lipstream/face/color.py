@@ -23,7 +23,7 @@ _WIDE_WEIGHT = 0.02
 _TOLERANCE = 0.3
 # Teeth are pale, and not the frame's: a difference of a pixel's channels, of 2, at which it counts for a third as pale
 # (of lips and skin it is about 0.5), and one between the matched pixel and the frame's at which it does as the frame's.
-_COLORLESS, _SAME = 0.25, 0.05
+_COLORLESS, _SAME = 0.35, 0.05
 _LEAST = 1e-3  # of the weight that is divided by
 
 
