@@ -50,7 +50,10 @@ def main() -> None:
     networks = {"as it is": own, "linear layers as torch's": torchs, "group norms strided": strided}
 
     frames, size = 16, 16
-    sample = torch.randn(frames, own.config.in_channels, size, size).contiguous(memory_format=torch.channels_last)
+    # A still: in white noise that changes from frame to frame, as no video does, rounding grows without bound.
+    torch.manual_seed(0)
+    still = torch.randn(1, own.config.in_channels, size, size).expand(frames, -1, -1, -1)
+    sample = still.contiguous(memory_format=torch.channels_last)
     audio = torch.randn(frames, AUDIO_TOKENS, own.config.cross_attention_dim)
     ways = {name: partial(one, sample, torch.tensor(999), audio, frames) for name, one in networks.items()}
     found, times, _ = by_turns(ways, args.rounds, CPU)

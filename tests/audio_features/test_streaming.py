@@ -55,6 +55,11 @@ def offline(
     return list(frame_windows(rows, n_frames, frame_rate=rate))
 
 
+def assert_equal_but_for_rounding(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Convolutions over other lengths add in another order, which is off by a share of the largest features."""
+    torch.testing.assert_close(ours, theirs, atol=2e-6 * float(theirs.abs().max()), rtol=1e-4)
+
+
 @pytest.mark.parametrize("size", [1, 159, 1600, 100_000])
 @pytest.mark.parametrize("n_samples", [100, 201, 399, 560, 9_000])
 def test_columns_are_those_of_the_whole_recording(n_samples: int, size: int) -> None:
@@ -86,13 +91,13 @@ def test_with_enough_look_ahead_features_are_those_of_the_whole_recording(
         if n >= 4:
             spoken.forget(features.first_column(done))
             for ours, theirs in zip(features.windows(spoken, done, n, maximum), expected[done:], strict=False):
-                torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+                assert_equal_but_for_rounding(ours, theirs)
             done += n
     spoken.end()
     rest = features.windows(spoken, done, n_frames - done, maximum)
     assert len(rest) == n_frames - done
     for ours, theirs in zip(rest, expected[done:], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+        assert_equal_but_for_rounding(ours, theirs)
     assert spoken.part(spoken.first, spoken.stop).shape[1] < 3_300  # what is past is forgotten
 
 
