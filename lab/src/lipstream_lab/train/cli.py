@@ -35,7 +35,7 @@ from lipstream_lab.train import (
     unet,
     vae,
 )
-from lipstream_lab.train.critic import Critic, Finishing
+from lipstream_lab.train.critic import Critic
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, load_average
 from lipstream_lab.train.videos import find_videos
 
@@ -201,7 +201,7 @@ def _finish(args: argparse.Namespace, report: Report) -> None:
     settings, folder = unet.UNetSettings(), args.work / _FINISH
     model = stage.load_trained(settings)[0]
 
-    def after_save(finished: Finishing, step: int) -> None:
+    def after_save(finished: finish.Finishing, step: int) -> None:
         _write_samples(finished.model, finished.vae, clips, stage.mask, settings, folder / "samples.png", device)
         report(f"saved at step {step}")
 

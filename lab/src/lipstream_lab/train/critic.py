@@ -8,6 +8,7 @@ https://arxiv.org/abs/1705.02894) asks for one of them instead; matching its fea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lipstream_lab.train.unet import ConditionedUNet
+from lipstream_lab.train import losses
 
 # The mouth with chin and cheeks beside it in an aligned crop: rows and columns, as shares of its side.
 _ROWS, _COLUMNS = (0.4, 0.8), (0.25, 0.75)
 _WIDTHS = (32, 64, 96, 96)
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """Weights of the losses of a picture. critic_steps: that the critic learns alone at first, without a say in it."""
+
+    texture_weight: float
+    critic_weight: float
+    features_weight: float
+    critic_steps: int = 100
 
 
 class Critic(nn.Module):
@@ -52,6 +63,20 @@ class WithCritic(nn.Module):
         super().__init__()
         self.vae, self.critic = vae, critic or Critic()
 
+    def losses(
+        self, made: Tensor, true: Tensor, weight: Tensor, settings: CriticSettings, step: int
+    ) -> dict[str, Tensor]:
+        """Return their sum "loss" and its parts: texture and critic, after `critic_steps` also verdict and features.
+
+        made, true: (n, 3, res, res). weight: of the texture's pixels, broadcasts over them.
+        """
+        parts = {"texture": losses.texture_loss(made, true, weight), "critic": self.critic_loss(made, true)}
+        total = settings.texture_weight * parts["texture"] + parts["critic"]
+        if step >= settings.critic_steps:
+            parts["verdict"], parts["features"] = self.picture_losses(made, true)
+            total = total + settings.critic_weight * parts["verdict"] + settings.features_weight * parts["features"]
+        return {"loss": total, **parts}
+
     def critic_loss(self, made: Tensor, true: Tensor) -> Tensor:
         """Return the critic's hinge loss, which does not reach the picture. made, true: (n, 3, res, res)."""
         verdicts = self.critic(torch.cat((made.detach(), true)))[-1]
@@ -68,11 +93,3 @@ class WithCritic(nn.Module):
             (a - b).abs().mean() / b.abs().mean().clamp_min(1e-3) for a, b in zip(of_made, of_true, strict=False)
         ]
         return -verdict.mean(), torch.stack(distances).mean()
-
-
-class Finishing(WithCritic):
-    """A U-Net with the autoencoder whose decoder is trained beside it, and their critic."""
-
-    def __init__(self, model: ConditionedUNet, vae: Any, critic: Critic | None = None) -> None:
-        super().__init__(vae, critic)
-        self.model = model

@@ -23,7 +23,7 @@ MEL_PER_FRAME = 4
 # Mel frames kept before the first and after the last video frame: the receptive field of the features' convolutions.
 MEL_BEFORE, MEL_AFTER = 28, 24
 N_MELS = 80
-OPEN = 0.6  # an opening that shows what is inside the mouth
+_OPEN = 0.6  # an opening that shows what is inside the mouth
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -145,7 +145,7 @@ def all_crops(folder: Path, every: int = 3) -> Iterator[NDArray[np.uint8]]:
     """
     for path in clip_paths(folder):
         clip = Clip.load(path)
-        chosen = (np.arange(len(clip.crops)) % every == 0) | (clip.opening > OPEN)
+        chosen = (np.arange(len(clip.crops)) % every == 0) | (clip.opening > _OPEN)
         yield from clip.crops[chosen].transpose(0, 2, 3, 1)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lipstream.diffusion import conditioning
 from lipstream_lab.train import audio_encoder, losses
-from lipstream_lab.train.critic import Critic, Finishing
+from lipstream_lab.train.critic import Critic, CriticSettings, WithCritic
 from lipstream_lab.train.latents import LatentClip
 from lipstream_lab.train.lip_reader import MakeJudge, train_reader
 from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run, load_average
@@ -33,11 +33,8 @@ from lipstream_lab.train.unet import (
 
 
 @dataclass(frozen=True)
-class FinishSettings:
-    """Batch size and loss weights. encoded_share: frames decoded from encodings, so that these stay sharp.
-
-    critic_steps: that the critic learns alone at first, while the others learn without it.
-    """
+class FinishSettings(CriticSettings):
+    """Batch size and loss weights. encoded_share: frames decoded from encodings, so that these stay sharp."""
 
     windows: int = 2
     num_frames: int = 8
@@ -49,7 +46,14 @@ class FinishSettings:
     texture_weight: float = 8.0
     critic_weight: float = 0.1
     features_weight: float = 1.0
-    critic_steps: int = 100
+
+
+class Finishing(WithCritic):
+    """A U-Net with the autoencoder whose decoder is trained beside it, and their critic."""
+
+    def __init__(self, model: ConditionedUNet, vae: Any, critic: Critic | None = None) -> None:
+        super().__init__(vae, critic)
+        self.model = model
 
 
 def train(
@@ -96,16 +100,9 @@ def train(
         latents = torch.cat((batch.latents[chosen[:n_encoded]], predicted[chosen[n_encoded:]]))
         decoded, target = conditioning.decode(finishing.vae, latents), batch.crops[chosen]
         pixels = losses.pixel_loss(decoded, target, weight, laplacian_gain=0.25)
-        texture = losses.texture_loss(decoded, target, weight)
-        critic = finishing.critic_loss(decoded, target)
-        total = settings.latents_weight * parts["loss"] + settings.pixel_weight * pixels
-        total = total + settings.texture_weight * texture + critic
-        parts |= {"pixels": pixels, "texture": texture, "critic": critic}
-        if step >= settings.critic_steps:
-            verdict, features = finishing.picture_losses(decoded, target)
-            total = total + settings.critic_weight * verdict + settings.features_weight * features
-            parts |= {"verdict": verdict, "features": features}
-        return {**parts, "loss": total}
+        drawn = finishing.losses(decoded, target, weight, settings, step)
+        total = settings.latents_weight * parts["loss"] + settings.pixel_weight * pixels + drawn["loss"]
+        return {**parts, **drawn, "loss": total, "pixels": pixels}
 
     run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))  # type: ignore[arg-type]
     return run.average  # type: ignore[return-value]

@@ -13,16 +13,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lipstream_lab.train import augment, losses
-from lipstream_lab.train.critic import Critic, WithCritic
+from lipstream_lab.train.critic import Critic, CriticSettings, WithCritic
 from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
 
 
 @dataclass(frozen=True)
-class VaeSettings:
-    """Sizes and loss weights. resolution: side of the crops in pixels.
-
-    critic_steps: that the critic learns alone at first, while the autoencoder learns without it.
-    """
+class VaeSettings(CriticSettings):
+    """Sizes and loss weights. resolution: side of the crops in pixels."""
 
     resolution: int = 128
     latent_channels: int = 8
@@ -33,7 +30,6 @@ class VaeSettings:
     texture_weight: float = 4.0
     critic_weight: float = 0.05
     features_weight: float = 0.5
-    critic_steps: int = 100
 
 
 def build(settings: VaeSettings) -> Any:
@@ -95,17 +91,10 @@ def train(
         mean, variance = posterior.mean.float(), posterior.var.float()
         kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean()
         pixels = losses.pixel_loss(decoded, target, weight)
-        texture = losses.texture_loss(decoded, target, weight)
-        critic = judged.critic_loss(decoded, target)
+        drawn = judged.losses(decoded, target, weight, settings, step)
         error = (decoded.detach() - target).square().mean()
-        total = pixels + settings.kl_weight * kl + settings.texture_weight * texture + critic
-        parts = {"pixels": pixels, "kl": kl, "psnr_db": 10 * torch.log10(4 / error)}
-        parts |= {"texture": texture, "critic": critic}
-        if step >= settings.critic_steps:
-            verdict, features = judged.picture_losses(decoded, target)
-            total = total + settings.critic_weight * verdict + settings.features_weight * features
-            parts |= {"verdict": verdict, "features": features}
-        return {"loss": total, **parts}
+        total = pixels + settings.kl_weight * kl + drawn["loss"]
+        return {**drawn, "loss": total, "pixels": pixels, "kl": kl, "psnr_db": 10 * torch.log10(4 / error)}
 
     run.train(loss, report, None if after_save is None else lambda step: after_save(run.average.vae, step))
     averaged: Any = run.average
