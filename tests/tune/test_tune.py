@@ -79,6 +79,13 @@ def test_choices_that_mean_the_same_run_are_equal_and_exact_is_exact() -> None:
     assert found.candidate({**unguided, "guidance_end": 0.25}) == found.candidate(unguided)
 
 
+def test_exported_graphs_keep_the_size_and_precision_that_they_were_exported_in() -> None:
+    found = space(engines=("torch", "openvino"))
+    exported = {**found.exact(), "engine": "openvino"}
+    assert found.candidate({**exported, "precision": "bf16", "resolution": 192}) == found.candidate(exported)
+    assert found.candidate({**found.exact(), "precision": "bf16"}) != found.candidate(found.exact())
+
+
 def test_a_search_begins_with_the_presets() -> None:
     found = space()
     exact, balanced, fast, quick = (found.candidate(choice) for choice in found.starts())
@@ -159,6 +166,19 @@ def test_the_search_finds_the_fastest_settings_above_the_floor_and_stops_bad_one
     failed = [trial for trial in trials if trial.state == "failed"]
     assert all("instructions" in trial.reason for trial in failed)
     assert all(not trial.feasible and trial.seconds_per_frame is None for trial in failed)
+
+
+def test_settings_that_were_tried_are_not_run_again(tmp_path: Path) -> None:
+    every = ["num_inference_steps", "scheduler", "step_cache", "guidance_scale", "guidance_interval"]
+    small = space(fixed=[*every, "batch", "resolution", "detect_every"])
+    assert names(small) == {"precision", "quantize"}
+    trials, runner = search(tmp_path / "study.db", small, 30)
+    different = {small.candidate(trial.choice) for trial in trials}
+    assert len(trials) == 30 > len(different)
+    assert runner.spans.count("part") <= len(different)
+    repeated = [trial for trial in trials if trial.reason.startswith("as trial ")]
+    assert repeated
+    assert not any(trial.feasible for trial in repeated)
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path: Path, few: Space) -> None:

@@ -53,6 +53,8 @@ class Space:
     def candidate(self, choice: Choice) -> Candidate:
         """Return the settings of a choice. What has no effect there is as published, so equal runs are equal."""
         values = {axis.name: choice.get(axis.name, axis.values[0]) for axis in self.axes}
+        if values.get("engine", "torch") != "torch":  # its graphs have one size and one precision
+            values |= {axis.name: axis.values[0] for axis in self.axes if axis.name in ("precision", "resolution")}
         sync = {name: values[name] for name in _SYNC_FIELDS if name in values}
         runtime = {name: values[name] for name in _RUNTIME_FIELDS if name in values}
         guidance = values.get("guidance_scale", self.base.sync.guidance_scale)

@@ -79,7 +79,7 @@ class Study:
         if not self._study.get_trials(deepcopy=False):
             for choice in self._space.starts():
                 self._study.enqueue_trial(choice)
-        elif self._known(self._space.candidate(self._space.exact())) is None:  # interrupted in the first trial
+        elif self._earlier(self._space.candidate(self._space.exact())) is None:  # interrupted in the first trial
             self._study.enqueue_trial(self._space.exact())
         while not _is_over(len(self._ended()), n_trials, time.monotonic() - begun_s, limit_s):
             trial = self._study.ask()
@@ -94,12 +94,16 @@ class Study:
         """Run one trial to its end, or stop it early."""
         choice = {axis.name: _suggested(trial, axis) for axis in self._space.axes}
         candidate = self._space.candidate(choice)
-        known = self._known(candidate)
+        earlier = self._earlier(candidate)
+        known = None if earlier is None else _measured_in(earlier)
         if known is None and candidate == self._space.candidate(self._space.exact()):
             known = exact[1]
             trial.set_user_attr(_PART, exact[0].seconds_per_frame)
         states = self._optuna.trial.TrialState
         try:
+            if known is None and earlier is not None:
+                attributes = earlier.user_attrs
+                raise _Stopped(f"as trial {earlier.number}, {attributes[_REASON]}", attributes[_SHORTFALLS])
             if known is None:
                 known = self._measured(trial, candidate, runner, exact)
         except _Stopped as stopped:
@@ -141,11 +145,11 @@ class Study:
         found = self._study.get_trials(deepcopy=False)[best.number].user_attrs.get(_PART)
         return None if found is None else float(found)
 
-    def _known(self, candidate: Candidate) -> Measured | None:
-        """Return the result of an earlier trial that means the same settings."""
-        for trial in self.trials():
-            if trial.seconds_per_frame is not None and self._space.candidate(trial.choice) == candidate:
-                return Measured(trial.seconds_per_frame, dict(trial.values))
+    def _earlier(self, candidate: Candidate) -> Any:
+        """Return the first trial of the same settings that came to an end: measured, stopped or failed; or None."""
+        for found in self._ended():
+            if _REASON in found.user_attrs and self._space.candidate(found.params) == candidate:
+                return found
         return None
 
     def _note(self, trial: Any, reason: str, shortfalls: list[float], result: Measured | None) -> None:
@@ -179,17 +183,22 @@ def _suggested(trial: Any, axis: Any) -> Any:
 
 
 def _trial(found: Any) -> Trial:
-    result = json.loads(found.user_attrs.get(_RESULT, "null"))
-    shortfalls = found.user_attrs.get(_SHORTFALLS, [math.inf])
+    result, shortfalls = _measured_in(found), found.user_attrs.get(_SHORTFALLS, [math.inf])
     return Trial(
         number=found.number,
         choice=found.params,
         state={"COMPLETE": "complete", "PRUNED": "pruned"}.get(found.state.name, "failed"),
         reason=found.user_attrs.get(_REASON, ""),
-        seconds_per_frame=None if result is None else result["seconds_per_frame"],
-        values={} if result is None else result["values"],
+        seconds_per_frame=None if result is None else result.seconds_per_frame,
+        values={} if result is None else result.values,
         feasible=result is not None and max(shortfalls) <= 0,
     )
+
+
+def _measured_in(found: Any) -> Measured | None:
+    """Return what a trial measured, None if it was stopped or failed."""
+    result = json.loads(found.user_attrs.get(_RESULT, "null"))
+    return None if result is None else Measured(**result)
 
 
 def _is_over(n: int, n_trials: int | None, spent_s: float, limit_s: float | None) -> bool:

@@ -140,6 +140,9 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     crops = np.stack(list(data.all_crops(_clips_of(args.work))))
     settings = vae.VaeSettings(resolution=crops.shape[1])
     folder, begin = args.work / _VAE, args.work / start.FOLDER
+    model = start.autoencoder(begin) if begin.is_dir() else None
+    if model is not None:
+        settings = replace(settings, block_out_channels=tuple(model.config.block_out_channels))
     vae.train(
         crops,
         folder,
@@ -148,7 +151,7 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
         torch.device(args.device),
         _step_reporter(report),
         decoder_only=args.decoder_only,
-        begin=start.autoencoder(begin).state_dict() if begin.is_dir() else None,
+        begin=None if model is None else model.state_dict(),
     )
     curves.draw_curves(folder, folder / "curves.png")
 

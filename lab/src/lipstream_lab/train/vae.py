@@ -19,11 +19,15 @@ from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
 
 @dataclass(frozen=True)
 class VaeSettings(CriticSettings):
-    """Sizes and loss weights. resolution: side of the crops in pixels."""
+    """Sizes and loss weights. resolution: side of the crops in pixels.
+
+    block_out_channels: what a picture costs is settled by the first, which computes at its full size. Processors take
+    sixteen numbers at a time.
+    """
 
     resolution: int = 128
     latent_channels: int = 8
-    block_out_channels: tuple[int, ...] = (24, 48, 64, 96)
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 96)
     batch_size: int = 12
     mouth_gain: float = 6.0
     kl_weight: float = 1e-4
