@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # The work folder's parts.
 _CLIPS, _LATENTS, _VAE, _AUDIO, _UNET, _FINISH = "clips", "latents", "vae", "audio", "unet", "finish"
 _SCALE_PICTURES = 128
+_CRITIC_STEPS_FROM_NOTHING = 2200  # what is not yet a face, regression improves faster
 _NOISY_SHARE = 0.7  # with --many-steps
 
 Report = Callable[[str], None]
@@ -141,7 +142,9 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     settings = vae.VaeSettings(resolution=crops.shape[1])
     folder, begin = args.work / _VAE, args.work / start.FOLDER
     model = start.autoencoder(begin) if begin.is_dir() else None
-    if model is not None:
+    if model is None:
+        settings = replace(settings, critic_steps=_CRITIC_STEPS_FROM_NOTHING)
+    else:
         settings = replace(settings, block_out_channels=tuple(model.config.block_out_channels))
     vae.train(
         crops,

@@ -35,6 +35,14 @@ def pixel_loss(predicted: Tensor, target: Tensor, weight: Tensor, laplacian_gain
     return total + laplacian_gain * ((laplacian(half_predicted) - laplacian(half_target)).abs() * half_weight).mean()
 
 
+def color_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the L1 loss of the mean colours of patches, a scalar: edges alone are learned long before colours.
+
+    predicted, target: (n, 3, h, w).
+    """
+    return (F.avg_pool2d(predicted, 2 * _PATCH_PX) - F.avg_pool2d(target, 2 * _PATCH_PX)).abs().mean()
+
+
 def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted L1 distance of the mean absolute Laplacians of patches, a scalar.
 

@@ -31,6 +31,7 @@ class VaeSettings(CriticSettings):
     batch_size: int = 12
     mouth_gain: float = 6.0
     kl_weight: float = 1e-4
+    color_weight: float = 3.0
     texture_weight: float = 4.0
     critic_weight: float = 0.05
     features_weight: float = 0.5
@@ -95,10 +96,18 @@ def train(
         mean, variance = posterior.mean.float(), posterior.var.float()
         kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean()
         pixels = losses.pixel_loss(decoded, target, weight)
+        color = losses.color_loss(decoded, target)
         drawn = judged.losses(decoded, target, weight, settings, step)
         error = (decoded.detach() - target).square().mean()
-        total = pixels + settings.kl_weight * kl + drawn["loss"]
-        return {**drawn, "loss": total, "pixels": pixels, "kl": kl, "psnr_db": 10 * torch.log10(4 / error)}
+        total = pixels + settings.color_weight * color + settings.kl_weight * kl + drawn["loss"]
+        return {
+            **drawn,
+            "loss": total,
+            "pixels": pixels,
+            "color": color,
+            "kl": kl,
+            "psnr_db": 10 * torch.log10(4 / error),
+        }
 
     run.train(loss, report, None if after_save is None else lambda step: after_save(run.average.vae, step))
     averaged: Any = run.average
