@@ -27,8 +27,7 @@ def test_the_autoencoders_critic_is_asked_when_it_has_learned_something(tmp_path
     settings = dataclasses.replace(SMALL_VAE, critic_steps=2)
     after = vae.train(pictures, tmp_path, settings, loop_of(3), CPU).state_dict()
     assert ["verdict" in line for line in read_log(tmp_path)] == [False, False, True]
-    loaded = made_vae()
-    learned = vae.load(tmp_path, loaded)
+    loaded, learned = vae.load(tmp_path)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["average"]
     assert all(torch.equal(kept[f"critic.{name}"], tensor) for name, tensor in learned.state_dict().items())
     assert all(torch.equal(after[name], tensor) for name, tensor in loaded.state_dict().items())
@@ -49,6 +48,19 @@ def test_an_autoencoder_is_begun_from_another(tmp_path):
     other = vae.build(SMALL_VAE).state_dict()
     after = vae.train(pictures, tmp_path, SMALL_VAE, loop_of(1, learning_rate=1e-6), CPU, begin=other).state_dict()
     assert all(torch.allclose(after[name], tensor, atol=1e-5) for name, tensor in other.items())
+
+
+def test_a_narrower_autoencoder_learns_the_latents_of_another(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    torch.manual_seed(7)
+    teacher = vae.build(SMALL_VAE).eval().requires_grad_(False)
+    narrow = dataclasses.replace(SMALL_VAE, block_out_channels=(8, 8, 8, 8))
+    vae.train(pictures, tmp_path, narrow, loop_of(30, learning_rate=3e-3), CPU, teacher=teacher)
+    off = [line["latents"] for line in read_log(tmp_path)]
+    assert np.mean(off[-5:]) < 0.7 * np.mean(off[:5])
+    loaded, _ = vae.load(tmp_path)
+    assert tuple(loaded.config.block_out_channels) == (8, 8, 8, 8)
+    assert loaded.config.latent_channels == SMALL_VAE.latent_channels
 
 
 def test_finishing_changes_the_decoder_and_the_unet_alone(tmp_path):

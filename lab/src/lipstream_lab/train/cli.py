@@ -98,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         stage.add_argument("--learning-rate", type=float, default=8e-4, metavar="R", help="[0.0008]")
         if name == "vae":
             stage.add_argument("--decoder-only", action="store_true", help="freeze the encoder")
+            stage.add_argument(
+                "--widths",
+                type=_widths,
+                metavar="W,W,...",
+                help="channels of each level; others than those of `start`'s autoencoder learn its latents",
+            )
         if name == "unet":
             stage.add_argument("--many-steps", action="store_true", help="train for sampling in many steps")
     model = commands.add_parser("bundle", help="write a model folder for `sync --model FOLDER`")
@@ -144,8 +150,9 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     model = start.autoencoder(begin) if begin.is_dir() else None
     if model is None:
         settings = replace(settings, critic_steps=_CRITIC_STEPS_FROM_NOTHING)
-    else:
-        settings = replace(settings, block_out_channels=tuple(model.config.block_out_channels))
+    own = settings.block_out_channels if model is None else tuple(model.config.block_out_channels)
+    settings = replace(settings, block_out_channels=args.widths or own)
+    teacher = None if settings.block_out_channels == own else model
     vae.train(
         crops,
         folder,
@@ -154,7 +161,8 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
         torch.device(args.device),
         _step_reporter(report),
         decoder_only=args.decoder_only,
-        begin=None if model is None else model.state_dict(),
+        begin=None if model is None or teacher is not None else model.state_dict(),
+        teacher=None if teacher is None else teacher.to(args.device).eval().requires_grad_(False),
     )
     curves.draw_curves(folder, folder / "curves.png")
 
@@ -305,10 +313,11 @@ class _Stage:
         if begin.is_dir():
             autoencoder = start.autoencoder(begin)
             if (work / _VAE / CHECKPOINT_NAME).exists():
-                critic = vae.load(work / _VAE, autoencoder)
+                scale = autoencoder.config.scaling_factor
+                autoencoder, critic = vae.load(work / _VAE)
+                autoencoder.register_to_config(scaling_factor=scale)
         else:
-            autoencoder = vae.build(vae.VaeSettings(resolution=resolution))
-            critic = vae.load(_run_folder(work, _VAE), autoencoder)
+            autoencoder, critic = vae.load(_run_folder(work, _VAE))
             autoencoder.register_to_config(scaling_factor=vae.measured_scale(autoencoder, first))
         config, _ = read_config("latentsync-1.5")  # the published mask
         mask = face_mask(config.mask_polygon_xy, config.mask_size, resolution)
@@ -345,6 +354,14 @@ def _clips_of(work: Path) -> Path:
     if not folder.is_dir() or not data.clip_paths(folder):
         raise SettingsError("contains no clips", file=folder, fix="run `lipstream train data` first")
     return folder
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """Read channels, multiples of 8. Raises ArgumentTypeError."""
+    widths = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
+    if any(width < 8 or width % 8 for width in widths):
+        raise argparse.ArgumentTypeError(f"{text!r}: not multiples of 8 like 16,32,64,96")
+    return widths
 
 
 def _run_folder(work: Path, name: str) -> Path:

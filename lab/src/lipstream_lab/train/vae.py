@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipstream_lab.train import augment, losses
 from lipstream_lab.train.critic import Critic, CriticSettings, WithCritic
-from lipstream_lab.train.loop import LoopSettings, Report, Run, load_average
+from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run, load_average
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class VaeSettings(CriticSettings):
     mouth_gain: float = 6.0
     kl_weight: float = 1e-4
     color_weight: float = 3.0
+    latents_weight: float = 2.0
     texture_weight: float = 4.0
     critic_weight: float = 0.05
     features_weight: float = 0.5
@@ -72,11 +73,13 @@ def train(
     after_save: Callable[[Any, int], None] | None = None,
     decoder_only: bool = False,
     begin: Mapping[str, Tensor] | None = None,
+    teacher: Any = None,
 ) -> Any:
     """Train on crops uint8 (n, h, w, 3); return the averaged autoencoder.
 
     decoder_only: freeze the encoder, so that latents computed earlier remain valid. begin: tensors of the autoencoder
-    to begin from.
+    to begin from. teacher: a frozen autoencoder of other sizes, whose latents this one learns to encode to and to
+    decode.
     """
     torch.manual_seed(loop.seed)
     vae = build(settings)
@@ -97,28 +100,39 @@ def train(
         kl = 0.5 * (mean.square() + variance - 1 - variance.log()).mean()
         pixels = losses.pixel_loss(decoded, target, weight)
         color = losses.color_loss(decoded, target)
+        off = torch.zeros(()) if teacher is None else latents_off(posterior.mean, teacher, target)
         drawn = judged.losses(decoded, target, weight, settings, step)
         error = (decoded.detach() - target).square().mean()
-        total = pixels + settings.color_weight * color + settings.kl_weight * kl + drawn["loss"]
-        return {
-            **drawn,
-            "loss": total,
-            "pixels": pixels,
-            "color": color,
-            "kl": kl,
-            "psnr_db": 10 * torch.log10(4 / error),
-        }
+        total = pixels + settings.color_weight * color + settings.latents_weight * off + settings.kl_weight * kl
+        parts = {"pixels": pixels, "color": color, "latents": off, "kl": kl}
+        return {**drawn, **parts, "loss": total + drawn["loss"], "psnr_db": 10 * torch.log10(4 / error)}
 
     run.train(loss, report, None if after_save is None else lambda step: after_save(run.average.vae, step))
     averaged: Any = run.average
     return averaged.vae
 
 
-def load(folder: Path, vae: Any) -> Critic:
-    """Load the averaged autoencoder of a run into `vae`; return its critic."""
-    loaded = WithCritic(vae)
+def latents_off(latents: Tensor, teacher: Any, pictures: Tensor) -> Tensor:
+    """Return the error of latents as a share of the spread of the teacher's, a scalar."""
+    with torch.no_grad():
+        wanted = teacher.encode(pictures).latent_dist.mode().float()
+    return (latents.float() - wanted).square().mean() / wanted.var()
+
+
+def load(folder: Path) -> tuple[Any, Critic]:
+    """Return the averaged autoencoder of a run, as wide as it was trained, and its critic."""
+    average = torch.load(folder / CHECKPOINT_NAME, map_location="cpu", weights_only=True)["average"]
+    loaded = WithCritic(build(_settings_of(average)))
     load_average(folder, loaded)
-    return loaded.critic
+    return loaded.vae, loaded.critic
+
+
+def _settings_of(average: Mapping[str, Tensor]) -> VaeSettings:
+    """Return the sizes of an autoencoder with its critic, from their tensors."""
+    levels = sum(name.endswith("resnets.0.conv1.weight") for name in average if "encoder.down_blocks" in name)
+    widths = [len(average[f"vae.encoder.down_blocks.{level}.resnets.0.conv1.weight"]) for level in range(levels)]
+    channels = average["vae.decoder.conv_in.weight"].shape[1]
+    return VaeSettings(latent_channels=channels, block_out_channels=tuple(widths))
 
 
 def measured_scale(vae: Any, images: Tensor) -> float:
