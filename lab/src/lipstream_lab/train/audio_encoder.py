@@ -216,11 +216,8 @@ def prediction_scale(encoder: AudioEncoder, clips: Sequence[SpokenClip], seed: i
 
 
 def target_shape(opening: Tensor, width: Tensor) -> Tensor:
-    """Return the training target of `predicted_shape` for openings and widths (...): (..., 2).
-
-    Of openings the root: whether lips touch matters more than how wide a wide mouth is.
-    """
-    return torch.stack((opening.float().clamp_min(0).sqrt(), (width.float() - 1) * _WIDTH_GAIN), -1)
+    """Return the training target of `predicted_shape` for openings and widths (...): (..., 2)."""
+    return torch.stack((opening.float(), (width.float() - 1) * _WIDTH_GAIN), -1)
 
 
 def _draw(clips: Sequence[SpokenClip], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
