@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, get_args
@@ -257,3 +259,24 @@ def test_options_for_sampling() -> None:
     assert options.settings_from(SyncSettings, parser.parse_args(given)) == SyncSettings(
         scheduler="dpm++2m", step_cache=3, guidance_interval=(0.1, 0.9), resolution=192
     )
+
+
+def test_threads_that_make_the_first_schedulers_at_once_all_get_one() -> None:
+    """In a process that has not imported diffusers yet, as in a run of several threads."""
+    script = """
+import threading
+from lipstream.diffusion.scheduler import make_scheduler
+
+made, begin = [], threading.Barrier(4)
+
+def make():
+    begin.wait()
+    made.append(make_scheduler({"clip_sample": False}, "unipc", 3))
+
+threads = [threading.Thread(target=make) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(made) == 4
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr

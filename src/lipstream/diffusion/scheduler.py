@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,7 @@ def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference
 
 def diffusers_ddim(config: Mapping[str, Any], num_inference_steps: int) -> Any:
     """Make diffusers' DDIMScheduler, which also says what a prediction means, for one call."""
-    from diffusers import DDIMScheduler  # takes seconds to import
-
-    scheduler: Any = DDIMScheduler.from_config(dict(config))  # type: ignore[no-untyped-call]
+    scheduler = _diffusers().DDIMScheduler.from_config(dict(config))
     scheduler.set_timesteps(num_inference_steps)
     # Where timesteps are spaced backwards by floating-point numbers, rounding makes one too many of some: 61, say.
     scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
@@ -52,9 +51,6 @@ def diffusers_ddim(config: Mapping[str, Any], num_inference_steps: int) -> Any:
 
 
 def _multi_step(config: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
-    # Only where wanted: diffusers takes seconds to import.
-    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-
     for word, default in (("clip_sample", True), ("thresholding", False)):
         if config.get(word, default):
             raise SettingsError(f"scheduler = {name!r}: the model's sampling has {word}", fix="use --scheduler ddim")
@@ -63,13 +59,27 @@ def _multi_step(config: Mapping[str, Any], name: SchedulerName, num_inference_st
     if name == "dpm++2m":
         # The last step is of first order: it goes further down, in terms of the noise, than those it would learn from.
         chosen["euler_at_final"] = True
-    solver = DPMSolverMultistepScheduler if name == "dpm++2m" else UniPCMultistepScheduler
-    scheduler: Any = solver.from_config(chosen)  # type: ignore[no-untyped-call]
+    library = _diffusers()
+    solver = library.DPMSolverMultistepScheduler if name == "dpm++2m" else library.UniPCMultistepScheduler
+    scheduler = solver.from_config(chosen)
     scheduler.set_timesteps(num_inference_steps)
     sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
     scheduler.timesteps = _quadratic(len(sigmas), num_inference_steps)
     scheduler.sigmas = torch.cat((sigmas[scheduler.timesteps], scheduler.sigmas[-1:]))
     return scheduler
+
+
+_IMPORTING = threading.Lock()
+
+
+def _diffusers() -> Any:
+    """Return the library, imported only where it is used, which takes seconds, and by one thread at a time.
+
+    While it is imported it puts another module in its place; threads that wait for the import get the empty one.
+    """
+    with _IMPORTING:
+        import diffusers
+    return diffusers
 
 
 def _quadratic(num_train_timesteps: int, num_inference_steps: int) -> Tensor:
