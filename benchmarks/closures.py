@@ -3,9 +3,9 @@
 python benchmarks/closures.py --videos CLIP.mpg [CLIP.mpg ...] [--model FOLDER ...]
 
 A clip is synced to its own sound. espeak-ng says the same sentence, and its log-mel is warped onto the recording's
-(dynamic time warping, Sakoe and Chiba 1978, with free ends), which gives each p, b and m a time. Lips count as
-shut, below a quarter of the way from the least opening of the clip's true mouth to its 95th percentile, the true mouth
-has to be so within 0.12 s of that time; else the sound is left out. Hit: the made mouth is shut, too, in the frame of
+(dynamic time warping, Sakoe and Chiba 1978, with free ends), which gives each p, b and m a time. Lips count as shut
+below a quarter of the way from the least opening of the clip's true mouth to its 95th percentile. The true mouth has to
+be shut within 0.12 s of that time; else the sound is left out. Hit: the made mouth is shut, too, in the frame of
 that closure or one beside it. By chance: what it would hit at random times between the sentence's first and last sound.
 JSON, a line a model.
 """
@@ -36,9 +36,7 @@ _WORDS = (
     {"b": "blue", "g": "green", "r": "red", "w": "white"},
     {"a": "at", "b": "by", "i": "in", "w": "with"},
     {letter: f"{letter}," for letter in "abcdefghijklmnopqrstuvxyz"},
-    dict(
-        zip("z123456789", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], strict=True)
-    ),
+    dict(zip("z123456789", _DIGITS, strict=True)),
     {"a": "again", "n": "now", "p": "please", "s": "soon"},
 )
 _NAME = re.compile(r"(?:^|_)([blps][bgrw][abiw][a-z][z1-9][anps])$")
@@ -59,10 +57,11 @@ class Clip:
     left_out: int
     spoken: slice
 
-    def shut(self) -> float:
-        """The opening below which lips count as shut."""
-        least, wide = np.nanmin(self.opening), np.nanpercentile(self.opening, 95)
-        return float(least + _SHUT * (wide - least))
+
+def shut_below(opening: Floats) -> float:
+    """The opening below which lips count as shut, from a clip's true openings."""
+    least, wide = np.nanmin(opening), np.nanpercentile(opening, 95)
+    return float(least + _SHUT * (wide - least))
 
 
 def sentence(path: Path) -> str:
@@ -106,25 +105,25 @@ def read_clip(path: Path, speaker: espeak.Speaker, cutter: Cutter) -> Clip:
     onto = warped(*(data.normalised_mel(np.asarray(x, np.float32)).numpy() for x in (said, recorded)))
     per_s = data.MEL_PER_FRAME * FRAME_RATE_HZ
     matrices = cutter.matrices(path)
-    clip = Clip(path, matrices, cutter.faces(path, matrices).openings(), [], 0, slice(0, 0))
+    opening = cutter.faces(path, matrices).openings()
+    shut = np.flatnonzero(opening < shut_below(opening)).tolist()
     closures, left_out = [], 0
     for phoneme in speech.phonemes:
-        if phoneme.name[:1] not in "pbm" or not phoneme.name:
+        if not phoneme.name.startswith(("p", "b", "m")):
             continue
         frame = int(onto[min(round(phoneme.time_s * per_s), len(onto) - 1)] // data.MEL_PER_FRAME)
-        shut = np.flatnonzero(clip.opening < clip.shut())
-        nearest = min(shut.tolist(), key=lambda one: abs(one - frame), default=-1)
-        if nearest >= 0 and abs(nearest - frame) <= _NEAR:
+        nearest = min(shut, key=lambda one: abs(one - frame))
+        if abs(nearest - frame) <= _NEAR:
             closures.append(nearest)
         else:
             left_out += 1
     spoken = slice(int(onto[0] // data.MEL_PER_FRAME), int(onto[-1] // data.MEL_PER_FRAME) + 1)
-    return Clip(path, matrices, clip.opening, closures, left_out, spoken)
+    return Clip(path, matrices, opening, closures, left_out, spoken)
 
 
 def hits(clip: Clip, made: Floats) -> tuple[int, float]:
     """How many closures the made mouth has, and how many it would have at random times."""
-    shut = np.concatenate(([False] * _HIT, made < clip.shut(), [False] * _HIT))
+    shut = np.concatenate(([False] * _HIT, made < shut_below(clip.opening), [False] * _HIT))
     near = np.lib.stride_tricks.sliding_window_view(shut, 2 * _HIT + 1).any(1)
     return int(sum(near[frame] for frame in clip.closures)), float(near[clip.spoken].mean()) * len(clip.closures)
 

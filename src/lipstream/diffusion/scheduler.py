@@ -24,6 +24,8 @@ _OF_THE_MODEL = (
     "rescale_betas_zero_snr",
 )
 
+_IMPORTING = threading.Lock()
+
 
 def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
     """Make a scheduler for one call: those of several steps remember what they were given.
@@ -67,9 +69,6 @@ def _multi_step(config: Mapping[str, Any], name: SchedulerName, num_inference_st
     scheduler.timesteps = _quadratic(len(sigmas), num_inference_steps)
     scheduler.sigmas = torch.cat((sigmas[scheduler.timesteps], scheduler.sigmas[-1:]))
     return scheduler
-
-
-_IMPORTING = threading.Lock()
 
 
 def _diffusers() -> Any:

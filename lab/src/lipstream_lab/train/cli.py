@@ -147,12 +147,18 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     crops = np.stack(list(data.all_crops(_clips_of(args.work))))
     settings = vae.VaeSettings(resolution=crops.shape[1])
     folder, begin = args.work / _VAE, args.work / start.FOLDER
-    model = start.autoencoder(begin) if begin.is_dir() else None
-    if model is None:
+    own, teacher = None, None
+    if not begin.is_dir():
         settings = replace(settings, critic_steps=_CRITIC_STEPS_FROM_NOTHING)
-    own = settings.block_out_channels if model is None else tuple(model.config.block_out_channels)
-    settings = replace(settings, block_out_channels=args.widths or own)
-    teacher = None if settings.block_out_channels == own else model
+    else:
+        model = start.autoencoder(begin)
+        settings = replace(settings, block_out_channels=tuple(model.config.block_out_channels))
+        if args.widths in (None, settings.block_out_channels):
+            own = model.state_dict()
+        else:
+            teacher = model.to(args.device).eval().requires_grad_(False)
+    if args.widths is not None:
+        settings = replace(settings, block_out_channels=args.widths)
     vae.train(
         crops,
         folder,
@@ -161,8 +167,8 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
         torch.device(args.device),
         _step_reporter(report),
         decoder_only=args.decoder_only,
-        begin=None if model is None or teacher is not None else model.state_dict(),
-        teacher=None if teacher is None else teacher.to(args.device).eval().requires_grad_(False),
+        begin=own,
+        teacher=teacher,
     )
     curves.draw_curves(folder, folder / "curves.png")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipstream_lab.train import augment, losses
 from lipstream_lab.train.critic import Critic, CriticSettings, WithCritic
-from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run, load_average
+from lipstream_lab.train.loop import CHECKPOINT_NAME, LoopSettings, Report, Run
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def load(folder: Path) -> tuple[Any, Critic]:
     """Return the averaged autoencoder of a run, as wide as it was trained, and its critic."""
     average = torch.load(folder / CHECKPOINT_NAME, map_location="cpu", weights_only=True)["average"]
     loaded = WithCritic(build(_settings_of(average)))
-    load_average(folder, loaded)
+    loaded.load_state_dict(average)
     return loaded.vae, loaded.critic
 
 
