@@ -16,6 +16,7 @@ from torch import Tensor
 from helpers.unet import make_inputs, make_unet
 from lipstream.cli import options
 from lipstream.diffusion.conditioning import Conditioning
+from lipstream.diffusion.ddim import DDIMConfig
 from lipstream.diffusion.sampling import UNetDenoiser, initial_noise, sample
 from lipstream.diffusion.scheduler import make_scheduler
 from lipstream.errors import SettingsError
@@ -45,7 +46,7 @@ class Gaussian:
     mean, deviation = 0.6, 0.8
 
     def __init__(self, model_words: Mapping[str, Any]) -> None:
-        self.alphas_cumprod = make_scheduler(model_words, "dpm++2m", 1).alphas_cumprod
+        self.alphas_cumprod = make_scheduler(model_words, "dpm++2m", 2).alphas_cumprod
         self.predicts_picture = model_words["prediction_type"] == "sample"
         self.end = 1.0 if model_words["set_alpha_to_one"] else float(self.alphas_cumprod[0])
         self.calls: list[tuple[bool, bool]] = []
@@ -115,6 +116,30 @@ def test_one_step_of_a_model_that_predicts_the_picture_is_the_picture() -> None:
     ours, other, third = (run(Gaussian(ZERO_TERMINAL_SNR), ZERO_TERMINAL_SNR, Sampling(1, 1.5, s)) for s in SCHEDULERS)
     assert torch.allclose(ours, other, atol=1e-5)
     assert torch.allclose(ours, third, atol=1e-5)
+
+
+def test_one_step_that_all_solvers_take_alike_needs_no_diffusers() -> None:
+    """`--preset fast` of the bundled model would import it for nothing, which takes over a second."""
+    script = """
+import sys
+from lipstream.diffusion.scheduler import make_scheduler
+from lipstream.models.load import read_config
+
+make_scheduler(read_config("tiny")[0].scheduler, "unipc", 1)
+assert "diffusers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+@EACH_WORDS
+@pytest.mark.parametrize("scheduler", SCHEDULERS[1:])
+def test_one_step_is_the_solvers_own(
+    model_words: Mapping[str, Any], scheduler: SchedulerName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = run(Gaussian(model_words), model_words, Sampling(1, 1.0, scheduler))
+    monkeypatch.setattr(DDIMConfig, "takes_one_step_alike", False)
+    assert torch.allclose(taken, run(Gaussian(model_words), model_words, Sampling(1, 1.0, scheduler)), atol=1e-5)
 
 
 def test_words_that_only_ddim_follows() -> None:

@@ -52,6 +52,11 @@ class DDIMConfig:
             return None
         return cls(**{name: value for name, value in config.items() if name in known})
 
+    @property
+    def takes_one_step_alike(self) -> bool:
+        """Whether a single step leads from the noisiest timestep to the predicted picture, as any solver's does."""
+        return self.timestep_spacing == "trailing" and self.set_alpha_to_one and not self.clip_sample
+
 
 class Stepped(NamedTuple):
     """What a step returns."""

@@ -32,12 +32,13 @@ def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference
 
     config: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021,
     https://arxiv.org/abs/2010.02502). The others, DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095)
-    and UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867), choose their own timesteps and end where DDIM does.
+    and UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867), choose their own timesteps and end where DDIM does; a
+    single step that all take alike is DDIM's.
     num_inference_steps: 1 to 100. Raises SettingsError for settings that they can't follow.
     """
-    if name != "ddim":
-        return _multi_step(config, name, num_inference_steps)
     own = DDIMConfig.from_config(config)
+    if name != "ddim" and not (own is not None and num_inference_steps == 1 and own.takes_one_step_alike):
+        return _multi_step(config, name, num_inference_steps)
     if own is not None:
         return DDIM(own, num_inference_steps)
     return diffusers_ddim(config, num_inference_steps)  # knows settings that no published model has
