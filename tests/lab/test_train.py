@@ -13,6 +13,7 @@ from helpers.training import CPU, SMALL_UNET, loop_of, made_clip, made_latents, 
 from lipstream.audio_features.features import feature_rows, frame_windows
 from lipstream_lab.train import audio_encoder, augment, data, latents, lip_reader, unet
 from lipstream_lab.train.loop import Run, load_average, read_log
+from lipstream_lab.train.muon import Muon, orthogonal
 
 
 def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
@@ -32,7 +33,8 @@ def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
     assert torch.equal(before["audio_encoder.positional_embedding"], after["audio_encoder.positional_embedding"])
 
 
-def test_resumed_run_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_ends_with_the_same_weights(tmp_path, optimizer):
     """Killed after any step and resumed, the weights are those of an uninterrupted run, bit for bit."""
     clips = made_latents(tmp_path)
 
@@ -42,7 +44,7 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
     small = dataclasses.replace(SMALL_UNET, judge_every=3, judged_batches=1)
 
     def train(folder: Path, report=None) -> dict[str, torch.Tensor]:
-        settings = loop_of(6, save_every_s=0.0)
+        settings = loop_of(6, save_every_s=0.0, optimizer=optimizer)
         unet.train(clips, made_vae(), made_mask(), folder, small, settings, CPU, report, judge=judge)
         return torch.load(folder / "checkpoint.pt", weights_only=True)
 
@@ -58,6 +60,33 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path):
         for name, value in whole[part].items():
             assert torch.equal(value, resumed[part][name]), name
     assert [line["step"] for line in read_log(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_muon_turns_without_stretching():
+    """Singular values that differ a thousandfold come near one, their vectors stay."""
+    torch.manual_seed(0)
+    u, v = torch.linalg.qr(torch.randn(3, 8, 8))[0], torch.linalg.qr(torch.randn(3, 20, 8))[0]
+    made = orthogonal(u @ torch.logspace(0, -3, 8).diag() @ v.mT)
+    turned = u.mT @ made @ v
+    values = turned.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(turned, values.diag_embed(), atol=1e-3)
+    assert bool((values[:, :5] > 0.6).all())
+    assert bool((values < 1.25).all())
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (6, 3, 2, 2), (30, 3, 2, 2)])
+def test_muon_finds_a_matrix_of_any_shape(shape):
+    torch.manual_seed(0)
+    wanted = torch.randn(shape)
+    found = torch.nn.Parameter(torch.zeros(shape))
+    fixed = torch.nn.Parameter(torch.ones(shape))
+    muon = Muon([{"params": [found, fixed]}], 0.05)
+    for _ in range(200):
+        muon.zero_grad()
+        (found - wanted).square().sum().backward()
+        muon.step()
+    assert float((found.detach() - wanted).square().mean()) < 0.05
+    assert bool((fixed == 1).all())
 
 
 def test_checkpoint_is_whole_or_absent(tmp_path):

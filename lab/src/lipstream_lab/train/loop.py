@@ -12,14 +12,17 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lipstream.runtime.device import computes_bf16
+from lipstream_lab.train.muon import Muon, is_hidden_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +35,13 @@ FAST_GAIN = 3.0
 class LoopSettings:
     """Settings of a run.
 
-    steps: the total; raise it to continue a finished run. autocast: compute in bf16 where that saves time.
+    steps: the total; raise it to continue a finished run. optimizer: "muon" is for the matrices within the network, what
+    is left is AdamW's. autocast: compute in bf16 where that saves time.
     """
 
     steps: int
     learning_rate: float = 5e-4
+    optimizer: Literal["adamw", "muon"] = "adamw"
     warmup_steps: int = 50
     decay_steps: int = 600
     ema_decay: float = 0.995
@@ -56,7 +61,7 @@ class Run:
     """A training run in a folder: module, averaged weights, optimizer and log.
 
     module: contains all trained parameters. `average` is its exponential moving average, from which models are made.
-    fast: substrings of the names of parameters with FAST_GAIN times the learning rate. auxiliary: a module that changes
+    fast: substrings of the names of AdamW's parameters with FAST_GAIN times the learning rate. auxiliary: a module that changes
     during the run without being trained by this optimizer, saved in the checkpoint as well.
     """
 
@@ -72,16 +77,7 @@ class Run:
         self.folder, self.settings, self.device = folder, settings, device
         self.module = module.to(device)
         self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
-        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-        groups: list[list[nn.Parameter]] = [[], []]
-        for name, parameter in trained:
-            groups[any(part in name for part in fast)].append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group, "gain": gain} for group, gain in zip(groups, (1.0, FAST_GAIN), strict=True) if group],
-            settings.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizers = _optimizers(self.module, settings, fast)
         self.step = 0
         self.auxiliary = auxiliary
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,16 +104,20 @@ class Run:
                 last_save = time.monotonic()
 
     def _one_step(self, loss: Loss) -> dict[str, Tensor]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["gain"] * self.settings.learning_rate * schedule(self.step, self.settings)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["gain"] * self.settings.learning_rate * schedule(self.step, self.settings)
         self.module.train()
         autocast = self.settings.autocast and computes_bf16(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+        # torch's fused attention takes longer than the plain one on a CPU, backwards and on few tokens.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast), attention:
             losses = loss(self.step, step_generator(self.settings.seed, self.step))
-        self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         self._update_average()
         return losses
@@ -136,7 +136,7 @@ class Run:
             "step": self.step,
             "module": self.module.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         if self.auxiliary is not None:
             state["auxiliary"] = self.auxiliary.state_dict()
@@ -148,7 +148,8 @@ class Run:
         state = torch.load(self.folder / CHECKPOINT_NAME, map_location=self.device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.auxiliary is not None and "auxiliary" in state:
             self.auxiliary.load_state_dict(state["auxiliary"])
         self.step = int(state["step"])
@@ -160,6 +161,30 @@ class Run:
         line |= {name: round(value, 6) for name, value in values.items()}
         with (self.folder / LOG_NAME).open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _optimizers(module: nn.Module, settings: LoopSettings, fast: Sequence[str]) -> list[torch.optim.Optimizer]:
+    """Share out the module's trained parameters."""
+    matrices: list[nn.Parameter] = []
+    groups: list[list[nn.Parameter]] = [[], []]
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if settings.optimizer == "muon" and is_hidden_matrix(name, parameter):
+            matrices.append(parameter)
+        else:
+            groups[any(part in name for part in fast)].append(parameter)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": group, "gain": gain} for group, gain in zip(groups, (1.0, FAST_GAIN), strict=True) if group],
+            settings.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=settings.weight_decay,
+        )
+    ]
+    if matrices:
+        optimizers.append(Muon([{"params": matrices, "gain": 1.0}], settings.learning_rate))
+    return optimizers
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

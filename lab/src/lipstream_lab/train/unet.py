@@ -308,7 +308,7 @@ def train(
         model.shape_scale.copy_(audio_encoder.prediction_scale(model.audio_encoder, clips, loop.seed))
     model.audio_encoder.requires_grad_(False)
     reader = train_reader(clips, loop.seed).to(device)
-    run = Run(folder, model, loop, device, fast=("attn2",), auxiliary=reader)
+    run = Run(folder, model, loop, device, auxiliary=reader)
     sampler = training_sampler(clips, mask, settings)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
