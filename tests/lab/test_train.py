@@ -33,6 +33,19 @@ def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
     assert torch.equal(before["audio_encoder.positional_embedding"], after["audio_encoder.positional_embedding"])
 
 
+def test_an_untrained_unet_predicts_the_reference(tmp_path):
+    clips = made_latents(tmp_path)
+    model = unet.ConditionedUNet(unet.UNetSettings(), 4)
+    sampler = unet.training_sampler(clips, made_mask(), SMALL_UNET)
+    generator = torch.Generator().manual_seed(0)
+    batch = sampler.draw(1, 3, generator, CPU)
+    with torch.no_grad():
+        predicted = model.predict(batch, unet.window_noise(batch, generator))
+    for channel in range(4):
+        pair = torch.stack((predicted[:, channel].flatten(), batch.reference[:, channel].flatten()))
+        assert torch.corrcoef(pair)[0, 1] > 0.999
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resumed_run_ends_with_the_same_weights(tmp_path, optimizer):
     """Killed after any step and resumed, the weights are those of an uninterrupted run, bit for bit."""

@@ -137,6 +137,7 @@ class ConditionedUNet(nn.Module):
             if name.endswith(("attn2.to_v", "attn2.to_out.0")):
                 with torch.no_grad():
                     module.weight.mul_(2)
+        return_reference(self.unet)
 
     def encode_audio(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
         """Return the audio features of each frame: (windows * num_frames, 10, channels).
@@ -165,6 +166,30 @@ class ConditionedUNet(nn.Module):
         audio = audio_encoder.with_shape(self.encode_audio(batch.mel, batch.phase, batch.num_frames), shape)
         audio = audio * batch.has_audio.repeat_interleave(batch.num_frames, 0)
         return self.unet(sample, timesteps, audio, batch.num_frames).float()
+
+
+@torch.no_grad()
+def return_reference(unet: UNet) -> None:
+    """Have an untrained U-Net predict the reference, which its last input channels are, but for each channel's scale.
+
+    From there training changes mouths; from random weights on it learns for a thousand steps to copy a face. Each channel
+    passes through the outermost skip connection twice, once with its sign changed, as silu(x) - silu(-x) = x.
+    """
+    n = unet.config.out_channels
+    last: Any = unet.up_blocks[-1]
+    resnet = last.resnets[-1]
+    outputs = [resnet.conv2, *(last.attentions[name].proj_out for name in list(last.attentions)[-1:])]
+    for layer in (unet.conv_in, resnet.conv_shortcut, *outputs):
+        layer.weight[: 2 * n] = 0
+        layer.bias[: 2 * n] = 0
+    unet.conv_out.weight.zero_()
+    unet.conv_out.bias.zero_()
+    skip = resnet.conv_shortcut.in_channels - unet.conv_in.out_channels
+    for channel in range(n):
+        for way, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
+            unet.conv_in.weight[way, channel - n, 1, 1] = sign
+            resnet.conv_shortcut.weight[way, skip + way] = 1
+            unet.conv_out.weight[channel, way, 1, 1] = sign
 
 
 def periodic_positions(rows: int, channels: int) -> Tensor:
