@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         stage.add_argument("--steps", type=int, default=steps, metavar="N", help=f"total number of steps [{steps}]")
         stage.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]", help="[cpu]")
         stage.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
-        rate = 3e-3 if name == "unet" else 8e-4
+        rate = 1e-3 if name == "unet" else 8e-4
         stage.add_argument("--learning-rate", type=float, default=rate, metavar="R", help=f"[{rate:g}]")
         if name == "vae":
             stage.add_argument("--decoder-only", action="store_true", help="freeze the encoder")
