@@ -201,17 +201,26 @@ def make_folder(root: Path, resolution: int, *, narrow: bool, device: str) -> Pa
     Both resolutions have the same networks, so the folder holds only what the model is and where its files lie.
     """
     suffix = "-narrow" if narrow else ""
-    folder, weights = root / f"{resolution}{suffix}", root / f"weights{suffix}"
+    config, _ = read_config(NAMES[resolution])
+    if narrow:
+        unet = replace(config.unet, block_out_channels=NARROW_UNET_WIDTHS)
+        config = replace(config, unet=unet, resolution=config.resolution // 4)
+    vae_widths = NARROW_VAE_WIDTHS if narrow else PUBLISHED_VAE_WIDTHS
+    return write_model(root / f"{resolution}{suffix}", root / f"weights{suffix}", config, vae_widths, device)
+
+
+def write_model(folder: Path, weights: Path, config: ModelConfig, vae_widths: tuple[int, ...], device: str) -> Path:
+    """The model's folder; the random weights it refers to lie in `weights`, beside it. What exists is kept."""
     if (folder / CONFIG_NAME).exists():
         return folder
-    config, _ = read_config(NAMES[resolution])
-    words: dict[str, Any] = {"base": NAMES[resolution]}
-    if narrow:
-        config = replace(config, unet=replace(config.unet, block_out_channels=NARROW_UNET_WIDTHS))
-        words |= {"unet": json.loads(json.dumps(asdict(config.unet))), "resolution": config.resolution // 4}
-    words["files"] = {name: f"../{weights.name}/{place}" for name, place in asdict(config.files).items()}
+    words = {
+        "base": config.name,
+        "unet": json.loads(json.dumps(asdict(config.unet))),
+        "resolution": config.resolution,
+        "files": {name: f"../{weights.name}/{place}" for name, place in asdict(config.files).items()},
+    }
     if not (weights / config.files.vae_weights).exists():  # what is written last
-        make_weights(weights, config, NARROW_VAE_WIDTHS if narrow else PUBLISHED_VAE_WIDTHS, device)
+        make_weights(weights, config, vae_widths, device)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).write_text(json.dumps(words))
     return folder

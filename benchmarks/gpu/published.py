@@ -81,22 +81,32 @@ def main() -> None:
 
 def published_network(checkout: Path) -> Callable[..., Any]:
     """The published U-Net's class, from its own file."""
+    # The U-Net takes one function from there, which says what a checkpoint is loaded from; the file's other imports
+    # (decord, imageio, OpenCV, torchvision) are for video and plots, and a GPU machine may have none of them.
+    stand_in("latentsync.utils.util", zero_rank_log=lambda logger, message: logger.info(message))
+    return import_published(checkout, "latentsync.models.unet").UNet3DConditionModel
+
+
+def import_published(checkout: Path, name: str) -> Any:
+    """A module of the published code. What it imports and is not there can be put in its place before."""
     if not (checkout / UNET_FILE).is_file():
         raise SystemExit(
             f"{checkout}: not a checkout of the published code (it has no {UNET_FILE});"
             f" git clone https://github.com/bytedance/LatentSync {checkout}"
         )
-    package = ModuleType("latentsync")
-    package.__path__ = [str(checkout / "latentsync")]
-    # The U-Net takes one function from there, which says what a checkpoint is loaded from; the file's other imports
-    # (decord, imageio, OpenCV, torchvision) are for video and plots, and a GPU machine may have none of them.
-    utilities: Any = ModuleType("latentsync.utils.util")
-    utilities.zero_rank_log = lambda logger, message: logger.info(message)
-    sys.modules.update({module.__name__: module for module in (package, utilities)})
+    stand_in("latentsync", __path__=[str(checkout / "latentsync")])
     try:
-        return importlib.import_module("latentsync.models.unet").UNet3DConditionModel
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise SystemExit(f"{checkout}: the published U-Net needs {error.name}; pip install {error.name}") from error
+        raise SystemExit(f"{checkout}: the published code needs {error.name}; pip install {error.name}") from error
+
+
+def stand_in(name: str, **values: Any) -> ModuleType:
+    """Put a module of that name and of these values where Python looks for it first."""
+    module = ModuleType(name)
+    vars(module).update(values)
+    sys.modules[name] = module
+    return module
 
 
 def fill_published(network: Callable[..., Any], model: Model) -> Any:

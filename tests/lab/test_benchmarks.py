@@ -83,8 +83,20 @@ def test_the_published_code_runs_beside_ours_to_the_same_latents(tmp_path: Path,
         assert "times as fast" in lines[1]
 
 
-def test_a_folder_that_is_not_the_published_code_is_named(tmp_path: Path) -> None:
-    done = call("-m", "benchmarks.gpu.published", tmp_path / "models", "--published", tmp_path, *NARROW)
+@pytest.mark.skipif("LIPSTREAM_PUBLISHED" not in os.environ, reason="names no checkout of the published code")
+def test_the_published_pipeline_runs_beside_sync(tmp_path: Path) -> None:
+    checkout = os.environ["LIPSTREAM_PUBLISHED"]
+    printed = run(
+        "-m", "benchmarks.published_sync", tmp_path, "--published", checkout, "--frames", "16", "--steps", "1"
+    )
+    assert [way in line for way, line in zip(("published; ", "ours; "), printed.splitlines(), strict=True)] == [
+        True
+    ] * 2
+
+
+@pytest.mark.parametrize("script", ["gpu.published", "published_sync"])
+def test_a_folder_that_is_not_the_published_code_is_named(tmp_path: Path, script: str) -> None:
+    done = call("-m", f"benchmarks.{script}", tmp_path / "models", "--published", tmp_path)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"{tmp_path}: not a checkout of the published code")

@@ -32,8 +32,8 @@ def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference
 
     config: settings of diffusers' DDIMScheduler, followed to the letter by "ddim" (Song et al. 2021,
     https://arxiv.org/abs/2010.02502). The others, DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095)
-    and UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867), choose their own timesteps and end where DDIM does; a
-    single step that all take alike is DDIM's.
+    and UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867), choose their own timesteps and end where DDIM does.
+    Where all would take the same single step, it is DDIM's, for which diffusers need not be imported.
     num_inference_steps: 1 to 100. Raises SettingsError for settings that they can't follow.
     """
     own = DDIMConfig.from_config(config)

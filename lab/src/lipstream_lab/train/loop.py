@@ -35,8 +35,8 @@ FAST_GAIN = 3.0
 class LoopSettings:
     """Settings of a run.
 
-    steps: the total; raise it to continue a finished run. optimizer: "muon" is for the matrices within the network, what
-    is left is AdamW's. autocast: compute in bf16 where that saves time.
+    steps: the total; raise it to continue a finished run. optimizer: "muon" trains the matrices within the network,
+    AdamW the rest. autocast: compute in bf16 where that saves time.
     """
 
     steps: int
@@ -61,8 +61,8 @@ class Run:
     """A training run in a folder: module, averaged weights, optimizer and log.
 
     module: contains all trained parameters. `average` is its exponential moving average, from which models are made.
-    fast: substrings of the names of AdamW's parameters with FAST_GAIN times the learning rate. auxiliary: a module that changes
-    during the run without being trained by this optimizer, saved in the checkpoint as well.
+    fast: substrings of the names of AdamW's parameters with FAST_GAIN times the learning rate. auxiliary: a module that
+    changes during the run without being trained by these optimizers, saved in the checkpoint as well.
     """
 
     def __init__(

@@ -172,8 +172,8 @@ class ConditionedUNet(nn.Module):
 def return_reference(unet: UNet) -> None:
     """Have an untrained U-Net predict the reference, which its last input channels are, but for each channel's scale.
 
-    From there training changes mouths; from random weights on it learns for a thousand steps to copy a face. Each channel
-    passes through the outermost skip connection twice, once with its sign changed, as silu(x) - silu(-x) = x.
+    From there training changes mouths; from random weights on it learns for a thousand steps to copy a face. Each
+    channel passes through the outermost skip connection twice, once with its sign changed: silu(x) - silu(-x) = x.
     """
     n = unet.config.out_channels
     last: Any = unet.up_blocks[-1]
