@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import statistics
 import tempfile
 import wave
@@ -62,8 +63,12 @@ def main() -> None:
     weights = args.folder / "weights-fifth"
     folder = write_model(args.folder / "256-fifth", weights, config, PUBLISHED_VAE_WIDTHS, "cpu").resolve()
     sync = LipSync.load(folder, detector="mediapipe")
-    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):  # the published code makes and clears ./temp
-        compare(sync, published_pipeline(pipeline_module, sync, folder, args), args)
+    published = published_pipeline(pipeline_module, sync, folder, args)
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)  # the published code makes and clears ./temp
+        compare(sync, published, args)
+        os.chdir(here)
 
 
 def compare(sync: LipSync, published: Callable[[Path, Path], object], args: argparse.Namespace) -> None:
