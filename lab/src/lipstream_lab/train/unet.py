@@ -182,8 +182,8 @@ def return_reference(unet: UNet) -> None:
     for layer in (unet.conv_in, resnet.conv_shortcut, *outputs):
         layer.weight[: 2 * n] = 0
         layer.bias[: 2 * n] = 0
-    unet.conv_out.weight.zero_()
-    unet.conv_out.bias.zero_()
+    for parameter in unet.conv_out.parameters():
+        parameter.zero_()
     skip = resnet.conv_shortcut.in_channels - unet.conv_in.out_channels
     for channel in range(n):
         for way, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
