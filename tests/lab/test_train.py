@@ -33,9 +33,10 @@ def test_pair_learns_and_only_the_unet_after_the_encoder(tmp_path):
     assert torch.equal(before["audio_encoder.positional_embedding"], after["audio_encoder.positional_embedding"])
 
 
-def test_an_untrained_unet_predicts_the_reference(tmp_path):
+def test_training_begins_with_the_reference(tmp_path):
     clips = made_latents(tmp_path)
-    model = unet.ConditionedUNet(unet.UNetSettings(), 4)
+    settings = dataclasses.replace(unet.UNetSettings(), audio_encoder_steps=1)
+    model = unet.train(clips, made_vae(), made_mask(), tmp_path / "run", settings, loop_of(0), CPU)
     sampler = unet.training_sampler(clips, made_mask(), SMALL_UNET)
     generator = torch.Generator().manual_seed(0)
     batch = sampler.draw(1, 3, generator, CPU)

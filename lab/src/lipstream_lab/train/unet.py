@@ -137,7 +137,6 @@ class ConditionedUNet(nn.Module):
             if name.endswith(("attn2.to_v", "attn2.to_out.0")):
                 with torch.no_grad():
                     module.weight.mul_(2)
-        return_reference(self.unet)
 
     def encode_audio(self, mel: Tensor, phase: Tensor, num_frames: int) -> Tensor:
         """Return the audio features of each frame: (windows * num_frames, 10, channels).
@@ -326,6 +325,7 @@ def train(
     vae = vae.to(device).eval().requires_grad_(False)
     model = ConditionedUNet(settings, clips[0].latents.shape[1])
     if not (folder / CHECKPOINT_NAME).exists():
+        return_reference(model.unet)
         if begin is not None:
             begin(model)
         if settings.audio_encoder_steps:
