@@ -17,7 +17,6 @@ import io
 import os
 import statistics
 import tempfile
-import wave
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, write_model
 from benchmarks.gpu.published import fill_published, import_published, stand_in
+from benchmarks.quantization import cut_speech
 from benchmarks.rows import add_row, by_turns, row
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
@@ -37,12 +37,10 @@ from torch import Tensor
 from lipstream import LipSync, SyncSettings
 from lipstream.bundled import sample
 from lipstream.face.detector import Face
-from lipstream.media.audio import read_mono
 from lipstream.media.reader import read_frames
 from lipstream.models.load import read_config
 from lipstream.settings import FRAME_RATE_HZ
 
-RATE_HZ = 16000
 CPU = torch.device("cpu")
 WIDTHS = (64, 128, 256, 256)
 GUIDANCE_SCALE, TOKENS, CHANNELS = 1.5, 50, 384
@@ -60,10 +58,9 @@ def main() -> None:
     pipeline_module = import_pipeline(args.published.resolve())
     config, _ = read_config("latentsync-1.5")
     config = replace(config, unet=replace(config.unet, block_out_channels=WIDTHS))
-    weights = args.folder / "weights-fifth"
-    folder = write_model(args.folder / "256-fifth", weights, config, PUBLISHED_VAE_WIDTHS, "cpu").resolve()
-    sync = LipSync.load(folder, detector="mediapipe")
-    published = published_pipeline(pipeline_module, sync, folder, args)
+    folder, weights = args.folder / "256-fifth", args.folder / "weights-fifth"
+    sync = LipSync.load(write_model(folder, weights, config, PUBLISHED_VAE_WIDTHS, "cpu"), detector="mediapipe")
+    published = published_pipeline(pipeline_module, sync, weights / config.files.vae, args)
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)  # the published code makes and clears ./temp
@@ -74,10 +71,7 @@ def main() -> None:
 def compare(sync: LipSync, published: Callable[[Path, Path], object], args: argparse.Namespace) -> None:
     """Time both, print and add a row each."""
     speech, made = Path("speech.wav").resolve(), {way: Path(f"{way}.mp4").resolve() for way in ("published", "ours")}
-    samples = np.concatenate(list(read_mono(sample.SPEECH)))
-    with wave.open(str(speech), "wb") as file:
-        file.setparams((1, 2, RATE_HZ, 0, "NONE", ""))
-        file.writeframes((samples[: args.frames * RATE_HZ // FRAME_RATE_HZ] * 32767).astype("<i2").tobytes())
+    cut_speech(speech, args.frames / FRAME_RATE_HZ)
     settings = SyncSettings(num_inference_steps=args.steps, guidance_scale=GUIDANCE_SCALE)
 
     def ours() -> Tensor:
@@ -128,27 +122,25 @@ def import_pipeline(checkout: Path) -> Any:
     return import_published(checkout, "latentsync.pipelines.lipsync_pipeline")
 
 
-def published_pipeline(module: Any, sync: LipSync, folder: Path, args: argparse.Namespace) -> Callable[..., object]:
+def published_pipeline(module: Any, sync: LipSync, vae_folder: Path, args: argparse.Namespace) -> Callable[..., object]:
     """What makes a video of the sample and a recording, (speech, output), with the weights of `sync`."""
-    checkout = args.published.resolve()
-    processor_of, align = module.ImageProcessor, import_published(checkout, "latentsync.utils.affine_transform")
+    checkout, processor_of = args.published.resolve(), module.ImageProcessor
     detect = sync.detector.detect
     found = [detect(frame.image) for frame, _ in zip(read_frames(sample.VIDEO), range(args.frames), strict=False)]
 
     def processor(resolution: int, mask_image: Tensor, **_: object) -> Any:
         made = processor_of(resolution, "cpu", mask_image)
-        made.restorer = align.AlignRestore(resolution=resolution, device="cpu", dtype=torch.float32)
+        made.restorer = type(made.restorer)(resolution=resolution, device="cpu", dtype=torch.float32)
         faces = iter(found)
         made.face_detector = lambda image: as_published(next(faces))
         return made
 
     module.ImageProcessor = processor
-    vae = AutoencoderKL.from_pretrained(folder.parent / "weights-fifth" / "vae")
+    vae = AutoencoderKL.from_pretrained(vae_folder)
     vae.register_to_config(shift_factor=0)
-    network = import_published(checkout, "latentsync.models.unet").UNet3DConditionModel
     speech = RandomSpeech(list(torch.randn(args.frames, TOKENS, CHANNELS)))
     scheduler = DDIMScheduler.from_pretrained(checkout / "configs")
-    unet = fill_published(network, sync.model)
+    unet = fill_published(module.UNet3DConditionModel, sync.model)
     unet.register_to_config(sample_size=64)  # as in the published configuration; the pipeline asks for no less
     pipeline = module.LipsyncPipeline(vae, speech, unet, scheduler)
     return lambda recording, output: pipeline(

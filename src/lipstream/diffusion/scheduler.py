@@ -37,11 +37,11 @@ def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference
     num_inference_steps: 1 to 100. Raises SettingsError for settings that they can't follow.
     """
     own = DDIMConfig.from_config(config)
-    if name != "ddim" and not (own is not None and num_inference_steps == 1 and own.takes_one_step_alike):
-        return _multi_step(config, name, num_inference_steps)
-    if own is not None:
+    if own is not None and (name == "ddim" or (num_inference_steps == 1 and own.takes_one_step_alike)):
         return DDIM(own, num_inference_steps)
-    return diffusers_ddim(config, num_inference_steps)  # knows settings that no published model has
+    if name == "ddim":
+        return diffusers_ddim(config, num_inference_steps)  # knows settings that no published model has
+    return _multi_step(config, name, num_inference_steps)
 
 
 def diffusers_ddim(config: Mapping[str, Any], num_inference_steps: int) -> Any:

@@ -71,7 +71,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     identity = torch.eye(gram.shape[-1], device=gram.device)
     factor = identity
     for _ in range(_ROUNDS):
-        polynomial = torch.baddbmm(a * identity + b * gram, gram, gram, beta=1, alpha=c)
+        polynomial = torch.baddbmm(a * identity + b * gram, gram, gram, alpha=c)
         factor = polynomial @ factor
         gram = polynomial @ gram @ polynomial
     return factor @ matrices
