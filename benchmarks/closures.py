@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lipstream import LipSync
 from lipstream.audio_features import mel
 from lipstream.errors import InputError
-from lipstream.media.audio import read_mono, resample
+from lipstream.media.audio import read_mono
 from lipstream_lab.train import data, espeak
 from mouths import FRAME_RATE_HZ, Cutter, Floats
 
@@ -100,7 +100,7 @@ def warped(spoken: NDArray[np.float32], recorded: NDArray[np.float32]) -> NDArra
 def read_clip(path: Path, speaker: espeak.Speaker, cutter: Cutter) -> Clip:
     """Find a clip's face, and when its lips shut."""
     speech = speaker.say(sentence(path), _VOICE, _WORDS_PER_MINUTE)
-    said = np.concatenate(list(resample([speech.samples], speech.sample_rate_hz, mel.SAMPLE_RATE_HZ)))
+    said = speech.at_rate(mel.SAMPLE_RATE_HZ)
     recorded = np.concatenate(list(read_mono(path)))
     onto = warped(*(data.normalised_mel(np.asarray(x, np.float32)).numpy() for x in (said, recorded)))
     per_s = data.MEL_PER_FRAME * FRAME_RATE_HZ

@@ -1,7 +1,7 @@
 """The published pipeline beside `sync` on a CPU, file to file, by turns, with the same random weights.
 
-Runs the pipeline's own code from a checkout of https://github.com/bytedance/LatentSync: reading, alignment, a U-Net of
-the published shape and a fifth of its width (52 M parameters) with the published VAE's, pasting, three encodings. Its
+Runs the pipeline's own code from a checkout of https://github.com/bytedance/LatentSync: reading, alignment, U-Net and
+VAE of the published shape and a fifth (52 M parameters) and a quarter of its width, pasting, three encodings. Its
 device and half precision, which are constants there, are the CPU and float32 here. What it cannot be given is free for
 it: faces are those that ours finds, audio features random numbers; ours does both in its time. Rows go to results.csv.
 Needs ffmpeg, and einops, kornia, decord, imageio[ffmpeg], soundfile, matplotlib and opencv-python. From the root:
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmarks.gpu.full_size import PUBLISHED_VAE_WIDTHS, write_model
+from benchmarks.gpu.full_size import write_model
 from benchmarks.gpu.published import fill_published, import_published, stand_in
 from benchmarks.quantization import cut_speech
 from benchmarks.rows import add_row, by_turns, row
@@ -42,7 +42,7 @@ from lipstream.models.load import read_config
 from lipstream.settings import FRAME_RATE_HZ
 
 CPU = torch.device("cpu")
-WIDTHS = (64, 128, 256, 256)
+UNET_WIDTHS, VAE_WIDTHS = (64, 128, 256, 256), (32, 64, 128, 128)
 GUIDANCE_SCALE, TOKENS, CHANNELS = 1.5, 50, 384
 
 
@@ -57,9 +57,9 @@ def main() -> None:
     args = parser.parse_args()
     pipeline_module = import_pipeline(args.published.resolve())
     config, _ = read_config("latentsync-1.5")
-    config = replace(config, unet=replace(config.unet, block_out_channels=WIDTHS))
+    config = replace(config, unet=replace(config.unet, block_out_channels=UNET_WIDTHS))
     folder, weights = args.folder / "256-fifth", args.folder / "weights-fifth"
-    sync = LipSync.load(write_model(folder, weights, config, PUBLISHED_VAE_WIDTHS, "cpu"), detector="mediapipe")
+    sync = LipSync.load(write_model(folder, weights, config, VAE_WIDTHS, "cpu"), detector="mediapipe")
     published = published_pipeline(pipeline_module, sync, weights / config.files.vae, args)
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
@@ -93,7 +93,7 @@ def compare(sync: LipSync, published: Callable[[Path, Path], object], args: argp
         words += f"{min(seconds):.4g} to {max(seconds):.4g} s in {args.rounds} rounds"
         if way == "ours":
             words += f"; {medians_s['published'] / medians_s['ours']:.3g} times as fast"
-        measured = row("published pipeline, 52 M, 256 px, end to end", "random weights", words, args.frames,
+        measured = row("published pipeline, narrow (52 M), 256 px, end to end", "random weights", words, args.frames,
                        medians_s[way], None, CPU)  # fmt: skip
         if not args.no_row:
             add_row(measured)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import wave
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from lipstream import SyncSettings
 from lipstream.encoding_settings import EncodingSettings
 from lipstream.face.registry import Face
 from lipstream.media.writer import VideoWriter
+from lipstream.models.load import Model
 
 FAST = SyncSettings(num_inference_steps=1, guidance_scale=1.0, crf=0)
+LONG = replace(FAST, num_inference_steps=50)
 
 
 class KnownFace:
@@ -57,6 +64,19 @@ def write_speech(path: Path, duration_s: float, sample_rate_hz: int = 22050, cha
         file.setframerate(sample_rate_hz)
         file.writeframes(noise.tobytes())
     return path
+
+
+def slow_steps(model: Model, monkeypatch: pytest.MonkeyPatch, step_s: float) -> threading.Event:
+    """Make each step of the model take so long; the event is set once one has begun."""
+    step, begun = model.unet.step, threading.Event()
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        time.sleep(step_s)
+        return step(*args)
+
+    monkeypatch.setattr(model.unet, "step", slow)
+    return begun
 
 
 def read_images(path: Path) -> list[NDArray[np.uint8]]:

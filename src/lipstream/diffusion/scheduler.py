@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from lipstream.diffusion.ddim import DDIM, DDIMConfig
 from lipstream.errors import SettingsError
 from lipstream.presets import SchedulerName
+from lipstream.runtime.lazy_import import import_diffusers
 
 # The settings of DDIMScheduler that belong to the model; the others are about its way of solving.
 _OF_THE_MODEL = (
@@ -23,8 +23,6 @@ _OF_THE_MODEL = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-
-_IMPORTING = threading.Lock()
 
 
 def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference_steps: int) -> Any:
@@ -46,7 +44,7 @@ def make_scheduler(config: Mapping[str, Any], name: SchedulerName, num_inference
 
 def diffusers_ddim(config: Mapping[str, Any], num_inference_steps: int) -> Any:
     """Make diffusers' DDIMScheduler, which also says what a prediction means, for one call."""
-    scheduler = _diffusers().DDIMScheduler.from_config(dict(config))
+    scheduler = import_diffusers().DDIMScheduler.from_config(dict(config))
     scheduler.set_timesteps(num_inference_steps)
     # Where timesteps are spaced backwards by floating-point numbers, rounding makes one too many of some: 61, say.
     scheduler.timesteps = scheduler.timesteps[:num_inference_steps]
@@ -62,7 +60,7 @@ def _multi_step(config: Mapping[str, Any], name: SchedulerName, num_inference_st
     if name == "dpm++2m":
         # The last step is of first order: it goes further down, in terms of the noise, than those it would learn from.
         chosen["euler_at_final"] = True
-    library = _diffusers()
+    library = import_diffusers()
     solver = library.DPMSolverMultistepScheduler if name == "dpm++2m" else library.UniPCMultistepScheduler
     scheduler = solver.from_config(chosen)
     scheduler.set_timesteps(num_inference_steps)
@@ -70,16 +68,6 @@ def _multi_step(config: Mapping[str, Any], name: SchedulerName, num_inference_st
     scheduler.timesteps = _quadratic(len(sigmas), num_inference_steps)
     scheduler.sigmas = torch.cat((sigmas[scheduler.timesteps], scheduler.sigmas[-1:]))
     return scheduler
-
-
-def _diffusers() -> Any:
-    """Return the library, imported only where it is used, which takes seconds, and by one thread at a time.
-
-    While it is imported it puts another module in its place; threads that wait for the import get the empty one.
-    """
-    with _IMPORTING:
-        import diffusers
-    return diffusers
 
 
 def _quadratic(num_train_timesteps: int, num_inference_steps: int) -> Tensor:

@@ -15,6 +15,7 @@ from lipstream.errors import ModelError
 from lipstream.models.catalogue import ModelConfig
 from lipstream.models.checkpoint import fill, read_tensors
 from lipstream.models.network_files import locate_network_file
+from lipstream.runtime.lazy_import import import_diffusers
 
 # Repositories of Stable Diffusion 1's autoencoder and of fine-tuned ones with the same latents, which TAESD has too.
 _SAME_LATENTS = ("stabilityai/sd-vae-ft-mse", "stabilityai/sd-vae-ft-ema")
@@ -45,10 +46,9 @@ def load_taesd(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
             file=config.name,
             fix="leave --vae out",
         )
-    from diffusers import AutoencoderTiny
-
+    tiny = import_diffusers().AutoencoderTiny
     with torch.device("meta"):
-        taesd: Any = AutoencoderTiny()  # type: ignore[no-untyped-call]
+        taesd: Any = tiny()
     path = locate_network_file("taesd")
     fill(taesd, read_tensors(path, None), path, device, dtype)
     return taesd

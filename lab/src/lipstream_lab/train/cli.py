@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # The work folder's parts.
 _CLIPS, _LATENTS, _VAE, _AUDIO, _UNET, _FINISH = "clips", "latents", "vae", "audio", "unet", "finish"
 _SCALE_PICTURES = 128
+_VAE_STEPS, _VAE_STEPS_FROM_NOTHING = 1100, 3200
 _CRITIC_STEPS_FROM_NOTHING = 2200  # what is not yet a face, regression improves faster
 _NOISY_SHARE = 0.7  # with --many-steps
 
@@ -84,15 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sound.add_argument("--steps", type=int, default=2000, metavar="N", help="total number of steps [2000]")
     sound.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
     sound.add_argument("--learning-rate", type=float, default=2e-3, metavar="R", help="[0.002]")
-    for name, steps, text in (
-        ("vae", 1100, "train the autoencoder, or resume"),
-        ("unet", 3000, "train the audio encoder and the U-Net, or resume"),
-        ("finish", 500, "train U-Net and decoder on pictures, with a critic, or resume"),
+    vae_steps = f"{_VAE_STEPS_FROM_NOTHING}, after `start` {_VAE_STEPS}"
+    for name, steps, shown, text in (
+        ("vae", None, vae_steps, "train the autoencoder, or resume"),
+        ("unet", 3000, "3000", "train the audio encoder and the U-Net, or resume"),
+        ("finish", 500, "500", "train U-Net and decoder on pictures, with a critic, or resume"),
     ):
         stage = commands.add_parser(name, help=text)
         stage.set_defaults(train_stage=name)
         stage.add_argument("work", type=Path, metavar="WORK")
-        stage.add_argument("--steps", type=int, default=steps, metavar="N", help=f"total number of steps [{steps}]")
+        stage.add_argument("--steps", type=int, default=steps, metavar="N", help=f"total number of steps [{shown}]")
         stage.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]", help="[cpu]")
         stage.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
         rate = 1e-3 if name == "unet" else 8e-4
@@ -149,6 +151,7 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     settings = vae.VaeSettings(resolution=crops.shape[1])
     folder, begin = args.work / _VAE, args.work / start.FOLDER
     own, teacher = None, None
+    steps = args.steps or (_VAE_STEPS if begin.is_dir() else _VAE_STEPS_FROM_NOTHING)
     if not begin.is_dir():
         settings = replace(settings, critic_steps=_CRITIC_STEPS_FROM_NOTHING)
     else:
@@ -164,7 +167,7 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
         crops,
         folder,
         settings,
-        _loop(args),
+        replace(_loop(args), steps=steps),
         torch.device(args.device),
         _step_reporter(report),
         decoder_only=args.decoder_only,

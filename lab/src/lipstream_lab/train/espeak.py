@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import SettingsError
+from lipstream.media.audio import resample
 
 _SYNCHRONOUS = 2
 _PHONEME_EVENTS = 1
@@ -46,6 +47,10 @@ class Speech:
     samples: NDArray[np.float32]
     sample_rate_hz: int
     phonemes: tuple[Phoneme, ...]
+
+    def at_rate(self, sample_rate_hz: int) -> NDArray[np.float32]:
+        """Return the samples at another rate."""
+        return np.concatenate(list(resample([self.samples], self.sample_rate_hz, sample_rate_hz)))
 
 
 class _EventId(ctypes.Union):

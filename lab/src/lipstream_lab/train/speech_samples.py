@@ -36,8 +36,8 @@ class SpeechSample:
         text = espeak.random_text(14, draw)
         speech = speaker.say(text, voice, int(draw.integers(130, 200)), int(draw.integers(20, 80)))
         opening, width = espeak.mouth_curves(speech, int(len(speech.samples) / speech.sample_rate_hz * FRAME_RATE_HZ))
-        samples = np.concatenate(list(resample([speech.samples], speech.sample_rate_hz, mel.SAMPLE_RATE_HZ)))
-        return cls(samples, (_OPENING_GAIN * opening).astype(np.float32), width.astype(np.float32))
+        shapes = (_OPENING_GAIN * opening).astype(np.float32), width.astype(np.float32)
+        return cls(speech.at_rate(mel.SAMPLE_RATE_HZ), *shapes)
 
     @classmethod
     def real(cls, samples: NDArray[np.float32], footage: Clip) -> SpeechSample:
