@@ -6,7 +6,7 @@ CLIPS, shifts.json: as for `lipstream train data`, and so are the held-out share
 held-out clips, or the end of the only one, are synced to their own sound, to another clip's and to silence; each
 portrait and the bundled sample to espeak's speech. OUT gets a folder a model: the videos, a contact sheet a clip
 (truth, own sound, other sound, silence), one of the mouths enlarged, and measures.json. Mouth opening: distance of the
-inner lips over the face's height, by mediapipe, in crops of 256 px cut alike from truth and result.
+inner lips over the face's height; its width, too; by mediapipe, in crops of 256 px cut alike from truth and result.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def measure_clip(
     return {
         "frames": n,
         **{f"r_{name}": correlation(faces.openings()[:n], opening[:n]) for name, faces in made.items()},
+        "r_width": correlation(own.widths()[:n], truth.widths()[:n]),
         "spread": round(float(np.nanstd(own.openings()[:n]) / np.nanstd(opening[:n])), 3),
         "mean_opening": [round(float(np.nanmean(x[:n])), 4) for x in (opening, own.openings())],
         "lip_distance_px": round(float(np.nanmean(lips)), 2),
