@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from helpers.media import write_wav
-from helpers.models import make_model_folder
 from helpers.pipeline import FAST, KnownFace, write_clip
 from lipstream import LipSync, RuntimeSettings, SyncSettings
 from lipstream.errors import NoFaceError, OutputError, SettingsError
@@ -22,20 +20,8 @@ from lipstream.media.audio import SharedSpeech, probe_speech, read_planar
 from lipstream.media.conversation import probe_conversation, sound_of
 from lipstream.media.picture import FilmedPicture
 from lipstream.media.reader import read_frames
-from lipstream.models.load import Model, load_model
+from lipstream.models.load import Model
 from lipstream.scale.segments import sync_in_segments
-
-
-@pytest.fixture(scope="module")
-def model(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = make_model_folder(goldens, tmp_path_factory.mktemp("models") / "small")
-    return load_model(folder, torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(scope="module")
-def recorded(goldens: Path) -> dict[str, NDArray[Any]]:
-    with np.load(goldens / "align_io.npz") as arrays:
-        return dict(arrays)
 
 
 class TwoFaces(KnownFace):

@@ -31,7 +31,7 @@ from lipstream.media.picture import FilmedPicture
 from lipstream.media.reader import probe
 from lipstream.media.segment import read_indexed, read_segment
 from lipstream.media.writer import VideoWriter
-from lipstream.models.load import Model, load_model
+from lipstream.models.load import Model
 from lipstream.models.whisper import AudioEncoder, AudioEncoderConfig
 from lipstream.pipeline.analyse import FaceTable, parts_of, table_of
 from lipstream.pipeline.file_job import probe_inputs
@@ -42,18 +42,6 @@ from lipstream.pipeline.work import WorkFolder
 from lipstream.scale.segments import sync_in_segments
 
 N_FRAMES = 75
-
-
-@pytest.fixture(scope="module")
-def model(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = make_model_folder(goldens, tmp_path_factory.mktemp("models") / "small")
-    return load_model(folder, torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(scope="module")
-def recorded(goldens: Path) -> dict[str, NDArray[Any]]:
-    with np.load(goldens / "align_io.npz") as arrays:
-        return dict(arrays)
 
 
 class MovingFace(KnownFace):

@@ -151,10 +151,11 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
     settings = vae.VaeSettings(resolution=crops.shape[1])
     folder, begin = args.work / _VAE, args.work / start.FOLDER
     own, teacher = None, None
-    steps = args.steps or (_VAE_STEPS if begin.is_dir() else _VAE_STEPS_FROM_NOTHING)
     if not begin.is_dir():
+        steps = _VAE_STEPS_FROM_NOTHING
         settings = replace(settings, critic_steps=_CRITIC_STEPS_FROM_NOTHING)
     else:
+        steps = _VAE_STEPS
         model = start.autoencoder(begin)
         settings = replace(settings, block_out_channels=tuple(model.config.block_out_channels))
         if args.widths in (None, settings.block_out_channels):
@@ -167,7 +168,7 @@ def _vae(args: argparse.Namespace, report: Report) -> None:
         crops,
         folder,
         settings,
-        replace(_loop(args), steps=steps),
+        replace(_loop(args), steps=steps if args.steps is None else args.steps),
         torch.device(args.device),
         _step_reporter(report),
         decoder_only=args.decoder_only,
