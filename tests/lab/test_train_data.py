@@ -255,6 +255,16 @@ def test_a_person_with_many_clips_does_not_crowd_out_the_others(tmp_path):
     assert 0.15 < drawn.count("few") / len(drawn) < 0.25  # a fifth: the square roots of 1 and 16
 
 
+def test_dark_stills_among_light_ones_are_drawn_more_often(tmp_path):
+    for n in range(17):
+        clip = dataclasses.replace(made_clip(f"still{n}"), kind="still", person=f"{n}")
+        dataclasses.replace(clip, crops=np.full_like(clip.crops, 40 if n == 0 else 200)).save(tmp_path / f"{n}.npz")
+    clips = latents.prepare(tmp_path, tmp_path / "latents", made_vae(), made_mask(), CPU)
+    sampler, generator = latents.Sampler(clips, made_mask(), footage_share=0.0), torch.Generator().manual_seed(0)
+    dark = [float(sampler.draw(1, 2, generator, CPU).crops.mean()) < 0 for _ in range(300)]
+    assert 0.15 < sum(dark) / len(dark) < 0.25  # a fifth: the square roots of 1 and 16
+
+
 def test_clips_of_another_version_are_refused(tmp_path):
     clip = made_clip()
     np.savez(tmp_path / "a.npz", kind=np.array("footage"), crops=clip.crops, mel=clip.mel)

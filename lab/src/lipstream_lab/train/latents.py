@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor
 from lipstream.diffusion import conditioning
 from lipstream.runtime.device import computes_bf16
 from lipstream_lab.train import augment, data
-from lipstream_lab.train.groups import by_kind
+from lipstream_lab.train.groups import Group, by_kind
 
 # The large mask, used in part of the samples, hides everything below this share of the crop's height.
 LARGE_MASK_TOP = 95 / 256
+_LIGHTNESS_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,23 @@ class LatentClip:
     def n_frames(self) -> int:
         """Number of frames that can be targets."""
         return len(self.crops)
+
+    @property
+    def lightness(self) -> float:
+        """Mean of the first frame between eyes and mouth, 0 to 255: of the light on a face, and of its skin."""
+        side = self.crops.shape[-1]
+        return float(self.crops[0, :, side * 3 // 10 : side // 2, side * 3 // 10 : side * 7 // 10].float().mean())
+
+
+def rare_first(values: Sequence[float]) -> list[float]:
+    """Return weights that draw rare values more often: one over the root of how many are among their like.
+
+    The like: one of eight parts of equal width between the least and the largest.
+    """
+    edges = np.linspace(min(values), max(values), _LIGHTNESS_PARTS + 1)[1:-1]
+    part = np.digitize(values, edges)
+    counts = np.bincount(part, minlength=_LIGHTNESS_PARTS)
+    return [float(weight) for weight in 1 / np.sqrt(counts[part])]
 
 
 def large_mask(resolution: int) -> Tensor:
@@ -148,6 +166,9 @@ class Sampler:
     ) -> None:
         shares = {"footage": footage_share, "dubbed": dubbed_share, "still": 1 - footage_share - dubbed_share}
         self._clips = by_kind(clips)
+        if stills := self._clips.get("still"):
+            # Official portraits show few dark faces, and a model that has seen few hardly moves their lips.
+            self._clips["still"] = Group(stills.clips, rare_first([clip.lightness for clip in stills.clips]))
         self._shares = [shares[kind] for kind in self._clips]
         self._large_mask_share, self._unconditional_share = large_mask_share, unconditional_share
         size = clips[0].latents.shape[-2:]
