@@ -135,3 +135,11 @@ def test_texture_minds_strength_not_place():
     everywhere = torch.ones(1, 1, 64, 64)
     moved = losses.texture_loss(grain.roll(3, -1), grain, everywhere)
     assert moved < 0.2 * losses.texture_loss(smooth, grain, everywhere)
+
+
+def test_a_tint_is_a_loss_of_chroma_and_a_shadow_is_not():
+    generator = torch.Generator().manual_seed(0)
+    face, everywhere = torch.rand((2, 3, 16, 16), generator=generator), torch.ones(1, 1, 16, 16)
+    assert losses.chroma_loss(face - 0.3, face, everywhere) < 1e-6
+    greenish = face + torch.tensor([0.0, 0.3, 0.0])[None, :, None, None]
+    assert losses.chroma_loss(greenish, face, everywhere) == pytest.approx(0.4 / 3, abs=1e-4)

@@ -43,6 +43,7 @@ class FinishSettings(CriticSettings):
     mouth_gain: float = 8.0
     latents_weight: float = 1.0
     pixel_weight: float = 2.0
+    chroma_weight: float = 6.0
     texture_weight: float = 8.0
     critic_weight: float = 0.1
     features_weight: float = 1.0
@@ -100,9 +101,11 @@ def train(
         latents = torch.cat((batch.latents[chosen[:n_encoded]], predicted[chosen[n_encoded:]]))
         decoded, target = conditioning.decode(finishing.vae, latents), batch.crops[chosen]
         pixels = losses.pixel_loss(decoded, target, weight, laplacian_gain=0.25)
+        chroma = losses.chroma_loss(decoded, target, weight)
         drawn = finishing.losses(decoded, target, weight, settings, step)
         total = settings.latents_weight * parts["loss"] + settings.pixel_weight * pixels + drawn["loss"]
-        return {**parts, **drawn, "loss": total, "pixels": pixels}
+        total = total + settings.chroma_weight * chroma
+        return {**parts, **drawn, "loss": total, "pixels": pixels, "chroma": chroma}
 
     run.train(loss, report, None if after_save is None else lambda step: after_save(run.average, step))  # type: ignore[arg-type]
     return run.average  # type: ignore[return-value]

@@ -43,6 +43,15 @@ def color_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return F.avg_pool2d(predicted - target, 2 * _PATCH_PX).abs().mean()
 
 
+def chroma_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted L1 loss of colours whatever their lightness, a scalar: without it teeth turn greenish.
+
+    predicted, target: (n, 3, h, w); weight broadcasts over them.
+    """
+    difference = predicted - target
+    return ((difference - difference.mean(1, keepdim=True)).abs() * weight).mean()
+
+
 def texture_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted L1 distance of the mean absolute Laplacians of patches, a scalar.
 
