@@ -153,11 +153,24 @@ def test_filmed_inside_fills_another_mouth():
     assert int((half > 0.95).sum()) >= 3
 
 
-def test_filmed_inside_takes_the_light_of_the_face():
+def test_filmed_inside_takes_the_light_of_the_face_and_half_its_darkness():
     filmed = portraits.cut_interior(*striped_mouth())
     assert filmed is not None
     darker = filmed.on(filmed.skin * torch.tensor([0.5, 0.6, 0.7]))
-    assert torch.allclose(darker.picture[:, 2, 20], torch.tensor([0.5, 0.6, 0.7]), atol=0.02)
+    assert torch.allclose(darker.picture[:, 2, 20], torch.tensor([0.5, 0.6, 0.7]) / 0.6**0.5, atol=0.02)
+
+
+def test_teeth_filmed_in_orange_light_are_lent_as_cream():
+    orange = torch.tensor([0.95, 0.8, 0.15])[:, None, None].expand(3, 24, 48)
+    red, green, blue = interiors.Filmed(orange, 1.0, torch.tensor([0.86, 0.52, 0.22])).in_white_light().picture[:, 0, 0]
+    assert red > green > blue > 0.75 * red
+
+
+def test_there_is_no_second_row_of_teeth_below_a_portraits_own():
+    filmed = interiors.Filmed(torch.ones(3, 24, 48), 1.0, torch.full((3,), 0.6))
+    mouth = interiors.Opened(*(torch.ones(4, 4) for _ in range(4)), middle_gap=8.0, full_gap=8.0)
+    assert filmed.colours(mouth, has_own_teeth=False).min() == 1
+    assert filmed.colours(mouth, has_own_teeth=True).max() < 0.3 * 0.6
 
 
 def test_shut_mouth_has_no_inside_to_cut():

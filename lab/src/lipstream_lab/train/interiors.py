@@ -16,6 +16,10 @@ from torch import Tensor
 _ROWS, _COLUMNS = 24, 48  # of a filmed inside, straightened
 _MIN_GAP_PX = 4.0  # of a mouth that is worth cutting out
 _MIN_GAIN, _MAX_GAIN = 0.4, 2.5  # of a channel, to another skin
+_SKIN = (0.80, 0.60, 0.50)  # in white light
+_GREENEST, _YELLOWEST = 0.92, 0.86  # inside a mouth in white light: green of red at most, blue of green at least
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+_BEHIND_TEETH = 0.22  # of the skin's luma: as light as what is seen below the upper teeth at most
 
 
 @dataclass(frozen=True)
@@ -113,19 +117,39 @@ class Filmed:
         picture = sample(image, x.expand(_ROWS, -1), y)
         return cls(picture, gap / full_gap, skin)
 
+    def in_white_light(self) -> Filmed:
+        """Return this inside as in white light, to be lent to others.
+
+        A video's colours are coarse, and its light may be orange: teeth were yellow or green on other people's skin.
+        """
+        white = torch.tensor(_SKIN)
+        skin = white * (self.skin @ _LUMA) / (white @ _LUMA)
+        red, green, blue = self.picture * (skin / self.skin.clamp_min(0.02))[:, None, None]
+        green = torch.minimum(green, _GREENEST * red)
+        picture = torch.stack((red, green, torch.maximum(blue, _YELLOWEST * green)))
+        return replace(self, picture=picture.clamp(0, 1), skin=skin)
+
     def on(self, skin: Tensor) -> Filmed:
-        """Return this inside in the light of a face with another skin (3,)."""
+        """Return this inside in the light of a face with another skin (3,).
+
+        How light it is follows the skin by half only: dark skin does not mean dark teeth.
+        """
         gain = (skin / self.skin.clamp_min(0.02)).clamp(_MIN_GAIN, _MAX_GAIN)
+        gain = gain / gain.mean().sqrt()
         return replace(self, picture=(self.picture * gain[:, None, None]).clamp(0, 1), skin=skin)
 
     def colours(self, mouth: Opened, has_own_teeth: bool) -> Tensor:
         """Return the filmed inside, hung from the upper lip: a mouth less open shows its upper part only.
 
-        Own teeth are drawn over it.
+        Own teeth are drawn over it; below them it is dark, without a second row.
         """
         depth = (mouth.below / mouth.gap.clamp_min(1.0)).clamp(0, 1)
         shown = min(mouth.middle_gap / (self.gap_share * mouth.full_gap), 1.0)
-        return sample(self.picture, mouth.across.clamp(0, 1) * (_COLUMNS - 1), depth * shown * (_ROWS - 1))
+        picture = self.picture
+        if has_own_teeth:
+            luma = (picture * _LUMA[:, None, None]).sum(0)
+            picture = picture * (_BEHIND_TEETH * (self.skin @ _LUMA) / luma.clamp_min(0.02)).clamp_max(1)
+        return sample(picture, mouth.across.clamp(0, 1) * (_COLUMNS - 1), depth * shown * (_ROWS - 1))
 
 
 def sample(image: Tensor, x: Tensor, y: Tensor) -> Tensor:

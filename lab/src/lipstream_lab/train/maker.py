@@ -154,9 +154,10 @@ class Maker:
         self._report(path.stem)
 
     def _any_interiors(self, generator: torch.Generator) -> list[Filmed]:
-        """Return the insides of the mouth of one of the people filmed; none if nobody opened it."""
+        """Return the insides of the mouth of one of the people filmed, to be lent; none if nobody opened it."""
         people = [person for person in sorted(self._interiors) if self._interiors[person]]
-        return self._interiors[people[data.below(len(people), generator)]] if people else []
+        own = self._interiors[people[data.below(len(people), generator)]] if people else []
+        return [interior.in_white_light() for interior in own]
 
     def _draw_speech(self, generator: torch.Generator) -> SpeechSample:
         draw = np.random.default_rng(data.below(2**31, generator))
