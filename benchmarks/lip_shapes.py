@@ -65,11 +65,6 @@ class Shape:
         least, most = np.nanmin(true), np.nanpercentile(true, 95)
         return float(least + self.share * (most - least))
 
-    def near(self, made: Floats, bound: float) -> NDArray[np.bool_]:
-        """Return for each frame whether the mouth has this shape in it or in one beside it."""
-        has = np.concatenate(([False] * _HIT, made < bound, [False] * _HIT))
-        return np.lib.stride_tricks.sliding_window_view(has, 2 * _HIT + 1).any(1)
-
     def measured(self, faces: Faces) -> Floats:
         return faces.widths() if self.of_width else faces.openings()
 
@@ -156,10 +151,16 @@ def shaped(true: Floats, shape: Shape, at: list[int]) -> list[int]:
     return [one for one, frame in zip(nearest, at, strict=True) if abs(one - frame) <= _NEAR]
 
 
-def hits(frames: list[int], near: NDArray[np.bool_], spoken: slice) -> tuple[int, int, float]:
+def near(made: Floats, bound: float) -> NDArray[np.bool_]:
+    """Return for each frame whether an opening or a width is below a bound in it or in one beside it."""
+    has = np.concatenate(([False] * _HIT, made < bound, [False] * _HIT))
+    return np.lib.stride_tricks.sliding_window_view(has, 2 * _HIT + 1).any(1)
+
+
+def hits(frames: list[int], has: NDArray[np.bool_], spoken: slice) -> tuple[int, int, float]:
     """Return how many of the frames are hit, how many there are, and how many would be hit at random times."""
-    inside = [frame for frame in frames if frame < len(near)]
-    return int(near[inside].sum()), len(inside), float(near[spoken].mean()) * len(inside)
+    inside = [frame for frame in frames if frame < len(has)]
+    return int(has[inside].sum()), len(inside), float(has[spoken].mean()) * len(inside)
 
 
 def main() -> None:
@@ -189,8 +190,8 @@ def measure(sync: LipSync, cutter: Cutter, pairs: list[tuple[Clip, Clip]]) -> li
             sync(face.path, sound.path, result, overwrite=True)
             made = cutter.faces(result, face.matrices)
             for index, shape in enumerate(SHAPES):
-                near = shape.near(shape.measured(made), shape.bound(shape.measured(face.true)))
-                counts[index] += hits(sound.frames[index], near, sound.spoken)
+                has = near(shape.measured(made), shape.bound(shape.measured(face.true)))
+                counts[index] += hits(sound.frames[index], has, sound.spoken)
     return [{"hit": int(n), "of": int(of), "by_chance": round(random, 1)} for n, of, random in counts.tolist()]
 
 

@@ -48,7 +48,7 @@ def test_a_hit_is_a_mouth_of_the_shape_within_a_frame(lip_shapes: Any) -> None:
     assert shut.bound(opening) == 0.25
 
     def hits(made: Any) -> Any:
-        return lip_shapes.hits(frames, shut.near(np.asarray(made), 0.25), spoken)
+        return lip_shapes.hits(frames, lip_shapes.near(np.asarray(made), 0.25), spoken)
 
     assert hits(opening)[:2] == (2, 2)
     assert hits(np.roll(opening, 1))[0] == 2

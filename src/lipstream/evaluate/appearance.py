@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""What red, green and blue weigh in luma (ITU-R BT.601)."""
 
 
 class Sharpness:
@@ -26,7 +27,7 @@ class Sharpness:
         box = _bounds(counts)
         if box is None:
             return
-        luma, inner = image[box] @ _LUMA, counts[box][1:-1, 1:-1]
+        luma, inner = image[box] @ LUMA, counts[box][1:-1, 1:-1]
         middle = luma[1:-1, 1:-1]
         laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * middle
         self._sum += float(np.square(laplacian[inner]).sum(dtype=np.float64))

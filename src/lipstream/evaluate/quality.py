@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipstream.evaluate.appearance import EdgeStep, Sharpness
+from lipstream.evaluate.appearance import LUMA, EdgeStep, Sharpness
 from lipstream.evaluate.lip_metrics import MouthFinder, Mouths
 from lipstream.imaging import gaussian_blur
 
@@ -26,7 +26,6 @@ Images = Iterable[Image]
 # Wang et al. 2004: a Gaussian window of 11 x 11 pixels, and constants for pixels from 0 to 255.
 _RADIUS, _SIGMA = 5, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -281,4 +280,4 @@ def _span(holds: NDArray[np.bool_]) -> slice:
 
 def _luma(image: Image) -> Tensor:
     """Convert an image (h, w, 3) to luma (h, w), float32 from 0 to 255."""
-    return torch.from_numpy(image.astype(np.float32) @ _LUMA)
+    return torch.from_numpy(image.astype(np.float32) @ LUMA)

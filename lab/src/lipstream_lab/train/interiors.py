@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipstream.evaluate.appearance import LUMA
+
 _ROWS, _COLUMNS = 24, 48  # of a filmed inside, straightened
 _MIN_GAP_PX = 4.0  # of a mouth that is worth cutting out
 _MIN_GAIN, _MAX_GAIN = 0.4, 2.5  # of a channel, to another skin
 _SKIN = (0.80, 0.60, 0.50)  # in white light
 _GREENEST, _YELLOWEST = 0.92, 0.86  # inside a mouth in white light: green of red at most, blue of green at least
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
+_LUMA = torch.from_numpy(LUMA)
 _BEHIND_TEETH = 0.22  # of the skin's luma: as light as what is seen below the upper teeth at most
 
 

@@ -77,6 +77,7 @@ class Maker:
         self._predict: offset.Predict | None = None
         self._real: dict[str, list[SpeechSample]] = {}
         self._interiors: dict[str, list[Filmed]] = {}
+        self._lent_interiors: dict[str, list[Filmed]] = {}
         self._speaker: espeak.Speaker | None = None
 
     def close(self) -> None:
@@ -98,7 +99,9 @@ class Maker:
             ).save(first)
         clip = Clip.load(first)
         self._real.setdefault(video.person, []).append(SpeechSample.real(sound, clip))
-        self._interiors.setdefault(video.person, []).extend(open_mouths(clip, self._mesh.points))
+        opened = open_mouths(clip, self._mesh.points)
+        self._interiors.setdefault(video.person, []).extend(opened)
+        self._lent_interiors.setdefault(video.person, []).extend(interior.in_white_light() for interior in opened)
         for variant in range(1, variants):
             target = self._folder / f"{video.name}-{variant}.npz"
             if not target.exists():
@@ -155,9 +158,8 @@ class Maker:
 
     def _any_interiors(self, generator: torch.Generator) -> list[Filmed]:
         """Return the insides of the mouth of one of the people filmed, to be lent; none if nobody opened it."""
-        people = [person for person in sorted(self._interiors) if self._interiors[person]]
-        own = self._interiors[people[data.below(len(people), generator)]] if people else []
-        return [interior.in_white_light() for interior in own]
+        people = [person for person in sorted(self._lent_interiors) if self._lent_interiors[person]]
+        return self._lent_interiors[people[data.below(len(people), generator)]] if people else []
 
     def _draw_speech(self, generator: torch.Generator) -> SpeechSample:
         draw = np.random.default_rng(data.below(2**31, generator))
