@@ -3,7 +3,8 @@
 Runs the pipeline's own code from a checkout of https://github.com/bytedance/LatentSync: reading, alignment, U-Net and
 VAE of the published shape and a fifth (52 M parameters) and a quarter of its width, pasting, three encodings. Its
 device and half precision, which are constants there, are the CPU and float32 here. What it cannot be given is free for
-it: faces are those that ours finds, audio features random numbers; ours does both in its time. Rows go to results.csv.
+it: faces are those that ours finds, audio features random numbers; ours does both in its time. Ours keeps freed memory,
+as the command line does; the published code has it as the C library handles it. Rows go to results.csv.
 Needs ffmpeg, and einops, kornia, decord, imageio[ffmpeg], soundfile, matplotlib and opencv-python. From the root:
 
     python -m benchmarks.published_sync FOLDER --published CHECKOUT
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmarks.gpu.full_size import write_model
-from benchmarks.gpu.published import fill_published, import_published, stand_in
+from benchmarks.gpu.published import fill_published, import_published, in_c_library_memory, stand_in
 from benchmarks.quantization import cut_speech
 from benchmarks.rows import add_row, by_turns, row
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -39,6 +40,7 @@ from lipstream.bundled import sample
 from lipstream.face.detector import Face
 from lipstream.media.reader import read_frames
 from lipstream.models.load import read_config
+from lipstream.runtime.allocator import keep_freed_memory
 from lipstream.settings import FRAME_RATE_HZ
 
 CPU = torch.device("cpu")
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--no-row", action="store_true", help="leave results.csv alone")
     args = parser.parse_args()
     pipeline_module = import_pipeline(args.published.resolve())
+    keep_freed_memory()
     config, _ = read_config("latentsync-1.5")
     config = replace(config, unet=replace(config.unet, block_out_channels=UNET_WIDTHS))
     folder, weights = args.folder / "256-fifth", args.folder / "weights-fifth"
@@ -83,7 +86,7 @@ def compare(sync: LipSync, published: Callable[[Path, Path], object], args: argp
             published(speech, made["published"])
         return torch.zeros(())
 
-    _, times, _ = by_turns({"published": theirs, "ours": ours}, args.rounds, CPU)
+    _, times, _ = by_turns({"published": in_c_library_memory(theirs), "ours": ours}, args.rounds, CPU)
     counts = {way: sum(1 for _ in read_frames(path)) for way, path in made.items()}
     if set(counts.values()) != {args.frames}:
         raise SystemExit(f"not {args.frames} frames: {counts}")

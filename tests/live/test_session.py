@@ -73,6 +73,22 @@ def test_a_whole_segment_is_what_a_run_makes_of_it(
     assert [frame.ends_segment for frame in after] == [False, True]
 
 
+def test_memory_is_given_back_once_a_segment_is_generated(
+    sync: LipSync, avatar: Avatar, speech: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = list[int]()
+    monkeypatch.setattr("lipstream.live.session.give_back_freed_memory", lambda: times.append(session.n_generated))
+    with sync.live(avatar, AT_ONCE) as session:
+        for count in (20, 4):
+            session.push_audio(speech[: count * RATE_HZ // 25], RATE_HZ)
+            session.end_segment()
+            segment_of(session)
+        deadline_s = time.monotonic() + 10
+        while len(times) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    assert times == [20, 24]
+
+
 def test_in_real_time_the_clip_idles_speaks_and_idles_again(
     sync: LipSync, avatar: Avatar, speech: NDArray[np.float32]
 ) -> None:

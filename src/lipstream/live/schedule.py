@@ -71,6 +71,11 @@ class Slot:
     place: int
     picture: Any = None
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the segment has ended with this frame."""
+        return self.segment.is_ended and self.frame == self.segment.n_frames - 1
+
 
 @dataclass(frozen=True)
 class Window:

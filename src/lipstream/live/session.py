@@ -26,6 +26,7 @@ from lipstream.live.schedule import AHEAD, Schedule, Slot, Turn, Wait, Window
 from lipstream.live.speech import Segment, mono_of
 from lipstream.pipeline.records import Components
 from lipstream.pipeline.threads import Stopped, ThreadGroup
+from lipstream.runtime.allocator import give_back_freed_memory
 
 _POLL_S = 0.005  # where it is not known when the next frame comes
 
@@ -174,7 +175,7 @@ class PushSession:
             with self._changed:
                 samples = slot.segment.samples(slot.frame)
                 slot.segment.forget(slot.frame + 1)
-                ends = slot.segment.is_ended and slot.frame == slot.segment.n_frames - 1
+                ends = slot.is_last
             self._sample_rate_hz = slot.segment.sample_rate_hz
             if slot.picture is not None:
                 image, self._face, self._since = slot.picture.image, slot.picture.face, 0
@@ -212,7 +213,10 @@ class PushSession:
                     if epoch == self._epoch:
                         self._schedule.done(window, pictures, self._clock() - begun_s)
                     self.n_generated += window.faces
+                    is_over = window.slots[-1].is_last or epoch != self._epoch
                     self._changed.notify_all()
+                if is_over:
+                    give_back_freed_memory()  # now there is time
         except Stopped:
             raise
         except Exception as error:  # noqa: BLE001  (raised again where the frames are taken)
