@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.training import CPU, POLYGON, SMALL_UNET, made_clip, made_vae
 from lipstream.cli.interrupts import Interrupts
@@ -49,6 +50,33 @@ def test_stages_in_the_wrong_order_name_the_fix(tmp_path):
     made_clip().save(tmp_path / "clips" / "a.npz")
     with pytest.raises(SettingsError, match="lipstream train vae"):
         cli.run(parser.parse_args(["bundle", str(tmp_path), str(tmp_path / "out")]), Interrupts())
+
+
+def test_the_mean_of_two_models_lies_between_them():
+    one, other = (unet.ConditionedUNet(SMALL_UNET, 4) for _ in range(2))
+    expected = (one.unet.conv_in.weight + other.unet.conv_in.weight).detach() / 2
+    bundle.take_mean(one, other)
+    torch.testing.assert_close(one.unet.conv_in.weight.detach(), expected)
+    with pytest.raises(SettingsError, match="other sizes"):
+        bundle.take_mean(one, unet.ConditionedUNet(SMALL_UNET, 8))
+
+
+def test_a_bundle_is_the_mean_with_a_named_model(tmp_path):
+    """Half of the bundled model's weights where training began with zeros."""
+    (tmp_path / "clips").mkdir()
+    made_clip().save(tmp_path / "clips" / "a.npz")
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    cli.run(parser.parse_args(["start", str(tmp_path), "tiny"]), Interrupts())
+    own = tmp_path / start.FOLDER
+    for name in ("unet.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        save_file({key: torch.zeros_like(tensor) for key, tensor in load_file(own / name).items()}, own / name)
+    cli.run(parser.parse_args(["bundle", str(tmp_path), str(tmp_path / "mean"), "--mean-with", "tiny"]), Interrupts())
+    for name in ("unet.safetensors", "vae/diffusion_pytorch_model.safetensors", "audio_encoder.safetensors"):
+        tiny, mean = (load_file(folder / name) for folder in (start.folder_of("tiny"), tmp_path / "mean"))
+        share = 1.0 if name.startswith("audio") else 0.5
+        for key, tensor in tiny.items():
+            torch.testing.assert_close(mean[key].float(), share * tensor.float(), atol=1e-6, rtol=2e-3)
 
 
 def test_bundled_model_is_named():

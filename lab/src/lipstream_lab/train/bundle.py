@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lipstream.errors import SettingsError
 from lipstream_lab.train.unet import POSITION_PERIOD, SCHEDULER_CONFIG, ConditionedUNet, UNetSettings
 
 
@@ -71,6 +72,23 @@ def write(folder: Path, model: ConditionedUNet, vae: Any, unet: UNetSettings, se
     temporary.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@torch.no_grad()
+def take_mean(network: nn.Module, other: nn.Module) -> None:
+    """Set the weights of `network` to the mean of its own and those of `other`. Raises SettingsError for other sizes.
+
+    Of two points on one path of training, which the second began from the first, the mean is often better than either
+    (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482).
+    """
+    weights, others = network.state_dict(), other.state_dict()
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in others.items()}:
+        raise SettingsError(
+            "the model to take the mean with has other sizes", fix="take the one that this training began from"
+        )
+    for name, weight in weights.items():
+        if weight.is_floating_point():
+            weight.lerp_(others[name].to(weight), 0.5)
 
 
 def _half(module: nn.Module) -> dict[str, Tensor]:

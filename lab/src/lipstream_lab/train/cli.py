@@ -118,6 +118,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--steps", type=int, default=1, metavar="N", help="sampling steps; more than 1 after --many-steps [1]"
     )
+    model.add_argument(
+        "--mean-with",
+        metavar="NAME|FOLDER",
+        help="write the mean of the weights and of those of this model, from which training began",
+    )
     model.add_argument("--notes", default="", metavar="TEXT", help="saved in lipstream.json")
     distill_cli.add_arguments(commands)
 
@@ -275,6 +280,12 @@ def _bundle(args: argparse.Namespace, report: Report) -> None:
     model, step = stage.load_trained(settings)
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
         step = finish.load(args.work / _FINISH, model, stage.autoencoder)
+    if args.mean_with is not None:
+        folder, other = start.folder_of(args.mean_with), unet.ConditionedUNet(settings, model.unet.config.out_channels)
+        start.fill(other, folder)
+        bundle.take_mean(model.unet, other.unet)
+        bundle.take_mean(model.audio_encoder, other.audio_encoder)
+        bundle.take_mean(stage.autoencoder, start.autoencoder(folder))
     config, _ = read_config("latentsync-1.5")
     description = bundle.BundleSettings(
         args.name,

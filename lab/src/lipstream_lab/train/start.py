@@ -21,12 +21,17 @@ FOLDER = "start"
 
 def copy_model(model: str, work: Path) -> Path:
     """Copy a model's folder to where the stages find it; return the copy. Raises SettingsError for a published one."""
+    target = work / FOLDER
+    shutil.copytree(folder_of(model), target, dirs_exist_ok=True)
+    return target
+
+
+def folder_of(model: str) -> Path:
+    """Return where a model lies. Raises SettingsError for a published one."""
     _, folder = read_config(model)
     if folder is None:
-        raise SettingsError(f"{model} is not a folder", fix="begin from tiny, or from what `train bundle` wrote")
-    target = work / FOLDER
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-    return target
+        raise SettingsError(f"{model} is not a folder", fix="take tiny, or what `train bundle` wrote")
+    return folder
 
 
 def autoencoder(folder: Path) -> Any:
