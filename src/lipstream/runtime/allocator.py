@@ -6,12 +6,14 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _MOST_BYTES = 2**31 - 1
 # Beyond this, older versions of glibc refuse a threshold and return 0.
 _ACCEPTED_BYTES = 32 * 2**20
+
 # While a model is loaded, what is larger goes back when it is freed.
 _LOADING_BYTES = 2**16
 
@@ -34,9 +36,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def freed_memory_given_back(beyond_bytes: int = _LOADING_BYTES) -> Iterator[None]:
-    """Let what is larger and is freed inside go back to the system, though `keep_freed_memory` was called.
+    """Let memory of more than `beyond_bytes` that is freed inside go back to the system.
 
-    For loading a model: the space of tensors that were converted is not used again, a quarter of the weights' size.
+    It does so though `keep_freed_memory` was called. For loading a model: the space of tensors that were converted is
+    not used again, a quarter of the weights' size.
     """
     if not _keeps:
         yield
@@ -53,12 +56,17 @@ def give_back_freed_memory() -> None:
 
     Kept memory splits up where sizes change: after windows of all lengths a live session held 200 MB it did not use.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _c_function("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _set_malloc(parameter: int, value: int) -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _c_function("mallopt")
     if mallopt is not None and not mallopt(parameter, value):
         mallopt(parameter, min(value, _ACCEPTED_BYTES))
+
+
+def _c_function(name: str) -> Any:
+    """Return a function of the C library on Linux, None where there is none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

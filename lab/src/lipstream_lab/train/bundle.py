@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lipstream.errors import SettingsError
+from lipstream_lab.train import start
 from lipstream_lab.train.unet import POSITION_PERIOD, SCHEDULER_CONFIG, ConditionedUNet, UNetSettings
 
 
@@ -72,6 +73,15 @@ def write(folder: Path, model: ConditionedUNet, vae: Any, unet: UNetSettings, se
     temporary.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def take_mean_with(folder: Path, model: ConditionedUNet, vae: Any, settings: UNetSettings) -> None:
+    """Set all weights to the mean of their own and those of a model's folder. Raises SettingsError for other sizes."""
+    other = ConditionedUNet(settings, vae.config.latent_channels)
+    start.fill(other, folder)
+    take_mean(model.unet, other.unet)
+    take_mean(model.audio_encoder, other.audio_encoder)
+    take_mean(vae, start.autoencoder(folder))
 
 
 @torch.no_grad()

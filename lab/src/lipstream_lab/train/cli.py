@@ -281,11 +281,7 @@ def _bundle(args: argparse.Namespace, report: Report) -> None:
     if (args.work / _FINISH / CHECKPOINT_NAME).exists():
         step = finish.load(args.work / _FINISH, model, stage.autoencoder)
     if args.mean_with is not None:
-        folder, other = start.folder_of(args.mean_with), unet.ConditionedUNet(settings, model.unet.config.out_channels)
-        start.fill(other, folder)
-        bundle.take_mean(model.unet, other.unet)
-        bundle.take_mean(model.audio_encoder, other.audio_encoder)
-        bundle.take_mean(stage.autoencoder, start.autoencoder(folder))
+        bundle.take_mean_with(start.folder_of(args.mean_with), model, stage.autoencoder, settings)
     config, _ = read_config("latentsync-1.5")
     description = bundle.BundleSettings(
         args.name,
