@@ -242,13 +242,6 @@ def test_redrawn_reference_is_of_the_same_frame(tmp_path):
     assert all(refs == [17, 18, 19] or not {3, 4, 5} & set(refs) for refs in drawn)
 
 
-def test_stills_refer_to_their_portrait(tmp_path):
-    """Half of a still's windows refer to the portrait as it was before it was animated, which is what `sync` sees."""
-    clip = dataclasses.replace(made_latents(tmp_path)[0], latents=torch.zeros(15, 4, 8, 8))
-    drawn = [latents._references(clip, slice(3, 6), torch.Generator().manual_seed(i)) for i in range(40)]
-    assert 12 <= drawn.count([14, 14, 14]) <= 28
-
-
 def test_many_steps_begin_anywhere(tmp_path):
     """A window that begins close to the picture shows it to the U-Net, one that begins at pure noise does not."""
     times = unet._timesteps(400, 0.7, torch.Generator().manual_seed(0))

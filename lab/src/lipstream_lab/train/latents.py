@@ -233,19 +233,15 @@ class Sampler:
 
 
 def _references(clip: LatentClip, frames: slice, generator: torch.Generator) -> list[int]:
-    """Choose the reference of each frame: what `sync` sees, one for all, or one drawn per frame.
+    """Choose the reference of each frame: one for all, one drawn per frame, or the same frame with a random mouth.
 
-    What `sync` sees is the frame before its mouth was made: in half of the draws a still's portrait, a dubbed frame's
-    original, and for footage, where nothing was made, the frame with a random mouth. References drawn per frame have
-    mouths that change at random, which cannot be copied.
+    References drawn per frame have mouths that change at random, which cannot be copied. The frame with a random mouth
+    is closest to inference: its own pose and skin, without the target's mouth.
     """
     count = frames.stop - frames.start
     draw = float(torch.rand((), generator=generator))
-    n_extra = len(clip.latents) - clip.n_frames
-    if draw < 0.5 and n_extra == clip.n_frames:
+    if draw < 0.5 and len(clip.latents) == 2 * clip.n_frames:
         return list(range(clip.n_frames + frames.start, clip.n_frames + frames.stop))
-    if draw < 0.5 and n_extra == 1:
-        return [clip.n_frames] * count
     if draw < 0.75:
         return [_reference(clip, frames, generator)] * count
     return [_reference(clip, frames, generator) for _ in range(count)]
