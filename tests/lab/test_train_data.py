@@ -268,30 +268,14 @@ def test_a_person_with_many_clips_does_not_crowd_out_the_others(tmp_path):
     assert 0.15 < drawn.count("few") / len(drawn) < 0.25  # a fifth: the square roots of 1 and 16
 
 
-def share_drawn_of_first(folder, crops_of):
-    """Write 17 stills with the crops `crops_of(n, crops)`, and return how often the first is drawn of 300 times."""
+def test_dark_stills_among_light_ones_are_drawn_more_often(tmp_path):
     for n in range(17):
         clip = dataclasses.replace(made_clip(f"still{n}"), kind="still", person=f"{n}")
-        crops = crops_of(n, np.full_like(clip.crops, 100))
-        crops[..., 0, 0] = 250 if n == 0 else 0  # a corner, to know the first by
-        dataclasses.replace(clip, crops=crops).save(folder / f"{n}.npz")
-    clips = latents.prepare(folder, folder / "latents", made_vae(), made_mask(), CPU)
+        dataclasses.replace(clip, crops=np.full_like(clip.crops, 40 if n == 0 else 200)).save(tmp_path / f"{n}.npz")
+    clips = latents.prepare(tmp_path, tmp_path / "latents", made_vae(), made_mask(), CPU)
     sampler, generator = latents.Sampler(clips, made_mask(), footage_share=0.0), torch.Generator().manual_seed(0)
-    return sum(float(sampler.draw(1, 2, generator, CPU).crops[0, 0, 0, 0]) > 0.5 for _ in range(300)) / 300
-
-
-def test_dark_stills_among_light_ones_are_drawn_more_often(tmp_path):
-    share = share_drawn_of_first(tmp_path, lambda n, crops: crops // 2 if n == 0 else crops)
-    assert 0.15 < share < 0.25  # a fifth: the square roots of 1 and 16
-
-
-def test_white_beards_are_drawn_more_often(tmp_path):
-    def crops_of(n, crops):
-        side = crops.shape[-1]
-        crops[..., side * 4 // 5 :, :] = 200 if n == 0 else 80
-        return crops
-
-    assert 0.15 < share_drawn_of_first(tmp_path, crops_of) < 0.25
+    dark = [float(sampler.draw(1, 2, generator, CPU).crops.mean()) < 0 for _ in range(300)]
+    assert 0.15 < sum(dark) / len(dark) < 0.25  # a fifth: the square roots of 1 and 16
 
 
 def test_clips_of_another_version_are_refused(tmp_path):

@@ -47,18 +47,8 @@ class LatentClip:
     @property
     def lightness(self) -> float:
         """Mean of the first frame between eyes and mouth, 0 to 255: of the light on a face, and of its skin."""
-        return _mean_of(self.crops[0], rows=(0.3, 0.5), columns=(0.3, 0.7))
-
-    @property
-    def chin_contrast(self) -> float:
-        """Lightness of the first frame's chin over that of its cheeks: above 1 for a white beard."""
-        return _mean_of(self.crops[0], rows=(0.82, 0.95), columns=(0.35, 0.65)) / max(self.lightness, 1.0)
-
-
-def _mean_of(crop: Tensor, rows: tuple[float, float], columns: tuple[float, float]) -> float:
-    """Return the mean of a crop (3, side, side) between two shares of its height and two of its width."""
-    (top, bottom), (left, right) = ([int(share * crop.shape[-1]) for share in shares] for shares in (rows, columns))
-    return float(crop[:, top:bottom, left:right].float().mean())
+        side = self.crops.shape[-1]
+        return float(self.crops[0, :, side * 3 // 10 : side // 2, side * 3 // 10 : side * 7 // 10].float().mean())
 
 
 def rare_first(values: Sequence[float]) -> list[float]:
@@ -177,13 +167,8 @@ class Sampler:
         shares = {"footage": footage_share, "dubbed": dubbed_share, "still": 1 - footage_share - dubbed_share}
         self._clips = by_kind(clips)
         if stills := self._clips.get("still"):
-            # Portraits show few dark faces and white beards, and a model that has seen few hardly moves their lips.
-            rare = zip(
-                rare_first([clip.lightness for clip in stills.clips]),
-                rare_first([clip.chin_contrast for clip in stills.clips]),
-                strict=True,
-            )
-            self._clips["still"] = Group(stills.clips, [light * chin for light, chin in rare])
+            # Official portraits show few dark faces, and a model that has seen few hardly moves their lips.
+            self._clips["still"] = Group(stills.clips, rare_first([clip.lightness for clip in stills.clips]))
         self._shares = [shares[kind] for kind in self._clips]
         self._large_mask_share, self._unconditional_share = large_mask_share, unconditional_share
         size = clips[0].latents.shape[-2:]
